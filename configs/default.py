@@ -1,0 +1,116 @@
+"""Every field of a configuration, once, with its unit."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The fields that every mode may read; data sets override what is theirs."""
+    config = ml_collections.ConfigDict()
+    config.dataset = "cifar10"  # cifar10, fashion_mnist, mnist
+    # A TFDS directory with array_record sets; unset: the bundled sample where that does.
+    config.data_dir = config_dict.placeholder(str)
+    config.seed = 0
+    # XLA's compiled programs are kept here; "" keeps none.
+    config.compilation_cache = "~/.cache/pixeldefend"
+
+    # The density model: which weights to use, and how to train new ones.
+    pixelcnn = config.pixelcnn = ml_collections.ConfigDict()
+    # A released model ("cifar10/pixelcnn"), or the folder of a model or training run.
+    pixelcnn.weights = "cifar10/pixelcnn"
+    pixelcnn.model = ml_collections.ConfigDict()
+    pixelcnn.model.features = 160
+    pixelcnn.model.depth = 5  # gated blocks per stream and resolution
+    pixelcnn.model.levels = 3  # resolutions
+    pixelcnn.model.mixtures = 10
+    pixelcnn.model.dropout = 0.5
+    pixelcnn.model.conditionals = "independent"  # independent, joint, softmax
+    pixelcnn.model.classes = 0  # 10: class-conditional
+    pixelcnn.model.channels = 3
+    pixelcnn.model.dtype = "float32"  # of the streams: float32, bfloat16
+
+    train = pixelcnn.train = ml_collections.ConfigDict()
+    train.start = ""  # like `weights`: begin from these, "" afresh
+    train.batch = 48  # images per step, over all devices
+    train.steps = 0  # give steps or hours
+    train.hours = 0.0
+    train.schedule = "paper"  # paper, anneal
+    train.learning_rate = 1e-3
+    train.warmup = 200  # steps, anneal only
+    train.decay = 0.999995  # per step, paper only
+    train.polyak = 0.9995  # decay of the average, per step
+    train.clip = 0.0  # largest gradient norm, 0: none
+    train.on_sample = False  # train on the bundled sample: for trying the code only
+    train.init_images = 100  # for the data-dependent initialisation
+    train.eval_images = 1000  # of the validation images
+    train.log_every = 50  # steps
+    train.eval_every = 1000  # steps
+    train.checkpoint_minutes = 5.0
+
+    # Purification, the main job.
+    purify = config.purify = ml_collections.ConfigDict()
+    # "sample" (bundled), a split (train, validation, test), an .npz or .npy, a folder.
+    purify.input = "sample"
+    purify.count = 128  # images at most; 0: all
+    purify.batch = 128  # images per compiled program, over all devices
+    purify.eps = 16  # levels, the defence's
+    # bits/dim below which an image is left alone (adaptive); 0: purify every image.
+    purify.threshold = 0.0
+    # rand, none; "auto": rand for the sample and the splits, none for your own images.
+    purify.attack = "auto"
+    purify.eps_attack = 8.0  # levels
+
+    # Scoring: bits/dim and p-values of clean images.
+    score = config.score = ml_collections.ConfigDict()
+    score.input = "sample"  # as for purify
+    score.count = 0  # images at most; 0: all
+    score.batch = 200
+
+    # Makes a released model of a finished training run (`pixelcnn.weights`).
+    release = config.release = ml_collections.ConfigDict()
+    release.to = ""  # folder
+    release.batch = 200
+
+    sample = config.sample = ml_collections.ConfigDict()
+    sample.count = 64  # images
+    sample.batch = 64
+    sample.label = -1  # class to draw from a class-conditional model; -1: each in turn
+    return config
+
+
+def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The same path through the code in seconds, for every mode."""
+    config.pixelcnn.model.features = 4
+    config.pixelcnn.train.on_sample = True
+    config.pixelcnn.model.depth = 1
+    config.pixelcnn.model.mixtures = 2
+    train = config.pixelcnn.train
+    train.steps, train.hours, train.batch = 4, 0.0, 8
+    train.init_images, train.eval_images = 8, 16
+    train.log_every, train.eval_every = 2, 4
+    config.purify.count = config.purify.batch = 4
+    config.sample.count = config.sample.batch = 4
+    config.score.count = config.score.batch = 8
+    return config
+
+
+def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A density model and a schedule that two CPU cores can train in two hours."""
+    model, train = config.pixelcnn.model, config.pixelcnn.train
+    model.features, model.depth, model.dropout = 24, 1, 0.0
+    train.hours, train.schedule, train.batch = 1.8, "anneal", 32
+    train.learning_rate, train.clip, train.polyak = 3e-3, 1.0, 0.995
+    return config
+
+
+def chosen(
+    config: ml_collections.ConfigDict, variant: str
+) -> ml_collections.ConfigDict:
+    """Applies the variants that every data set has.
+
+    Raises:
+      ValueError: no such variant.
+    """
+    if variant not in ("", "smoke"):
+        raise ValueError(f"unknown variant {variant!r}: smoke, paper or none")
+    return smoke(config) if variant == "smoke" else config

@@ -1,0 +1,56 @@
+"""Command line: `python main.py --config=configs/cifar10.py --mode=purify`."""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from pixeldefend import run
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="Configuration, e.g. configs/cifar10.py", lock_config=True
+)
+_MODE = flags.DEFINE_string("mode", "list", f"One of {', '.join(run.MODES)}, list.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Folder for results; default runs/<dataset>/<mode>-<hash>."
+)
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """Parses flags; a mistake ends in one line and exit code 2."""
+    try:
+        rest = flags.FLAGS(arguments)
+        if rest[1:]:
+            raise ValueError(f"unexpected argument {rest[1]!r}; options start with --")
+        return rest
+    except Exception as error:  # a config file may raise anything
+        text = " ".join(str(error).split()) or type(error).__name__
+        sys.exit(_mistake(text))
+
+
+def _mistake(text: str) -> int:
+    print(f"main.py: {text}", file=sys.stderr)
+    return 2
+
+
+def main(_: list[str]) -> int:
+    """Runs the mode."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    if _MODE.value == "list":
+        print(run.describe_modes())
+        return 0
+    if _MODE.value not in run.MODES:
+        known = ", ".join((*run.MODES, "list"))
+        return _mistake(f"unknown mode {_MODE.value!r}: one of {known}")
+    if _CONFIG.value is None:
+        return _mistake("--config is missing, for example --config=configs/cifar10.py")
+    try:
+        run.start(_MODE.value, _CONFIG.value, _WORKDIR.value)
+    except run.UserError as error:
+        return _mistake(str(error))
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,258 @@
+"""Saving and loading: training checkpoints, released models and their cards."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from pixeldefend import pixelcnn
+
+RELEASED = epath.resource_path("pixeldefend") / "released"
+# By the kind on a card: the description's class, and what makes its parameters.
+_MODELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "pixelcnn": (pixelcnn.PixelCNN, pixelcnn.init),
+}
+
+
+@contextlib.contextmanager
+def whole_file(path: epath.PathLike) -> Iterator[epath.Path]:
+    """Gives a temporary path to write to, renamed to `path` once all went well."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.partial{path.suffix}"
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes a JSON file whole."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+class Checkpoints:
+    """Numbered checkpoints of a training run: a pytree of arrays and a little JSON."""
+
+    def __init__(self, folder: epath.PathLike, keep: int = 2):
+        """Opens or makes `folder`; only the last `keep` checkpoints stay."""
+        import orbax.checkpoint as ocp  # slow to import
+
+        self._ocp = ocp
+        self.folder = epath.Path(folder)
+        self._manager = ocp.CheckpointManager(
+            os.path.abspath(self.folder) if "://" not in str(folder) else folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        )
+
+    def save(self, step: int, state: Any, extra: dict) -> None:
+        """Saves in the background; a checkpoint appears only once it is complete."""
+        args = self._ocp.args
+        self._manager.save(
+            step,
+            args=args.Composite(
+                state=args.StandardSave(state), extra=args.JsonSave(extra)
+            ),
+        )
+
+    def restore(self, like: Any) -> tuple[int, Any, dict] | None:
+        """The newest checkpoint as (step, state, extra), or None where there is none.
+
+        Args:
+          like: a state of the same structure, shapes and types.
+
+        Raises:
+          ValueError: the checkpoint is damaged or of another model.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        args = self._ocp.args
+        abstract = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
+        try:
+            restored = self._manager.restore(
+                step,
+                args=args.Composite(
+                    state=args.StandardRestore(abstract), extra=args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # orbax raises many kinds for a damaged folder
+            raise ValueError(_unreadable(self.folder / str(step), error)) from error
+        return step, restored["state"], restored["extra"]
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _unreadable(path: epath.Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    return (
+        f"cannot read the checkpoint {path}: {reason or type(error).__name__}; it is "
+        "damaged or of another model: remove it or name another folder"
+    )
+
+
+def save_weights(folder: epath.PathLike, params: Any) -> None:
+    """Saves a pytree of arrays under `folder` (orbax), replacing what was there."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(epath.Path(os.path.abspath(folder)), params, force=True)
+
+
+def load_weights(folder: epath.PathLike, like: Any) -> Any:
+    """Loads a pytree of arrays saved by `save_weights`.
+
+    Args:
+      folder: where they are.
+      like: the same structure with arrays or `jax.ShapeDtypeStruct`.
+
+    Raises:
+      FileNotFoundError: no such folder.
+      ValueError: damaged, or not of this structure and these shapes.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = epath.Path(os.path.abspath(folder))
+    if not folder.exists():
+        raise FileNotFoundError(f"no weights in {folder}")
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(folder, abstract)
+    except Exception as error:  # orbax raises many kinds for a damaged folder
+        raise ValueError(_unreadable(folder, error)) from error
+    shapes = jax.tree.map(lambda a: (a.shape, a.dtype), params)
+    if shapes != jax.tree.map(lambda a: (a.shape, a.dtype), abstract):
+        raise ValueError(
+            f"the weights in {folder} do not have the shapes that the model needs"
+        )
+    return params
+
+
+def abstract_params(kind: str, model: Any, shape: tuple[int, int, int]) -> Any:
+    """Shapes and types of a model's parameters for images `shape` (H, W, C)."""
+    init = functools.partial(_MODELS[kind][1], model)
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.uint8)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+    options = {"labels": labels} if getattr(model, "classes", 0) else {}
+    return jax.eval_shape(init, jax.random.key(0), images, **options)
+
+
+def save_released(
+    folder: epath.PathLike, model: Any, params: Any, card: dict, reference: Any = None
+) -> None:
+    """Writes a model in the form that `load_released` reads; the card comes last.
+
+    Args:
+      folder: made if need be.
+      model: a frozen dataclass.
+      params: its parameters.
+      card: `kind`, `dataset`, `image_shape` and whatever is to be told; the model's
+        constructor arguments are added as `model`.
+      reference: log-probabilities `[N]` of the training split, nats, or None.
+    """
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / "weights", params)
+    if reference is not None:
+        with whole_file(folder / "reference.npy") as temporary:
+            with temporary.open("wb") as file:
+                np.save(file, np.sort(np.asarray(reference, np.float32)))
+    write_json(folder / "card.json", {"model": dataclasses.asdict(model), **card})
+
+
+def find_released(name: str) -> epath.Path:
+    """The folder of a released model, or of one's own.
+
+    Args:
+      name: "fashion_mnist/pixelcnn", or a folder with a `card.json`, or a training
+        run's workdir, whose `model` folder that is.
+
+    Raises:
+      FileNotFoundError: neither; the message lists the released models.
+    """
+    for folder in (RELEASED / name, epath.Path(name), epath.Path(name) / "model"):
+        if (folder / "card.json").exists():
+            return folder
+    known = sorted(
+        f"{card.parent.parent.name}/{card.parent.name}"
+        for card in RELEASED.glob("*/*/card.json")
+    )
+    raise FileNotFoundError(
+        f"no model {name!r}: neither a released one ({', '.join(known) or 'none'}) nor "
+        "a folder with a card.json (a training run writes one when it ends)"
+    )
+
+
+def load_card(folder: epath.Path) -> dict:
+    """Reads and checks the card in `folder`.
+
+    Raises:
+      ValueError: not a card, or of a kind of model that is not known.
+    """
+    path = folder / "card.json"
+    try:
+        card = json.loads(path.read_text())
+        kind, shape = card["kind"], card["image_shape"]
+        if kind not in _MODELS or len(shape) != 3:
+            raise ValueError(f"kind {kind!r}, image_shape {shape}")
+        card["model"], card["dataset"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the card of a model: {error}") from error
+    return card
+
+
+def load_released(name: str) -> tuple[Any, Any, dict]:
+    """Loads a released model, or one in the same form.
+
+    Args:
+      name: "fashion_mnist/pixelcnn", or a folder; see `find_released`.
+
+    Returns:
+      The model's description, its parameters, and the card.
+
+    Raises:
+      FileNotFoundError: no such model.
+      ValueError: a card or weights that are damaged or do not fit each other.
+    """
+    folder = find_released(name)
+    card = load_card(folder)
+    try:
+        model = _MODELS[card["kind"]][0](**card["model"])
+    except TypeError as error:
+        raise ValueError(f"{folder / 'card.json'} does not fit: {error}") from error
+    like = abstract_params(card["kind"], model, tuple(card["image_shape"]))
+    return model, load_weights(folder / "weights", like), card
+
+
+def load_reference(name: str) -> np.ndarray | None:
+    """Sorted log-probabilities `[N]` of the training split, nats; None if not kept.
+
+    Raises:
+      FileNotFoundError: no such model.
+      ValueError: the file is damaged.
+    """
+    path = find_released(name) / "reference.npy"
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file:
+            reference = np.load(file, allow_pickle=False)
+        if reference.ndim != 1 or not np.issubdtype(reference.dtype, np.floating):
+            raise ValueError(f"{reference.dtype} {reference.shape}")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} holds no scores: {error}") from error
+    return reference

@@ -1,0 +1,244 @@
+"""A split as `uint8` arrays, images of the user's own, and resumable batches."""
+
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from etils import epath
+
+HEIGHT_WIDTH_CHANNELS = {
+    "cifar10": (32, 32, 3),
+    "fashion_mnist": (28, 28, 1),
+    "mnist": (28, 28, 1),
+}
+SPLITS = ("train", "validation", "test")
+VALIDATION = 5000  # the last records of the training split
+SAMPLES = epath.resource_path("pixeldefend") / "samples"
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+
+def load(
+    name: str, split: str, data_dir: epath.PathLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a whole split from a TFDS array_record directory, in record order.
+
+    `train` is the training records without the last 5 000, which are `validation`.
+
+    Args:
+      name: "cifar10", "fashion_mnist" or "mnist".
+      split: "train", "validation" or "test".
+      data_dir: where TFDS prepared the set (see `launch/prepare_data.sh`); a local
+        path or an object store's.
+
+    Returns:
+      Images `[N, H, W, C]` uint8 and labels `[N]` int32.
+
+    Raises:
+      ValueError: unknown name or split.
+      FileNotFoundError: no prepared data set in `data_dir`.
+    """
+    check_name(name)
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+    import tensorflow_datasets as tfds  # slow to import
+
+    root = epath.Path(data_dir)
+    hint = f"prepare it with: launch/prepare_data.sh {root} {name}"
+    if not root.exists():
+        raise FileNotFoundError(f"data_dir {root} does not exist; {hint}")
+    if not any(root.glob(f"{name}/*/dataset_info.json")):
+        raise FileNotFoundError(f"no {name} data set in data_dir {root}; {hint}")
+    builder = tfds.builder(name, data_dir=root, file_format="array_record")
+    record_split = "test" if split == "test" else "train"
+    if not builder.data_path.exists() or record_split not in builder.info.splits:
+        raise FileNotFoundError(
+            f"{builder.data_path} holds no array_record split {record_split!r}; {hint}"
+        )
+    source = builder.as_data_source(split=record_split)
+    count = len(source)
+    start, stop = {
+        "train": (0, count - VALIDATION),
+        "validation": (count - VALIDATION, count),
+        "test": (0, count),
+    }[split]
+    records = source.__getitems__(list(range(start, stop)))
+    images = np.stack([record["image"] for record in records])
+    labels = np.array([record["label"] for record in records], np.int32)
+    return images, labels
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError where `name` is not a known data set."""
+    if name not in HEIGHT_WIDTH_CHANNELS:
+        known = ", ".join(HEIGHT_WIDTH_CHANNELS)
+        raise ValueError(f"unknown data set {name!r}: one of {known}")
+
+
+def sample(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The bundled first 256 test images `[256, H, W, C]` uint8 and labels int32."""
+    check_name(name)
+    with np.load(io.BytesIO((SAMPLES / f"{name}.npz").read_bytes())) as file:
+        return file["images"], file["labels"].astype(np.int32)
+
+
+def read_images(
+    path: epath.PathLike, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """Reads the user's own images from an `.npz`, an `.npy` or a folder of pictures.
+
+    An `.npz` holds `images` and, if known, `labels`; an `.npy` holds the images.
+    Nothing is ever unpickled, resized or converted between colour and grey.
+
+    Args:
+      path: of the file or folder.
+      shape: (H, W, C) that the images must have.
+
+    Returns:
+      Images `[N, H, W, C]` uint8, labels `[N]` int32 or None, and a name for each.
+
+    Raises:
+      ValueError: not images, or of another type, range or shape; the message says how
+        to mend it.
+      FileNotFoundError: nothing at `path`.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no file or folder {path}")
+    if path.is_dir():
+        images, names = _read_folder(path, shape)
+        return images, None, names
+    if path.suffix not in (".npz", ".npy"):
+        raise ValueError(
+            f"{path} is neither an .npz, an .npy nor a folder of pictures; put pictures"
+            " into a folder and give the folder"
+        )
+    images, labels = _read_arrays(path)
+    images = check_levels(images, shape, str(path))
+    if labels is not None:
+        whole = np.issubdtype(labels.dtype, np.integer)
+        if labels.shape != images.shape[:1] or not whole:
+            raise ValueError(
+                f"labels in {path} must be integers of shape {images.shape[:1]}: "
+                f"{labels.dtype} {labels.shape}"
+            )
+        labels = labels.astype(np.int32)
+    return images, labels, [f"{path.stem}_{i:05d}" for i in range(len(images))]
+
+
+def _read_arrays(path: epath.Path) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(io.BytesIO(file.read()), allow_pickle=False)
+        if path.suffix == ".npy":
+            return loaded, None
+        if "images" not in loaded:
+            raise ValueError(f"no array called 'images', only {sorted(loaded)}")
+        return loaded["images"], loaded["labels"] if "labels" in loaded else None
+    except Exception as error:  # numpy raises many kinds for a broken file
+        reason = "it holds Python objects" if "pickle" in str(error) else error
+        raise ValueError(f"cannot read numeric arrays from {path}: {reason}") from error
+
+
+def _read_folder(
+    path: epath.Path, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, list[str]]:
+    from PIL import Image, UnidentifiedImageError
+
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"no pictures in {path} (looked for {', '.join(_IMAGE_SUFFIXES)})")
+    images = []
+    for file in files:
+        try:
+            with Image.open(io.BytesIO(file.read_bytes())) as picture:
+                pixels = np.asarray(picture)
+                mode = picture.mode
+        except (UnidentifiedImageError, OSError, ValueError) as error:
+            raise ValueError(f"{file} is not a picture that can be read") from error
+        if pixels.ndim == 2:
+            pixels = pixels[..., None]
+        if mode not in ("L", "RGB") or pixels.shape != shape:
+            raise ValueError(
+                f"{file} is {_describe(pixels.shape)} ({mode}); this model takes "
+                f"{_describe(shape)} ({'L' if shape[2] == 1 else 'RGB'}), 8 bits: "
+                "resize and convert it first"
+            )
+        images.append(pixels)
+    return check_levels(np.stack(images), shape, str(path)), [p.stem for p in files]
+
+
+def _describe(shape: Sequence[int]) -> str:
+    return " x ".join(str(size) for size in shape)
+
+
+def check_levels(
+    images: np.ndarray, shape: tuple[int, int, int] | None, what: str
+) -> np.ndarray:
+    """Checks that an array holds images as levels, and returns it.
+
+    Args:
+      images: expected `[N, H, W, C]`, integers 0..255.
+      shape: (H, W, C), or None for any.
+      what: named in the message.
+
+    Raises:
+      TypeError: not integers; floats in particular, whatever their range: scaling them
+        silently is how levels overflow.
+      ValueError: no image, another shape, or values outside 0..255.
+    """
+    if not np.issubdtype(images.dtype, np.integer):
+        raise TypeError(
+            f"{what} holds {images.dtype}; images are integer levels 0..255 (uint8): "
+            "for units 0..1 use np.round(images * 255).astype(np.uint8)"
+        )
+    wanted = "N x " + (_describe(shape) if shape else "H x W x C")
+    if images.ndim != 4 or (shape and images.shape[1:] != tuple(shape)):
+        raise ValueError(f"{what} is {_describe(images.shape)}; expected {wanted}")
+    if not images.size:
+        raise ValueError(f"{what} holds no image")
+    if images.min() < 0 or images.max() > 255:
+        raise ValueError(
+            f"{what} has values {images.min()}..{images.max()} outside 0..255"
+        )
+    return images.astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Shuffled batches as a function of the step alone, so any step can come next.
+
+    Every epoch is a fresh permutation; its incomplete last batch is left out.
+
+    Attributes:
+      count: number of images.
+      size: of a batch, in images.
+      seed: of the shuffling.
+    """
+
+    count: int
+    size: int
+    seed: int
+
+    def __post_init__(self):
+        """Checks the sizes.
+
+        Raises:
+          ValueError: not even one batch.
+        """
+        if not 1 <= self.size <= self.count:
+            raise ValueError(f"batch must be between 1 and {self.count}: {self.size}")
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self.count // self.size
+
+    def from_step(self, step: int) -> Iterator[np.ndarray]:
+        """Yields index arrays `[size]` for `step`, `step + 1`, ... without end."""
+        while True:
+            epoch, first = divmod(step, self.per_epoch)
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            for i in range(first, self.per_epoch):
+                yield order[i * self.size : (i + 1) * self.size]
+                step += 1

@@ -1,0 +1,114 @@
+"""The only file that knows devices: maps a per-device function over all of them."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+AXIS = "devices"
+
+
+def check_batch(batch: int) -> int:
+    """The images per device of a global batch.
+
+    Raises:
+      ValueError: the devices do not divide it.
+    """
+    count = jax.local_device_count()
+    if batch < 1 or batch % count:
+        raise ValueError(f"batch must be a positive multiple of {count} devices: {batch}")
+    return batch // count
+
+
+def split(arrays: Any) -> Any:
+    """`[B, ...]` to `[devices, B / devices, ...]`, leaf by leaf."""
+    count = jax.local_device_count()
+    return jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), arrays)
+
+
+def map_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps a training step over the devices.
+
+    Args:
+      step: `step(state, batch, key, learning_rate) -> (state, metrics)` for one device;
+        averages what it must over the axis `AXIS`.
+
+    Returns:
+      The same function for a global batch `[B, ...]`; the state stays one copy and is
+      donated.
+    """
+    mapped = jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0, None, None),
+        out_axes=(None, None),
+        donate_argnums=0,
+    )
+
+    @functools.wraps(step)
+    def run(state: Any, batch: Any, key: chex.PRNGKey, learning_rate: float) -> Any:
+        return mapped(state, split(batch), key, np.float32(learning_rate))
+
+    return run
+
+
+class BatchMap:
+    """Maps `function(variables, *arrays)` over arrays of any length `[N, ...]`.
+
+    Batches of one shape go to the devices, so one program is compiled and results do
+    not depend on how many devices share the work; the last batch is padded with copies
+    of its last row and the padding is cut off.
+    """
+
+    def __init__(self, function: Callable[..., Any], batch: int):
+        """Prepares the map; nothing is compiled before it is needed.
+
+        Args:
+          function: pure; arrays `[B, ...]` in, a pytree of arrays `[B, ...]` out.
+          batch: B over all devices together.
+
+        Raises:
+          ValueError: the devices do not divide `batch`.
+        """
+        check_batch(batch)
+        self.batch = batch
+        self.compile_seconds = 0.0
+        self._function = function
+        self._program: Callable[..., Any] | None = None
+
+    def _rows(self, start: int, arrays: tuple) -> list:
+        rows = np.arange(start, start + self.batch)
+        rows = np.minimum(rows, len(arrays[0]) - 1)
+        return [split(np.asarray(array)[rows]) for array in arrays]
+
+    def compile(self, variables: Any, *arrays: chex.Array) -> float:
+        """Compiles for arrays such as these; returns the seconds that it took."""
+        axes = (None,) + (0,) * len(arrays)
+        begun = time.perf_counter()
+        mapped = jax.pmap(self._function, axis_name=AXIS, in_axes=axes)
+        self._program = mapped.lower(variables, *self._rows(0, arrays)).compile()
+        self.compile_seconds = time.perf_counter() - begun
+        return self.compile_seconds
+
+    def batches(self, variables: Any, *arrays: chex.Array) -> Iterator[Any]:
+        """Yields the results `[B or fewer, ...]` batch by batch, as numpy arrays."""
+        if self._program is None:
+            self.compile(variables, *arrays)
+        for start in range(0, len(arrays[0]), self.batch):
+            result = self._program(variables, *self._rows(start, arrays))
+            kept = min(self.batch, len(arrays[0]) - start)
+            yield jax.tree.map(lambda a, kept=kept: _joined(a)[:kept], result)
+
+    def __call__(self, variables: Any, *arrays: chex.Array) -> Any:
+        """Returns the results `[N, ...]`, as numpy arrays."""
+        parts = list(self.batches(variables, *arrays))
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
+
+def _joined(array: chex.Array) -> np.ndarray:
+    """`[devices, B / devices, ...]` to `[B, ...]` on the host."""
+    return np.asarray(array).reshape(-1, *array.shape[2:])

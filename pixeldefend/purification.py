@@ -1,0 +1,138 @@
+"""PixelDefend's purifiers: moving an image to where the density model finds it likely.
+
+Each is a policy for `raster.decode` and a call. Song et al., PixelDefend (ICLR 2018),
+section 4 and Algorithm 1.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixeldefend import pixelcnn, pixels, raster
+
+SOLVERS = ("scan",)
+
+
+def purify(
+    model: pixelcnn.PixelCNN,
+    params: dict,
+    images: chex.Array,
+    *,
+    eps: chex.Array | int,
+    labels: chex.Array | None = None,
+    solver: str = "scan",
+    width: int | None = None,
+) -> chex.Array:
+    """Greedy decoding within the L-infinity ball of radius `eps` around each image.
+
+    In raster order each channel of each pixel is set to the likeliest level no further
+    than `eps` from the image's own, given everything already purified; of equally
+    likely levels the smallest (PixelDefend, Algorithm 1).
+
+    Args:
+      model: the description.
+      params: from `pixelcnn.init` or a released model.
+      images: levels `[B, H, W, C]`, uint8.
+      eps: whole levels 0..255, a number or `[B]`; data, so one program serves all.
+      labels: integers `[B]` for a class-conditional model.
+      solver: "scan".
+      width: static bound on `2 max(eps) + 1`, see `raster.decode`; None for any eps.
+
+    Returns:
+      Purified levels `[B, H, W, C]`, uint8.
+
+    Raises:
+      TypeError: images or eps of a type that holds no whole levels.
+      ValueError: eps out of range, an unknown solver, or shapes that do not fit.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}: {solver!r}")
+    lower, upper = bounds(images, eps)
+    return raster.decode(
+        model, params, images, likeliest, lower=lower, upper=upper, labels=labels,
+        width=width,
+    )
+
+
+def likeliest(
+    candidates: chex.Array,
+    log_mass: chex.Array,
+    level: chex.Array,
+    keys: chex.PRNGKey | None,
+) -> chex.Array:
+    """The policy of `purify`: the likeliest candidate, of ties the smallest."""
+    del level, keys
+    best = jnp.argmax(log_mass, axis=0)
+    return jnp.take_along_axis(candidates, best[None], axis=0)[0]
+
+
+def bounds(images: chex.Array, eps: chex.Array | int) -> tuple[chex.Array, chex.Array]:
+    """The ball of radius `eps` around `images`, cut to 0..255, as integer levels.
+
+    Args:
+      images: levels `[B, H, W, C]`, uint8.
+      eps: whole levels 0..255, a number or `[B]`.
+
+    Returns:
+      Inclusive bounds (lower, upper), int32 `[B, H, W, C]`.
+
+    Raises:
+      TypeError: images or eps are not integers.
+      ValueError: eps out of range or of a shape that does not fit.
+    """
+    if images.dtype != jnp.uint8:
+        raise TypeError(f"images must be uint8 levels 0..255: {images.dtype}")
+    radius = check_eps(eps)
+    if radius.ndim and radius.shape != images.shape[:1]:
+        raise ValueError(
+            f"eps must be a number or [{images.shape[0]}], one per image: "
+            f"{list(radius.shape)}"
+        )
+    radius = radius.astype(jnp.int32).reshape((-1,) + (1,) * (images.ndim - 1))
+    levels = images.astype(jnp.int32)
+    return jnp.maximum(levels - radius, 0), jnp.minimum(levels + radius, 255)
+
+
+def check_eps(eps: chex.Array | int) -> chex.Array:
+    """The defence's eps as an integer array; values are checked where they are known.
+
+    Raises:
+      TypeError: not integers (the defence moves by whole levels).
+      ValueError: negative, above 255, or not a number or a vector.
+    """
+    traced = isinstance(eps, jax.core.Tracer)
+    array = eps if traced else np.asarray(eps)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"the defence's eps must be whole levels, an integer: {eps}")
+    if array.ndim > 1:
+        raise ValueError(f"eps must be a number or a vector: {list(array.shape)}")
+    if not traced and array.size and (array.min() < 0 or array.max() >= pixels.LEVELS):
+        raise ValueError(f"the defence's eps must be between 0 and 255 levels: {eps}")
+    return jnp.asarray(array)
+
+
+def adaptive_eps(
+    bits_per_dim: chex.Array, *, eps: chex.Array | int, threshold: chex.Array | float
+) -> chex.Array:
+    """`eps` for images that look perturbed, 0 for those that look clean.
+
+    Adaptive PixelDefend (section 4.2, Appendix B): images whose bits per dimension
+    are below the threshold are left alone. (Section 4.2 says "probability below", the
+    wrong way round; the appendix gives the thresholds in bits per dimension.)
+
+    Args:
+      bits_per_dim: of the images, `[B]`, from `density.bits_per_dim`.
+      eps: whole levels 0..255, a number or `[B]`.
+      threshold: bits per dimension; the paper's are 3.2 for CIFAR-10 and 1.8 for
+        Fashion-MNIST, for its own models.
+
+    Returns:
+      int32 `[B]`, for `purify`.
+
+    Raises:
+      TypeError: eps is not an integer.
+      ValueError: eps is out of range.
+    """
+    radius = check_eps(eps).astype(jnp.int32)
+    return jnp.where(bits_per_dim < threshold, 0, radius)

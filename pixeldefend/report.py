@@ -1,0 +1,63 @@
+"""What a person sees while a mode runs: progress and tables."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+
+class Progress:
+    """A bar on a terminal, a plain line now and then in a log."""
+
+    def __init__(self, what: str, seconds_between_lines: float = 20.0):
+        """`what` is named in front."""
+        self._what = what
+        self._pause = seconds_between_lines
+        self._begun = self._printed = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            import tqdm
+
+            form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
+            self._bar = tqdm.tqdm(total=1.0, desc=what, bar_format=form)
+
+    def update(self, done: float, text: str = "") -> None:
+        """Shows that the share `done` of the work is finished."""
+        done = min(done, 1.0)
+        if self._bar is not None:
+            self._bar.n = done
+            self._bar.set_postfix_str(text)
+            return
+        now = time.monotonic()
+        if done >= 1 or now - self._printed >= self._pause:
+            self._printed = now
+            elapsed = now - self._begun
+            left = elapsed * (1 - done) / done if done else float("inf")
+            times = f"{_clock(elapsed)} gone, {_clock(left)} left"
+            print(f"{self._what}: {done:4.0%}  {times}  {text}", flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is and ends its line."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain text table: the first column to the left, the others to the right."""
+    widths = [
+        max(len(str(row[i])) for row in (header, *rows)) for i in range(len(header))
+    ]
+    lines = []
+    for row in (header, *rows):
+        first = str(row[0]).ljust(widths[0])
+        others = [str(c).rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([first, *others]).rstrip())
+    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join(lines)

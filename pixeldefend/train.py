@@ -1,0 +1,316 @@
+"""Training, shared by every kind of model: state, step, schedule and loop."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from pixeldefend import checkpoint, data, parallel
+
+SCHEDULES = ("paper", "anneal")
+LossFn = Callable[[Any, Any, Any, chex.PRNGKey], tuple[chex.Array, tuple[Any, dict]]]
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number; the last good checkpoint is kept."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32, steps done.
+      params: being optimised.
+      average: Polyak average of the parameters; what is evaluated and released.
+      model_state: of the model beside parameters (batch statistics), or an empty dict.
+      optimizer_state: of optax.
+    """
+
+    step: chex.Array
+    params: Any
+    average: Any
+    model_state: Any
+    optimizer_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long and how fast to train.
+
+    Attributes:
+      batch: images per step over all devices.
+      steps: number of steps; or
+      hours: of training time (validation included), for `anneal` only; the two exclude
+        each other.
+      schedule: "paper", `learning_rate * decay ** step`, or "anneal": linear warm-up,
+        then half a cosine to zero at the end.
+      learning_rate: at its highest.
+      warmup: steps, "anneal" only.
+      decay: per step, "paper" only.
+      polyak: decay of the average, per step.
+      clip: largest global norm of the gradient; 0 for no clipping.
+      seed: of shuffling and dropout.
+      log_every: steps between lines of metrics.
+      eval_every: steps between evaluations on validation images.
+      checkpoint_minutes: between checkpoints.
+    """
+
+    batch: int
+    steps: int = 0
+    hours: float = 0.0
+    schedule: str = "anneal"
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    decay: float = 0.999995
+    polyak: float = 0.9995
+    clip: float = 0.0
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 1000
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self):
+        """Checks the plan.
+
+        Raises:
+          ValueError: contradictory or out of range; the message names the field.
+        """
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule must be one of {', '.join(SCHEDULES)}: {self.schedule!r}"
+            )
+        if (self.steps > 0) == (self.hours > 0) or min(self.steps, self.hours) < 0:
+            raise ValueError(
+                "give either steps or hours, the other 0: "
+                f"steps={self.steps}, hours={self.hours}"
+            )
+        if self.hours and self.schedule != "anneal":
+            raise ValueError("hours need schedule 'anneal'; give steps for 'paper'")
+        if not 0 <= self.polyak < 1:
+            raise ValueError(f"polyak must be in [0, 1): {self.polyak}")
+        for name in ("batch", "log_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1: {getattr(self, name)}")
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The share of the run that is done, 1 at its end."""
+        return step / self.steps if self.steps else seconds / (3600 * self.hours)
+
+    def rate(self, step: int, progress: float) -> float:
+        """The learning rate of a step."""
+        if self.schedule == "paper":
+            return self.learning_rate * self.decay**step
+        cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        return self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1)) * cosine
+
+
+def adam(plan: Plan) -> optax.GradientTransformation:
+    """Adam as PixelCNN++ uses it (the 1e-8 inside the square root), without a rate."""
+    steps = [optax.clip_by_global_norm(plan.clip)] if plan.clip else []
+    steps.append(optax.scale_by_adam(b1=0.95, b2=0.9995, eps=0.0, eps_root=1e-8))
+    return optax.chain(*steps)
+
+
+def start(
+    params: Any, model_state: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        # A copy: the step donates its arguments, and no buffer may be donated twice.
+        average=jax.tree.map(jnp.copy, params),
+        model_state=model_state,
+        optimizer_state=optimizer.init(params),
+    )
+
+
+def make_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    polyak: float,
+) -> Callable[..., tuple[TrainState, dict]]:
+    """A training step for one device, to be mapped by `parallel.map_step`.
+
+    Args:
+      loss_fn: `loss_fn(params, model_state, batch, key) -> (loss, (state, metrics))`;
+        means over the device's part of the batch.
+      optimizer: without the learning rate.
+      polyak: decay of the average.
+
+    Returns:
+      `step(state, batch, key, learning_rate) -> (state, metrics)`. Gradients, model
+      state and metrics are averaged over the devices.
+    """
+
+    def step(
+        state: TrainState, batch: Any, key: chex.PRNGKey, learning_rate: chex.Array
+    ) -> tuple[TrainState, dict]:
+        key = jax.random.fold_in(key, state.step)
+        key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
+        (loss, (model_state, metrics)), gradients = jax.value_and_grad(
+            loss_fn, has_aux=True
+        )(state.params, state.model_state, batch, key)
+        metrics = {"loss": loss, **metrics}
+        gradients, model_state, metrics = jax.lax.pmean(
+            (gradients, model_state, metrics), parallel.AXIS
+        )
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer_state, state.params
+        )
+        updates = jax.tree.map(lambda u: -learning_rate.astype(u.dtype) * u, updates)
+        params = optax.apply_updates(state.params, updates)
+        average = optax.incremental_update(params, state.average, 1 - polyak)
+        return TrainState(
+            step=state.step + 1,
+            params=params,
+            average=average,
+            model_state=model_state,
+            optimizer_state=optimizer_state,
+        ), metrics
+
+    return step
+
+
+def fit(
+    state: TrainState,
+    step: Callable[..., tuple[TrainState, dict]],
+    arrays: dict[str, np.ndarray],
+    plan: Plan,
+    workdir: epath.PathLike,
+    evaluate: Callable[[TrainState], dict[str, float]],
+    report: Callable[[dict], None],
+) -> tuple[TrainState, dict]:
+    """Trains to the end of the plan, from the newest checkpoint if there is one.
+
+    With `plan.steps` a run that was killed ends with the same bits as an undisturbed
+    one: batches and keys are functions of the step, and the checkpoint holds the rest.
+    With `plan.hours` the clock decides, and the hours already spent count.
+
+    Args:
+      state: the first state; replaced where a checkpoint is found.
+      step: from `make_step`, for one device.
+      arrays: the training set, `[N, ...]` each; batches are dicts of their rows.
+      plan: how long and how fast.
+      workdir: gets `checkpoints/` and `metrics.jsonl`.
+      evaluate: figures of a state on validation images, by name.
+      report: called with every line of metrics (step, progress, images_per_second, ...).
+
+    Returns:
+      The last state and the last line of metrics (with `seconds` and `images`).
+
+    Raises:
+      NonFiniteLossError: the loss is no longer finite.
+      ValueError: batch and devices do not fit, or a checkpoint cannot be read.
+    """
+    parallel.check_batch(plan.batch)
+    workdir = epath.Path(workdir)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    done, seconds = 0, 0.0
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        done, state, extra = restored
+        seconds = extra["seconds"]
+    lines = _Metrics(workdir / "metrics.jsonl", done)
+    batches = data.Batches(len(arrays["images"]), plan.batch, plan.seed)
+    indices = batches.from_step(done)
+    loop = _Loop(plan, parallel.map_step(step), jax.random.key(plan.seed))
+    begun = saved = logged = time.monotonic()
+    waiting: list[dict] = []
+    line: dict = lines.last
+    while plan.progress(done, seconds) < 1:
+        index = next(indices)
+        batch = {name: array[index] for name, array in arrays.items()}
+        state, metrics = loop.advance(state, batch, done, seconds)
+        waiting.append(metrics)
+        done += 1
+        now = time.monotonic()
+        seconds, begun = seconds + now - begun, now
+        last = plan.progress(done, seconds) >= 1
+        if not last and done % plan.log_every:
+            continue
+        rate = plan.batch * len(waiting) / max(now - logged, 1e-9)
+        line = loop.line(done, seconds, waiting) | {"images_per_second": round(rate, 2)}
+        waiting, logged = [], now
+        if last or done % plan.eval_every == 0:
+            line.update(evaluate(state))
+        lines.add(line)
+        report(line)
+        # Only beside a line, whose loss is known to be finite.
+        if last or now - saved > 60 * plan.checkpoint_minutes:
+            checkpoints.save(done, state, {"seconds": seconds})
+            saved = now
+    checkpoints.close()
+    return state, line
+
+
+@dataclasses.dataclass
+class _Loop:
+    """The mapped step and what it takes beside the state."""
+
+    plan: Plan
+    step: Callable[..., tuple[TrainState, dict]]
+    key: chex.PRNGKey
+
+    def advance(
+        self, state: TrainState, batch: dict, done: int, seconds: float
+    ) -> tuple[TrainState, dict]:
+        rate = self.plan.rate(done, self.plan.progress(done, seconds))
+        return self.step(state, batch, self.key, rate)
+
+    def line(self, done: int, seconds: float, waiting: list[dict]) -> dict:
+        """Averages what has gathered since the last line, and checks that it is finite."""
+        means = {
+            name: float(np.mean([metrics[name] for metrics in waiting]))
+            for name in waiting[0]
+        }
+        if not np.isfinite(means["loss"]):
+            raise NonFiniteLossError(
+                f"the loss is {means['loss']} at step {done}: lower the learning rate "
+                "or clip the gradient, and start again in another workdir"
+            )
+        progress = self.plan.progress(done, seconds)
+        return {
+            "step": done,
+            "images": done * self.plan.batch,
+            "progress": round(progress, 6),
+            "seconds": round(seconds, 3),
+            "learning_rate": self.plan.rate(done - 1, progress),
+            **means,
+        }
+
+
+class _Metrics:
+    """`metrics.jsonl`, cut back to the step that training continues from."""
+
+    def __init__(self, path: epath.Path, done: int):
+        self.path = path
+        kept = []
+        if path.exists():
+            for text in path.read_text().splitlines():
+                try:
+                    line = json.loads(text)
+                except ValueError:  # the line that a kill left unfinished
+                    break
+                if line["step"] > done:
+                    break
+                kept.append(line)
+        self.last = kept[-1] if kept else {}
+        with checkpoint.whole_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def add(self, line: dict) -> None:
+        self.last = line
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")

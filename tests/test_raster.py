@@ -1,0 +1,205 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import apply, naive_purify, tiny
+
+from pixeldefend import density, mixture, pixelcnn, purification, raster
+
+purify = jax.jit(
+    purification.purify, static_argnums=0, static_argnames=("width", "solver")
+)
+CONFIGURATIONS = [
+    ((8, 8, 1), {"levels": 3, "conditionals": "independent", "depth": 2}),
+    ((4, 8, 3), {"levels": 3, "conditionals": "joint"}),
+    ((8, 4, 3), {"levels": 2, "conditionals": "independent", "classes": 2}),
+    ((4, 6, 3), {"levels": 2, "conditionals": "softmax"}),
+    ((3, 5, 1), {"levels": 1, "conditionals": "softmax"}),
+    ((3, 4, 3), {"levels": 1, "conditionals": "joint"}),
+]
+
+
+@pytest.mark.parametrize("shape, options", CONFIGURATIONS)
+def test_the_scan_computes_what_the_network_does(shape, options, float64):
+    model, params, images, labels = tiny(shape, **options)
+    whole = apply(model, params, images, labels=labels)
+    cached = jax.jit(raster.teacher_forced, static_argnums=0)(
+        model, params, images, labels=labels
+    )
+    scale = np.abs(whole).max()
+    np.testing.assert_allclose(cached / scale, whole / scale, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape, options", CONFIGURATIONS)
+def test_purify_equals_the_naive_decoder(shape, options, float64):
+    model, params, images, labels = tiny(shape, **options)
+    expected = naive_purify(model, params, images, 20, labels)
+    found = purify(model, params, images, eps=20, labels=labels)
+    assert found.dtype == jnp.uint8
+    assert np.any(expected != np.asarray(images)), "the test would prove nothing"
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    model, params, images, _ = tiny((4, 4, 3), conditionals="joint", levels=2)
+    traces = []
+
+    def counted(params, images, eps):
+        traces.append(1)
+        return purification.purify(model, params, images, eps=eps)
+
+    return model, params, images, jax.jit(counted), traces
+
+
+@settings(deadline=None, max_examples=25)
+@given(eps=st.lists(st.integers(0, 255), min_size=2, max_size=2))
+def test_stays_in_the_ball_and_one_program_serves_all_eps(compiled, eps):
+    _, params, images, purify, traces = compiled
+    found = np.asarray(purify(params, images, jnp.asarray(eps, jnp.int32)), int)
+    distance = np.abs(found - np.asarray(images, int)).max((1, 2, 3))
+    assert np.all(distance <= eps)
+    assert len(traces) == 1
+
+
+def test_eps_zero_is_the_identity(compiled):
+    _, params, images, purify, _ = compiled
+    np.testing.assert_array_equal(purify(params, images, jnp.zeros(2, int)), images)
+
+
+def test_each_level_is_at_least_as_likely_as_the_one_it_replaced(compiled):
+    model, params, images, purify, _ = compiled
+    found = purify(params, images, jnp.full(2, 30))
+    heads = apply(model, params, found)
+    rows = np.asarray(
+        mixture.level_log_probs(model, params["head"], heads, found)
+    )
+    chosen = np.take_along_axis(rows, np.asarray(found)[..., None], -1)
+    replaced = np.take_along_axis(rows, np.asarray(images)[..., None], -1)
+    assert np.all(chosen >= replaced - 1e-5)
+    assert np.any(chosen > replaced)
+
+
+def test_purification_makes_images_likelier(compiled):
+    model, params, images, purify, _ = compiled
+    before = density.log_prob(model, params, images)
+    after = density.log_prob(model, params, purify(params, images, jnp.full(2, 30)))
+    assert np.all(after > before)
+
+
+def test_a_static_width_changes_nothing(compiled):
+    model, params, images, purify_any, _ = compiled
+    fixed = purify(model, params, images, eps=16, width=33)
+    np.testing.assert_array_equal(fixed, purify_any(params, images, jnp.full(2, 16)))
+
+
+def test_one_device_and_four_give_equal_bytes(compiled):
+    model, params, images, _, _ = compiled
+    tiled = jnp.concatenate([images, images[:, ::-1], images[:, :, ::-1], 255 - images])
+    mapped = jax.pmap(
+        lambda p, x: purification.purify(model, p, x, eps=16), in_axes=(None, 0)
+    )
+    many = mapped(params, tiled.reshape(4, 2, *images.shape[1:]))
+    single = [
+        purify(model, params, tiled[i : i + 2], eps=16) for i in range(0, 8, 2)
+    ]
+    np.testing.assert_array_equal(np.asarray(many), np.stack(single))
+
+
+def test_ties_go_to_the_smallest_level():
+    model, params, images, _ = tiny((3, 4, 1), levels=1, conditionals="softmax")
+    flat = dict(params)
+    flat["head"] = jax.tree.map(jnp.zeros_like, params["head"])
+    found = np.asarray(purify(model, flat, images, eps=7))
+    np.testing.assert_array_equal(found, np.maximum(np.asarray(images, int) - 7, 0))
+
+
+def test_floating_images_let_a_policy_return_expectations():
+    model, params, images, _ = tiny((4, 4, 1), levels=1)
+
+    def expected(candidates, log_mass, level, keys):
+        del level, keys
+        weights = jax.nn.softmax(log_mass, axis=0)
+        return jnp.sum(weights * candidates.astype(weights.dtype), axis=0)
+
+    def soft(images):
+        rounded = jnp.round(images).astype(jnp.int32)
+        return raster.decode(
+            model,
+            params,
+            images,
+            expected,
+            lower=jnp.maximum(rounded - 5, 0),
+            upper=jnp.minimum(rounded + 5, 255),
+        )
+
+    found = jax.jit(soft)(images.astype(jnp.float32))
+    assert found.dtype == jnp.float32
+    distance = np.abs(np.asarray(found) - np.asarray(images, np.float32))
+    assert distance.max() <= 5 and np.any(found != np.round(found))
+
+
+def test_soft_decoding_approaches_greedy_as_it_cools(float64):
+    model, params, images, _ = tiny((4, 4, 3), levels=1)
+
+    def cold(candidates, log_mass, level, keys):
+        del level, keys
+        weights = jax.nn.softmax(1e9 * log_mass, axis=0)
+        return jnp.sum(weights * candidates.astype(weights.dtype), axis=0)
+
+    lower, upper = purification.bounds(images, 12)
+    found = raster.decode(
+        model, params, images.astype(jnp.float64), cold, lower=lower, upper=upper
+    )
+    np.testing.assert_allclose(found, purify(model, params, images, eps=12), atol=1e-3)
+
+
+def test_adaptive_eps_spares_images_below_the_threshold():
+    bits = jnp.array([1.0, 2.0, 3.0])
+    eps = purification.adaptive_eps(bits, eps=16, threshold=2.0)
+    np.testing.assert_array_equal(eps, [0, 16, 16])
+    own = jnp.array([3, 4, 5])
+    eps = purification.adaptive_eps(bits, eps=own, threshold=2.5)
+    np.testing.assert_array_equal(eps, [0, 0, 5])
+
+
+@pytest.mark.parametrize(
+    "eps, error",
+    [
+        (-1, ValueError),
+        (256, ValueError),
+        (16.5, TypeError),
+        (16.0, TypeError),
+        (np.array([1, 2, 3]), ValueError),
+        (np.zeros((2, 1), int), ValueError),
+    ],
+)
+def test_a_wrong_eps_is_refused(eps, error):
+    model, params, images, _ = tiny((4, 4, 1), levels=1)
+    with pytest.raises(error, match="eps"):
+        purification.purify(model, params, images, eps=eps)
+
+
+def test_wrong_images_bounds_and_solvers_are_refused():
+    model, params, images, _ = tiny((4, 4, 1), levels=1)
+    with pytest.raises(TypeError, match="uint8"):
+        purification.purify(model, params, np.asarray(images) / 255.0, eps=1)
+    with pytest.raises(ValueError, match="solver"):
+        purification.purify(model, params, images, eps=1, solver="magic")
+    lower, upper = purification.bounds(images, 3)
+    with pytest.raises(ValueError, match="lower"):
+        raster.decode(
+            model, params, images, purification.likeliest, lower=lower[:1], upper=upper
+        )
+
+
+def test_the_model_may_run_in_bfloat16():
+    model, params, images, _ = tiny((4, 4, 1), levels=1)
+    rough = dataclasses.replace(model, dtype="bfloat16")
+    found = np.asarray(purify(rough, params, images, eps=9), int)
+    assert np.abs(found - np.asarray(images, int)).max() <= 9
+    assert pixelcnn.apply(rough, params, images).dtype == jnp.float32
