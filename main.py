@@ -1,7 +1,9 @@
 """Command line: `python main.py --config=configs/cifar10.py --mode=purify`."""
 
+import logging as standard_logging
 import sys
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -23,13 +25,21 @@ def parse(arguments: list[str]) -> list[str]:
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}; options start with --")
         return rest
+    except (KeyError, AttributeError) as error:  # how ml_collections says no such field
+        field = str(error).strip("\"'")
+        sys.exit(
+            _mistake(
+                f"the config has no field {field!r}; configs/default.py has them all"
+            )
+        )
     except Exception as error:  # a config file may raise anything
-        text = " ".join(str(error).split()) or type(error).__name__
-        sys.exit(_mistake(text))
+        # Of a config file's own traceback, its last line.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        sys.exit(_mistake(lines[-1] if "Traceback" in str(error) else " ".join(lines)))
 
 
 def _mistake(text: str) -> int:
-    print(f"main.py: {text}", file=sys.stderr)
+    print("main.py:", " ".join(text.split()), file=sys.stderr)
     return 2
 
 
@@ -37,16 +47,26 @@ def main(_: list[str]) -> int:
     """Runs the mode."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+        # A restore that fails leaves tasks of orbax behind, each with a traceback; what
+        # is wrong is reported in one line.
+        standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     if _MODE.value == "list":
         print(run.describe_modes())
         return 0
     if _MODE.value not in run.MODES:
         known = ", ".join((*run.MODES, "list"))
         return _mistake(f"unknown mode {_MODE.value!r}: one of {known}")
-    if _CONFIG.value is None:
+    config = _CONFIG.value
+    if config is None:
         return _mistake("--config is missing, for example --config=configs/cifar10.py")
+    if not isinstance(config, ml_collections.ConfigDict):
+        # What ml_collections gives in place of a file that is not there.
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        return _mistake(
+            f"no config file {path}, for example --config=configs/cifar10.py"
+        )
     try:
-        run.start(_MODE.value, _CONFIG.value, _WORKDIR.value)
+        run.start(_MODE.value, config, _WORKDIR.value)
     except run.UserError as error:
         return _mistake(str(error))
     return 0

@@ -8,7 +8,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The fields that every mode may read; data sets override what is theirs."""
     config = ml_collections.ConfigDict()
     config.dataset = "cifar10"  # cifar10, fashion_mnist, mnist
-    # A TFDS directory with array_record sets; unset: the bundled sample where that does.
+    # A TFDS directory with array_record sets; unset: the bundled sample, where it does.
     config.data_dir = config_dict.placeholder(str)
     config.seed = 0
     # XLA's compiled programs are kept here; "" keeps none.
@@ -85,9 +85,9 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.pixelcnn.model.depth = 1
     config.pixelcnn.model.mixtures = 2
     train = config.pixelcnn.train
-    train.steps, train.hours, train.batch = 4, 0.0, 8
+    train.steps, train.hours, train.batch = 8, 0.0, 8
     train.init_images, train.eval_images = 8, 16
-    train.log_every, train.eval_every = 2, 4
+    train.log_every, train.eval_every, train.checkpoint_minutes = 2, 4, 0.0
     config.purify.count = config.purify.batch = 4
     config.sample.count = config.sample.batch = 4
     config.score.count = config.score.batch = 8

@@ -1,0 +1,32 @@
+"""PixelDefend in JAX: detect and purify adversarial images with a PixelCNN++.
+
+Shape letters, used throughout: B batch, H W C image, K classes, M mixtures, V = 256
+levels, P head outputs, F features, N reference set or positions, S a candidate window.
+
+Images are `uint8` levels `[B, H, W, C]`; eps is in levels; log-probabilities in nats.
+Functions take `(model, params, arrays...)`, options by keyword; the caller jits.
+"""
+
+from pixeldefend.attacks import uniform_noise
+from pixeldefend.checkpoint import load_reference, load_released
+from pixeldefend.density import bits_per_dim, log_prob, sample
+from pixeldefend.detection import p_values
+from pixeldefend.pixelcnn import PixelCNN, apply, init
+from pixeldefend.purification import adaptive_eps, purify
+from pixeldefend.raster import decode
+
+__all__ = [
+    "PixelCNN",
+    "adaptive_eps",
+    "apply",
+    "bits_per_dim",
+    "decode",
+    "init",
+    "load_reference",
+    "load_released",
+    "log_prob",
+    "p_values",
+    "purify",
+    "sample",
+    "uniform_noise",
+]

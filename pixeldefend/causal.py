@@ -362,13 +362,10 @@ class Init(Image):
 
         def made(name: str, rows: int, columns: int) -> chex.Array:
             shape = (rows, columns, channels, features)
-            y, self.params[name] = self.make(
-                shape, lambda w: _convolve(units, w), 1.0
-            )
+            y, self.params[name] = self.make(shape, lambda w: _convolve(units, w), 1.0)
             return y
 
         if self.above is None:
             return shift(made("input", 2, 3), 1, 1)
         down, right = made("input_above", 1, 3), made("input_left", 2, 1)
         return shift(down, 1, 1) + shift(right, 2, 1)
-

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -41,6 +42,14 @@ def write_json(path: epath.PathLike, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
+def write_arrays(path: epath.PathLike, **arrays: np.ndarray) -> None:
+    """Writes a compressed `.npz` whole."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
 class Checkpoints:
     """Numbered checkpoints of a training run: a pytree of arrays and a little JSON."""
 
@@ -64,6 +73,10 @@ class Checkpoints:
                 state=args.StandardSave(state), extra=args.JsonSave(extra)
             ),
         )
+
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint, None where there is none."""
+        return self._manager.latest_step()
 
     def restore(self, like: Any) -> tuple[int, Any, dict] | None:
         """The newest checkpoint as (step, state, extra), or None where there is none.
@@ -108,8 +121,11 @@ def save_weights(folder: epath.PathLike, params: Any) -> None:
     """Saves a pytree of arrays under `folder` (orbax), replacing what was there."""
     import orbax.checkpoint as ocp
 
+    folder = epath.Path(os.path.abspath(folder))
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(epath.Path(os.path.abspath(folder)), params, force=True)
+        checkpointer.save(folder, params, force=True)
+    # Nothing reads it back, and it names the folder it was written to.
+    (folder / "commit_success.txt").unlink(missing_ok=True)
 
 
 def load_weights(folder: epath.PathLike, like: Any) -> Any:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import io
+import logging
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -19,7 +21,7 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".t
 
 
 def load(
-    name: str, split: str, data_dir: epath.PathLike
+    name: str, split: str, data_dir: epath.PathLike | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads a whole split from a TFDS array_record directory, in record order.
 
@@ -29,19 +31,27 @@ def load(
       name: "cifar10", "fashion_mnist" or "mnist".
       split: "train", "validation" or "test".
       data_dir: where TFDS prepared the set (see `launch/prepare_data.sh`); a local
-        path or an object store's.
+        path or an object store's. None is an error that says so.
 
     Returns:
       Images `[N, H, W, C]` uint8 and labels `[N]` int32.
 
     Raises:
-      ValueError: unknown name or split.
+      ValueError: unknown name or split, or no data_dir.
       FileNotFoundError: no prepared data set in `data_dir`.
     """
     check_name(name)
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+    if not data_dir:
+        raise ValueError(
+            f"the {split} split needs --config.data_dir; prepare one with "
+            f"launch/prepare_data.sh DATA_DIR {name}, or use the bundled sample"
+        )
     import tensorflow_datasets as tfds  # slow to import
+
+    # TFDS advises OpenCV at every start; it would save a second once.
+    logging.getLogger("absl").addFilter(lambda r: "OpenCV" not in r.getMessage())
 
     root = epath.Path(data_dir)
     hint = f"prepare it with: launch/prepare_data.sh {root} {name}"
@@ -80,6 +90,65 @@ def sample(name: str) -> tuple[np.ndarray, np.ndarray]:
     check_name(name)
     with np.load(io.BytesIO((SAMPLES / f"{name}.npz").read_bytes())) as file:
         return file["images"], file["labels"].astype(np.int32)
+
+
+class Input(NamedTuple):
+    """Images to work on.
+
+    Attributes:
+      images: `[N, H, W, C]` uint8.
+      labels: `[N]` int32, or None.
+      names: one for each image, for files.
+      source: "sample", a split, or the name of the user's file or folder.
+      own: whether the images are the user's.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    names: list[str]
+    source: str
+    own: bool
+
+
+def read_input(
+    name: str,
+    source: str,
+    count: int,
+    shape: tuple[int, int, int],
+    data_dir: epath.PathLike | None,
+) -> Input:
+    """Reads the sample, a split or the user's own images.
+
+    Args:
+      name: of the data set.
+      source: "sample", "train", "validation", "test", or a path for `read_images`.
+      count: at most so many images, the first; 0 for all.
+      shape: (H, W, C) that the images must have.
+      data_dir: for the splits, see `load`.
+
+    Raises:
+      ValueError, TypeError, FileNotFoundError: as `load` and `read_images`, and for a
+        negative count.
+    """
+    if count < 0:
+        raise ValueError(f"count must not be negative: {count}")
+    own = source not in ("sample", *SPLITS)
+    if own:
+        images, labels, names = read_images(source, shape)
+        source = epath.Path(source).stem
+    else:
+        images, labels = (
+            sample(name) if source == "sample" else load(name, source, data_dir)
+        )
+        names = [f"{source}_{i:05d}" for i in range(len(images))]
+        if images.shape[1:] != shape:
+            raise ValueError(
+                f"the model takes images {_describe(shape)}, {name} has "
+                f"{_describe(images.shape[1:])}"
+            )
+    stop = min(count or len(images), len(images))
+    kept = labels if labels is None else labels[:stop]
+    return Input(images[:stop], kept, names[:stop], source, own)
 
 
 def read_images(
@@ -147,7 +216,9 @@ def _read_folder(
 
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
-        raise ValueError(f"no pictures in {path} (looked for {', '.join(_IMAGE_SUFFIXES)})")
+        raise ValueError(
+            f"no pictures in {path} (looked for {', '.join(_IMAGE_SUFFIXES)})"
+        )
     images = []
     for file in files:
         try:

@@ -15,7 +15,6 @@ import math
 import chex
 import jax.numpy as jnp
 
-
 from pixeldefend.causal import Linear, Weights, concat_elu, double_columns, shift
 
 Memory = tuple[dict, ...]
@@ -80,7 +79,12 @@ def _pixel_layer(name: str, layer: Weights) -> Weights:
         }
     if name == "halve":
         above = kernel[0].reshape(-1, kernel.shape[-1])
-        return {"above": above, "left": kernel[1, 0], "right": kernel[1, 1], "bias": bias}
+        return {
+            "above": above,
+            "left": kernel[1, 0],
+            "right": kernel[1, 1],
+            "bias": bias,
+        }
     if name.endswith(".side"):
         u, *skip = jnp.split(kernel, kernel.shape[0] // (2 * kernel.shape[1]))
         return {"u": u, "bias": bias} | ({"skip": skip[0]} if skip else {})
@@ -92,7 +96,11 @@ def empty_memory(weights: dict, width: int, batch: int) -> Memory:
     return tuple(
         {
             name: jnp.zeros(
-                (width >> level >> (name == "double"), batch, layer["kernel"].shape[-2]),
+                (
+                    width >> level >> (name == "double"),
+                    batch,
+                    layer["kernel"].shape[-2],
+                ),
                 layer["kernel"].dtype,
             )
             for name, layer in layers.items()
@@ -160,7 +168,9 @@ class Row:
         above = self._remember(level, "halve", x)
         if level + 1 < self.active:
             taps = [
-                t for row in (above, x) for t in (shift(row, 0, 1)[::2], row[::2], row[1::2])
+                t
+                for row in (above, x)
+                for t in (shift(row, 0, 1)[::2], row[::2], row[1::2])
             ]
             y = inner(jnp.concatenate(taps, axis=-1) @ halve["kernel"] + halve["bias"])
             self._remember(level, "double", y)
@@ -298,5 +308,3 @@ def active_levels(levels: int, index: int) -> int:
     if index == 0:
         return levels
     return min(levels, int(math.log2(index & -index)) + 1)
-
-

@@ -196,9 +196,7 @@ def decide(
 ) -> Conditionals:
     """Conditions the later channels on this one's `level [N]`."""
     # Row of the pair (earlier, later) among the coefficients or tables.
-    later = {
-        c: c * (c - 1) // 2 + channel for c in range(channel + 1, model.channels)
-    }
+    later = {c: c * (c - 1) // 2 + channel for c in range(channel + 1, model.channels)}
     if not later:
         return state
     if model.conditionals == "softmax":

@@ -20,8 +20,15 @@ def check_batch(batch: int) -> int:
     """
     count = jax.local_device_count()
     if batch < 1 or batch % count:
-        raise ValueError(f"batch must be a positive multiple of {count} devices: {batch}")
+        raise ValueError(
+            f"batch must be a positive multiple of {count} devices: {batch}"
+        )
     return batch // count
+
+
+def devices() -> str:
+    """Which devices there are, in words."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def split(arrays: Any) -> Any:

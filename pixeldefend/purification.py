@@ -50,7 +50,13 @@ def purify(
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}: {solver!r}")
     lower, upper = bounds(images, eps)
     return raster.decode(
-        model, params, images, likeliest, lower=lower, upper=upper, labels=labels,
+        model,
+        params,
+        images,
+        likeliest,
+        lower=lower,
+        upper=upper,
+        labels=labels,
         width=width,
     )
 

@@ -7,10 +7,11 @@ chosen before. Sampling, purification and its soft version differ in the policy 
 The scan is nested. The outer `lax.scan` runs over groups of `2 ** (levels - 1)` rows,
 its body unrolled over the rows of a group, so that each resolution is evaluated on
 exactly its own grid. At the start of a row everything that looks upwards is computed
-for the whole row (`incremental.Row`, `incremental.row_terms`). The inner `lax.scan` runs
-over groups of columns, unrolled in the same way, and adds what looks to the left.
+for the whole row (`incremental.Row`, `incremental.row_terms`). The inner `lax.scan`
+runs over groups of columns, unrolled in the same way, and adds what looks to the left.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +24,7 @@ from pixeldefend import causal, incremental, mixture, pixelcnn, pixels
 # Static window widths; at run time the narrowest that holds every bound is used.
 WIDTHS = (17, 33, 65, 129, 256)
 
-Choose = Callable[
-    [chex.Array, chex.Array, chex.Array, chex.PRNGKey | None], chex.Array
-]
+Choose = Callable[[chex.Array, chex.Array, chex.Array, chex.PRNGKey | None], chex.Array]
 Visit = Callable[[chex.Array, Any], tuple[chex.Array, Any]]
 
 
@@ -79,40 +78,6 @@ def decode(
     widths = WIDTHS if width is None else (width,)
     needed = jnp.max(upper - lower) + 1
     branch = sum((needed > narrower).astype(jnp.int32) for narrower in widths[:-1])
-    head = params["head"]
-
-    def visit(heads: chex.Array, here: dict) -> tuple[chex.Array, chex.Array]:
-        state = mixture.begin(model, head, heads)
-        chosen = []
-        for channel in range(model.channels):
-            level, low, high = (
-                here[name][channel] for name in ("image", "lower", "upper")
-            )
-            keys = None
-            if key is not None:
-                order = here["position"] * model.channels + channel
-                keys = jax.vmap(jax.random.fold_in, (0, None))(key, order)
-
-            def pick(
-                size: int,
-                state: Any = state,
-                channel: int = channel,
-                bounds: tuple = (level, low, high),
-                keys: chex.PRNGKey | None = keys,
-            ) -> chex.Array:
-                level, low, high = bounds
-                candidates = low[None] + jnp.arange(size, dtype=jnp.int32)[:, None]
-                log_mass = mixture.score(model, state, channel, low, size)
-                log_mass = jnp.where(candidates <= high[None], log_mass, -jnp.inf)
-                return choose(candidates, log_mass, level, keys).astype(level.dtype)
-
-            branches = [lambda size=size, pick=pick: pick(size) for size in widths]
-            level = branches[0]() if len(widths) == 1 else jax.lax.switch(branch, branches)
-            chosen.append(level)
-            state = mixture.decide(model, state, channel, level)
-        levels = jnp.stack(chosen)
-        return levels, levels
-
     height, columns = images.shape[1:3]
     inputs = {
         "image": _rows_first(images.astype(jnp.int32) if whole else images),
@@ -120,9 +85,52 @@ def decode(
         "upper": _rows_first(upper),
         "position": jnp.arange(height * columns).reshape(height, columns),
     }
+    visit = _choosing(model, params["head"], choose, key, widths, branch)
     levels = _scan(model, params, visit, inputs, images.shape, labels)
     levels = levels.transpose(3, 0, 1, 2)
     return levels.astype(jnp.uint8) if whole else levels
+
+
+def _choosing(
+    model: pixelcnn.PixelCNN,
+    head: dict,
+    choose: Choose,
+    key: chex.PRNGKey | None,
+    widths: tuple[int, ...],
+    branch: chex.Array | int,
+) -> Visit:
+    """What `decode` does at a position: the channels, one after the other.
+
+    `branch` is the index of the width to use, known at run time.
+    """
+
+    def pick(
+        size: int, state: mixture.Conditionals, channel: int, here: dict
+    ) -> chex.Array:
+        level, low, high = (here[name][channel] for name in ("image", "lower", "upper"))
+        keys = None
+        if key is not None:
+            order = here["position"] * model.channels + channel
+            keys = jax.vmap(jax.random.fold_in, (0, None))(key, order)
+        candidates = low[None] + jnp.arange(size, dtype=jnp.int32)[:, None]
+        log_mass = mixture.score(model, state, channel, low, size)
+        log_mass = jnp.where(candidates <= high[None], log_mass, -jnp.inf)
+        return choose(candidates, log_mass, level, keys).astype(level.dtype)
+
+    def visit(heads: chex.Array, here: dict) -> tuple[chex.Array, chex.Array]:
+        state = mixture.begin(model, head, heads)
+        chosen = []
+        for channel in range(model.channels):
+            picks = [
+                functools.partial(pick, size, state, channel, here) for size in widths
+            ]
+            level = picks[0]() if len(picks) == 1 else jax.lax.switch(branch, picks)
+            chosen.append(level)
+            state = mixture.decide(model, state, channel, level)
+        levels = jnp.stack(chosen)
+        return levels, levels
+
+    return visit
 
 
 def teacher_forced(

@@ -3,6 +3,12 @@
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pixeldefend import parallel
 
 
 class Progress:
@@ -61,3 +67,30 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         lines.append("  ".join([first, *others]).rstrip())
     lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join(lines)
+
+
+def run_batches(
+    mapped: parallel.BatchMap, what: str, variables: Any, *arrays: np.ndarray
+) -> tuple[Any, float]:
+    """Compiles and runs a batch map with progress shown.
+
+    Args:
+      mapped: the map.
+      what: named in front of the progress.
+      variables: for the mapped function.
+      *arrays: `[N, ...]` each.
+
+    Returns:
+      The results `[N, ...]`, and the seconds taken after compilation.
+    """
+    mapped.compile(variables, *arrays)
+    progress = Progress(what)
+    parts, done, begun = [], 0, time.perf_counter()
+    for part in mapped.batches(variables, *arrays):
+        parts.append(part)
+        done += len(jax.tree.leaves(part)[0])
+        seconds = time.perf_counter() - begun
+        progress.update(done / len(arrays[0]), f"{done / seconds:.1f} images/s")
+    progress.close()
+    joined = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+    return joined, time.perf_counter() - begun

@@ -1,5 +1,6 @@
 """Training, shared by every kind of model: state, step, schedule and loop."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -205,7 +206,7 @@ def fit(
       plan: how long and how fast.
       workdir: gets `checkpoints/` and `metrics.jsonl`.
       evaluate: figures of a state on validation images, by name.
-      report: called with every line of metrics (step, progress, images_per_second, ...).
+      report: called with every line of metrics (step, progress, loss, ...).
 
     Returns:
       The last state and the last line of metrics (with `seconds` and `images`).
@@ -216,43 +217,45 @@ def fit(
     """
     parallel.check_batch(plan.batch)
     workdir = epath.Path(workdir)
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
-    done, seconds = 0, 0.0
-    restored = checkpoints.restore(state)
-    if restored is not None:
-        done, state, extra = restored
-        seconds = extra["seconds"]
-    lines = _Metrics(workdir / "metrics.jsonl", done)
-    batches = data.Batches(len(arrays["images"]), plan.batch, plan.seed)
-    indices = batches.from_step(done)
-    loop = _Loop(plan, parallel.map_step(step), jax.random.key(plan.seed))
-    begun = saved = logged = time.monotonic()
-    waiting: list[dict] = []
-    line: dict = lines.last
-    while plan.progress(done, seconds) < 1:
-        index = next(indices)
-        batch = {name: array[index] for name, array in arrays.items()}
-        state, metrics = loop.advance(state, batch, done, seconds)
-        waiting.append(metrics)
-        done += 1
-        now = time.monotonic()
-        seconds, begun = seconds + now - begun, now
-        last = plan.progress(done, seconds) >= 1
-        if not last and done % plan.log_every:
-            continue
-        rate = plan.batch * len(waiting) / max(now - logged, 1e-9)
-        line = loop.line(done, seconds, waiting) | {"images_per_second": round(rate, 2)}
-        waiting, logged = [], now
-        if last or done % plan.eval_every == 0:
-            line.update(evaluate(state))
-        lines.add(line)
-        report(line)
-        # Only beside a line, whose loss is known to be finite.
-        if last or now - saved > 60 * plan.checkpoint_minutes:
-            checkpoints.save(done, state, {"seconds": seconds})
-            saved = now
-    checkpoints.close()
-    return state, line
+    with contextlib.closing(
+        checkpoint.Checkpoints(workdir / "checkpoints")
+    ) as checkpoints:
+        done, seconds = 0, 0.0
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            done, state, extra = restored
+            seconds = extra["seconds"]
+        lines = _Metrics(workdir / "metrics.jsonl", done)
+        batches = data.Batches(len(arrays["images"]), plan.batch, plan.seed)
+        indices = batches.from_step(done)
+        loop = _Loop(plan, parallel.map_step(step), jax.random.key(plan.seed))
+        begun = saved = logged = time.monotonic()
+        waiting: list[dict] = []
+        while plan.progress(done, seconds) < 1:
+            index = next(indices)
+            batch = {name: array[index] for name, array in arrays.items()}
+            state, metrics = loop.advance(state, batch, done, seconds)
+            waiting.append(metrics)
+            done += 1
+            now = time.monotonic()
+            seconds, begun = seconds + now - begun, now
+            last = plan.progress(done, seconds) >= 1
+            if not last and done % plan.log_every:
+                continue
+            line = loop.line(done, seconds, waiting)
+            rate = plan.batch * len(waiting) / max(time.monotonic() - logged, 1e-9)
+            line["images_per_second"] = round(rate, 2)
+            waiting = []
+            if last or done % plan.eval_every == 0:
+                line.update(evaluate(state))
+            lines.add(line)
+            report(line)
+            # Only beside a line, whose loss is known to be finite.
+            if last or now - saved > 60 * plan.checkpoint_minutes:
+                checkpoints.save(done, state, {"seconds": seconds})
+                saved = now
+            logged = time.monotonic()
+    return state, lines.last
 
 
 @dataclasses.dataclass
@@ -270,7 +273,7 @@ class _Loop:
         return self.step(state, batch, self.key, rate)
 
     def line(self, done: int, seconds: float, waiting: list[dict]) -> dict:
-        """Averages what has gathered since the last line, and checks that it is finite."""
+        """Averages what has gathered since the last line; checks that it is finite."""
         means = {
             name: float(np.mean([metrics[name] for metrics in waiting]))
             for name in waiting[0]

@@ -17,9 +17,7 @@ def tiny(shape, *, seed=0, **options):
     """
     options = {"features": 3, "depth": 1, "mixtures": 2, "dropout": 0.0} | options
     dtype = "float64" if jax.config.jax_enable_x64 else "float32"
-    model = pixelcnn.PixelCNN(
-        channels=shape[2], **({"dtype": dtype} | options)
-    )
+    model = pixelcnn.PixelCNN(channels=shape[2], **({"dtype": dtype} | options))
     rng = np.random.default_rng(seed)
     images = jnp.asarray(rng.integers(0, 256, (2, *shape), dtype=np.uint8))
     labels = jnp.asarray([1, 0]) if model.classes else None

@@ -18,7 +18,9 @@ def _model(kind, channels, dtype="float64"):
 def _random(model, rng, count=5, spread=1.0):
     """Head outputs `[count, P]`, head parameters, and levels `[count, C]`."""
     dtype = model.head_dtype
-    heads = jnp.asarray(spread * rng.normal(size=(count, mixture.outputs(model))), dtype)
+    heads = jnp.asarray(
+        spread * rng.normal(size=(count, mixture.outputs(model))), dtype
+    )
     tables = jax.tree.map(
         lambda a: jnp.asarray(rng.normal(size=a.shape), dtype),
         mixture.init_tables(model),
@@ -110,8 +112,9 @@ def test_softmax_reads_the_tables_of_the_earlier_channels(float64, rng):
     red, green = np.asarray(images)[:, 0], np.asarray(images)[:, 1]
     table = np.asarray(tables["tables"])
     logits = np.asarray(heads).reshape(-1, 3, 256)
-    logits = logits + np.stack([0 * table[0][red], table[0][red],
-                                table[1][red] + table[2][green]], axis=1)
+    logits = logits + np.stack(
+        [0 * table[0][red], table[0][red], table[1][red] + table[2][green]], axis=1
+    )
     expected = logits - special.logsumexp(logits, axis=-1, keepdims=True)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 

@@ -75,9 +75,7 @@ def test_each_level_is_at_least_as_likely_as_the_one_it_replaced(compiled):
     model, params, images, purify, _ = compiled
     found = purify(params, images, jnp.full(2, 30))
     heads = apply(model, params, found)
-    rows = np.asarray(
-        mixture.level_log_probs(model, params["head"], heads, found)
-    )
+    rows = np.asarray(mixture.level_log_probs(model, params["head"], heads, found))
     chosen = np.take_along_axis(rows, np.asarray(found)[..., None], -1)
     replaced = np.take_along_axis(rows, np.asarray(images)[..., None], -1)
     assert np.all(chosen >= replaced - 1e-5)
@@ -104,9 +102,7 @@ def test_one_device_and_four_give_equal_bytes(compiled):
         lambda p, x: purification.purify(model, p, x, eps=16), in_axes=(None, 0)
     )
     many = mapped(params, tiled.reshape(4, 2, *images.shape[1:]))
-    single = [
-        purify(model, params, tiled[i : i + 2], eps=16) for i in range(0, 8, 2)
-    ]
+    single = [purify(model, params, tiled[i : i + 2], eps=16) for i in range(0, 8, 2)]
     np.testing.assert_array_equal(np.asarray(many), np.stack(single))
 
 

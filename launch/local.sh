@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Runs a mode on this machine, in the background, with its output in a log.
+#
+#   launch/local.sh MODE CONFIG [OPTION...]
+#   launch/local.sh train_pixelcnn configs/cifar10.py --config.data_dir=DATA_DIR
+#
+# PYTHON chooses the interpreter (default .venv/bin/python). A run that was stopped
+# continues when the same command is given again.
+set -euo pipefail
+if [ $# -lt 2 ]; then
+  echo "usage: $0 MODE CONFIG [OPTION...]" >&2
+  exit 2
+fi
+cd "$(dirname "$0")/.."
+mode=$1
+config=$2
+shift 2
+mkdir -p runs
+log=runs/$mode-$(date +%Y%m%d-%H%M%S).log
+nohup nice "${PYTHON:-.venv/bin/python}" main.py \
+  --mode="$mode" --config="$config" "$@" >"$log" 2>&1 &
+echo "process $!, log $log"

@@ -1,0 +1,64 @@
+"""What is particular to training a PixelCNN++: first parameters, loss, evaluation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+from pixeldefend import data, density, parallel, pixelcnn, train
+
+
+def initial_params(
+    model: pixelcnn.PixelCNN, seed: int, training: dict[str, np.ndarray], count: int
+) -> dict:
+    """Data-dependent initialisation on the first images of the first epoch.
+
+    Args:
+      model: the description.
+      seed: of the run; the draw uses a key of its own.
+      training: `images [N, H, W, C]` uint8 and `labels [N]`.
+      count: images to initialise on; the original uses 100.
+    """
+    count = min(count, len(training["images"]))
+    rows = next(data.Batches(len(training["images"]), count, seed).from_step(0))
+    labels = training["labels"][rows] if model.classes else None
+    _, key = jax.random.split(jax.random.key(seed))
+    init = jax.jit(pixelcnn.init, static_argnums=0)
+    return init(model, key, training["images"][rows], labels=labels)
+
+
+def loss_fn(model: pixelcnn.PixelCNN) -> train.LossFn:
+    """The loss for `train.make_step`: mean bits per dimension; no model state."""
+
+    def mean_bits(
+        params: dict, state: Any, batch: dict, key: chex.PRNGKey
+    ) -> tuple[chex.Array, tuple[Any, dict]]:
+        return density.loss(model, params, batch, key), (state, {})
+
+    return mean_bits
+
+
+def evaluation(
+    model: pixelcnn.PixelCNN, held_out: dict[str, np.ndarray], batch: int
+) -> Callable[[train.TrainState], dict[str, float]]:
+    """Bits per dimension of the averaged parameters on held-out images.
+
+    Args:
+      model: the description.
+      held_out: `images [N, H, W, C]` uint8 and `labels [N]`.
+      batch: images at a time, over all devices.
+    """
+
+    def bits(params: dict, images: chex.Array, labels: chex.Array) -> chex.Array:
+        labels = labels if model.classes else None
+        return density.bits_per_dim(model, params, images, labels=labels)
+
+    scores = parallel.BatchMap(bits, batch)
+
+    def evaluate(state: train.TrainState) -> dict[str, float]:
+        found = scores(state.average, held_out["images"], held_out["labels"])
+        return {"validation_bits_per_dim": float(np.mean(found))}
+
+    return evaluate

@@ -1,0 +1,88 @@
+"""The folder of a run, and the mistakes of a user that are found before it is made."""
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from pixeldefend import checkpoint
+
+
+class UserError(Exception):
+    """A mistake of the user; the message is one line and says how to mend it."""
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns what checks of the user's input raise into a `UserError`.
+
+    Around preparation only: the same types raised later are faults of ours.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def command_line() -> str:
+    """This command as anyone can repeat it: without this machine's folders."""
+    kept = [
+        "--config.data_dir=DATA_DIR"
+        if option.startswith("--config.data_dir")
+        else option
+        for option in sys.argv[1:]
+        if not option.startswith("--workdir")
+    ]
+    return shlex.join(["python", "main.py", *kept])
+
+
+class Workdir:
+    """The folder of a run; made only when a mode asks for its path."""
+
+    def __init__(self, folder: epath.PathLike, config: dict):
+        """Checks that the folder is free or belongs to this config.
+
+        Args:
+          folder: for the results.
+          config: what they depend on; kept as `config.json`.
+
+        Raises:
+          ValueError: the folder belongs to another config, or is none.
+        """
+        self._folder = epath.Path(folder)
+        self._config = config
+        path = self._folder / "config.json"
+        if self._folder.exists() and not self._folder.is_dir():
+            raise ValueError(f"workdir {folder} is a file; name a folder")
+        if not path.exists():
+            return
+        try:
+            old = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged; name another --workdir") from error
+        if old != config:
+            changed = ", ".join(sorted(_differences(old, config)))
+            raise ValueError(
+                f"workdir {folder} belongs to another config ({changed}); name another "
+                "--workdir or remove that folder"
+            )
+
+    def open(self) -> epath.Path:
+        """Makes the folder with its `config.json`; only after all checks."""
+        with user_errors():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_json(self._folder / "config.json", self._config)
+        return self._folder
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() | new.keys():
+            inner = f"{name}.{key}" if name else key
+            yield from _differences(old.get(key), new.get(key), inner)
+    elif old != new:
+        yield f"{name}: {old} there, {new} here"

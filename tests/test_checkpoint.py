@@ -1,0 +1,128 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import tiny
+
+from pixeldefend import checkpoint, density
+
+SHAPE = (8, 8, 1)
+# A restore that fails leaves tasks of orbax behind, which complain when collected.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("released") / "toy"
+    model, params, images, _ = tiny(SHAPE)
+    card = {"kind": "pixelcnn", "dataset": "toy", "image_shape": list(SHAPE)}
+    checkpoint.save_released(folder, model, params, card, reference=[3.0, 1.0, 2.0])
+    return folder, model, params
+
+
+@pytest.fixture
+def copy(released, tmp_path):
+    shutil.copytree(released[0], tmp_path / "toy")
+    return tmp_path / "toy"
+
+
+def test_a_model_comes_back_as_it_was(released):
+    folder, model, params = released
+    loaded, found, card = checkpoint.load_released(str(folder))
+    assert loaded == model and card["dataset"] == "toy"
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    np.testing.assert_array_equal(checkpoint.load_reference(str(folder)), [1, 2, 3])
+
+
+def test_an_unknown_name_lists_what_there_is():
+    with pytest.raises(FileNotFoundError, match="fashion_mnist/pixelcnn"):
+        checkpoint.load_released("cifar10/nothing")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"model": {"features": 4, "depth": 1, "mixtures": 2, "channels": 1}},
+            "weights",
+        ),
+        ({"model": {"width": 4}}, "does not fit"),
+        ({"model": {"channels": 2}}, "channels must be 1 or 3"),
+        ({"kind": "transformer"}, "not the card"),
+        ({"image_shape": 8}, "not the card"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused(copy, change, message):
+    card = json.loads((copy / "card.json").read_text()) | change
+    (copy / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load_released(str(copy))
+
+
+def test_damaged_files_are_refused(copy):
+    (copy / "reference.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(ValueError, match="holds no scores"):
+        checkpoint.load_reference(str(copy))
+    for path in (copy / "weights").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match="cannot read the checkpoint"):
+        checkpoint.load_released(str(copy))
+    shutil.rmtree(copy / "weights")
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        checkpoint.load_released(str(copy))
+    (copy / "card.json").write_text("{")
+    with pytest.raises(ValueError, match="not the card"):
+        checkpoint.load_released(str(copy))
+
+
+def test_a_damaged_training_checkpoint_is_refused(tmp_path):
+    state = {"a": jnp.arange(100.0)}
+    saving = checkpoint.Checkpoints(tmp_path)
+    saving.save(3, state, {"seconds": 1.5})
+    saving.close()
+    step, found, extra = checkpoint.Checkpoints(tmp_path).restore(state)
+    assert step == 3 and extra == {"seconds": 1.5}
+    np.testing.assert_array_equal(found["a"], state["a"])
+    with pytest.raises(ValueError, match="another model"):
+        checkpoint.Checkpoints(tmp_path).restore({"b": jnp.arange(7.0)})
+    for path in (tmp_path / "3").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(ValueError, match="damaged"):
+        checkpoint.Checkpoints(tmp_path).restore(state)
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "a" / "file.json"
+    checkpoint.write_json(target, {"x": 1})
+    with pytest.raises(RuntimeError):
+        with checkpoint.whole_file(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+    assert json.loads(target.read_text()) == {"x": 1}
+    assert [path.name for path in target.parent.iterdir()] == ["file.json"]
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist/pixelcnn", "cifar10/pixelcnn"])
+def test_released_models_score_the_sample_as_their_cards_say(name):
+    from pixeldefend import data
+
+    model, params, card = checkpoint.load_released(name)
+    images, _ = data.sample(card["dataset"])
+    few = jax.jit(density.bits_per_dim, static_argnums=0)(model, params, images[:32])
+    figures = card["figures"]["sample"]
+    assert figures["n"] == 256
+    whole = figures["bits_per_dim"]
+    assert abs(float(np.mean(few)) - whole) < 0.5, "not the model of this card"
+    np.testing.assert_allclose(
+        few[:4], figures["first_bits_per_dim"], atol=2e-3, rtol=0
+    )
+    reference = checkpoint.load_reference(name)
+    assert len(reference) == card["figures"]["train"]["n"]
+    assert np.all(np.diff(reference) >= 0)

@@ -1,0 +1,159 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pixeldefend import data
+
+GREY = (28, 28, 1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    count=st.integers(5, 60),
+    size=st.integers(1, 5),
+    step=st.integers(0, 40),
+    seed=st.integers(0, 3),
+)
+def test_batches_resume_at_any_step(count, size, step, seed):
+    batches = data.Batches(count, size, seed)
+    whole = batches.from_step(0)
+    for _ in range(step):
+        next(whole)
+    resumed = batches.from_step(step)
+    for _ in range(3):
+        np.testing.assert_array_equal(next(whole), next(resumed))
+
+
+def test_an_epoch_visits_every_image_once_and_epochs_differ():
+    batches = data.Batches(12, 4, seed=0).from_step(0)
+    first, second = (np.concatenate([next(batches) for _ in range(3)]) for _ in "ab")
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert list(first) != list(second)
+    other = np.concatenate([next(data.Batches(12, 4, seed=1).from_step(0))])
+    assert list(other) != list(first[:4])
+
+
+def test_a_batch_larger_than_the_set_is_refused():
+    with pytest.raises(ValueError, match="batch must be between 1 and 3"):
+        data.Batches(3, 4, 0)
+
+
+@pytest.mark.parametrize("name", data.HEIGHT_WIDTH_CHANNELS)
+def test_the_bundled_samples_are_real_images(name):
+    images, labels = data.sample(name)
+    assert images.shape == (256, *data.HEIGHT_WIDTH_CHANNELS[name])
+    assert images.dtype == np.uint8 and labels.shape == (256,)
+    assert set(labels) == set(range(10))
+    # The first test labels in the order of TFDS.
+    first = {
+        "cifar10": [7, 0, 6, 9, 5],
+        "fashion_mnist": [4, 4, 9, 7, 5],
+        "mnist": [2, 0, 4, 8, 7],
+    }
+    assert list(labels[:5]) == first[name]
+
+
+def test_loading_explains_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"does not exist.*prepare_data\.sh"):
+        data.load("mnist", "test", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no mnist data set.*prepare_data\.sh"):
+        data.load("mnist", "test", tmp_path)
+    with pytest.raises(ValueError, match="cifar10, fashion_mnist, mnist"):
+        data.load("cifar100", "test", tmp_path)
+    with pytest.raises(ValueError, match="train, validation, test"):
+        data.load("mnist", "valid", tmp_path)
+
+
+def _png(array, path):
+    Image.fromarray(array).save(path)
+
+
+def test_folders_of_pictures_come_in_order_of_their_names(tmp_path, rng):
+    images = rng.integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    for name, image in zip("bca", images, strict=True):
+        _png(image, tmp_path / f"{name}.png")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    found, labels, names = data.read_images(tmp_path, GREY)
+    np.testing.assert_array_equal(found[..., 0], images[[2, 0, 1]])
+    assert labels is None and names == ["a", "b", "c"]
+
+
+def test_arrays_come_back_with_their_labels(tmp_path, rng):
+    images = rng.integers(0, 256, (3, *GREY))  # any integer type within range
+    np.savez(tmp_path / "some.npz", images=images, labels=np.arange(3))
+    found, labels, names = data.read_images(tmp_path / "some.npz", GREY)
+    np.testing.assert_array_equal(found, images)
+    assert found.dtype == np.uint8 and list(labels) == [0, 1, 2]
+    assert names[1] == "some_00001"
+    np.save(tmp_path / "some.npy", images)
+    assert data.read_images(tmp_path / "some.npy", GREY)[1] is None
+
+
+@pytest.mark.parametrize(
+    "images, error, message",
+    [
+        (np.zeros((2, 28, 28, 1), np.float32), TypeError, "uint8"),
+        (np.zeros((2, 28, 28, 1)) + 0.5, TypeError, "levels 0..255"),
+        (np.full((2, 28, 28, 1), 256), ValueError, "outside 0..255"),
+        (np.full((2, 28, 28, 1), -1), ValueError, "outside 0..255"),
+        (np.zeros((2, 32, 28, 1), np.uint8), ValueError, "expected N x 28 x 28 x 1"),
+        (np.zeros((2, 28, 28, 3), np.uint8), ValueError, "expected N x 28 x 28 x 1"),
+        (np.zeros((28, 28, 1), np.uint8), ValueError, "expected N x"),
+        (np.zeros((0, 28, 28, 1), np.uint8), ValueError, "no image"),
+        (np.zeros((2, 28, 28, 1), bool), TypeError, "uint8"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(tmp_path, images, error, message):
+    np.savez(tmp_path / "bad.npz", images=images)
+    with pytest.raises(error, match=message):
+        data.read_images(tmp_path / "bad.npz", GREY)
+
+
+def test_objects_are_never_unpickled(tmp_path):
+    np.save(tmp_path / "bad.npy", np.array([print, "x"], object), allow_pickle=True)
+    with pytest.raises(ValueError, match="Python objects"):
+        data.read_images(tmp_path / "bad.npy", GREY)
+
+
+def test_broken_files_are_refused(tmp_path, rng):
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 not a zip")
+    with pytest.raises(ValueError, match="cannot read"):
+        data.read_images(tmp_path / "bad.npz", GREY)
+    buffer = io.BytesIO()
+    np.savez(buffer, pictures=np.zeros(3))
+    (tmp_path / "other.npz").write_bytes(buffer.getvalue())
+    with pytest.raises(ValueError, match="no array called 'images'.*pictures"):
+        data.read_images(tmp_path / "other.npz", GREY)
+    np.savez(
+        tmp_path / "labels.npz",
+        images=np.zeros((2, *GREY), int),
+        labels=np.zeros(3, int),
+    )
+    with pytest.raises(ValueError, match=r"labels in .* shape \(2,\)"):
+        data.read_images(tmp_path / "labels.npz", GREY)
+    with pytest.raises(FileNotFoundError):
+        data.read_images(tmp_path / "absent", GREY)
+    (tmp_path / "text.txt").write_text("x")
+    with pytest.raises(ValueError, match="folder of pictures"):
+        data.read_images(tmp_path / "text.txt", GREY)
+
+
+def test_pictures_that_do_not_fit_are_refused(tmp_path, rng):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="no pictures"):
+        data.read_images(folder, GREY)
+    (folder / "x.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match="x.png is not a picture"):
+        data.read_images(folder, GREY)
+    for shape in ((28, 27), (28, 28, 3), (28, 28, 4)):
+        _png(np.zeros(shape, np.uint8), folder / "x.png")
+        with pytest.raises(ValueError, match="resize and convert"):
+            data.read_images(folder, GREY)
+    Image.fromarray(np.zeros((28, 28), np.uint8)).convert("P").save(folder / "x.png")
+    with pytest.raises(ValueError, match=r"\(P\); this model takes"):
+        data.read_images(folder, GREY)

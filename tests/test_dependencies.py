@@ -1,0 +1,89 @@
+"""The dependency rule: pure modules import only pure things."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+import pixeldefend
+
+ROOT = pathlib.Path(pixeldefend.__file__).parent
+PURE = {
+    "pixels",
+    "mixture",
+    "causal",
+    "incremental",
+    "pixelcnn",
+    "raster",
+    "density",
+    "detection",
+    "purification",
+    "defence",
+    "attacks",
+    "noise",
+}
+EFFECTS = {
+    "data",
+    "checkpoint",
+    "parallel",
+    "train",
+    "evaluate",
+    "figures",
+    "report",
+    "run",
+    "workdir",
+    "density_training",
+}
+PACKAGES = {"jax", "flax", "optax", "chex", "numpy", "scipy"}
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _modules():
+    return [p for p in ROOT.rglob("*.py") if p.stem != "__init__"]
+
+
+def test_every_module_has_its_side():
+    assert {path.stem for path in _modules()} <= PURE | EFFECTS
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.stem)
+def test_pure_modules_import_only_pure_ones(path):
+    if path.stem not in PURE:
+        return
+    for name in _imports(path):
+        top, *rest = name.split(".")
+        if top == "pixeldefend":
+            assert rest[0] in PURE, f"{path.name} imports {name}"
+        else:
+            assert top in PACKAGES | set(sys.stdlib_module_names), (
+                f"{path.name} imports {name}"
+            )
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.stem)
+def test_configs_stop_in_run(path):
+    if path.stem != "run":
+        assert not any(n.split(".")[0] == "ml_collections" for n in _imports(path)), (
+            path.name
+        )
+
+
+def test_only_parallel_knows_devices():
+    for path in _modules():
+        if path.stem not in ("parallel", "run"):
+            text = path.read_text()
+            assert "device_count" not in text and "jax.pmap" not in text, path.name
+
+
+def test_public_names_exist_and_are_documented():
+    for name in pixeldefend.__all__:
+        thing = getattr(pixeldefend, name)
+        assert callable(thing) and thing.__doc__, name

@@ -1,0 +1,292 @@
+"""The command line, as a user runs it: whole processes, real files, exit codes."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixeldefend import checkpoint, data
+
+ROOT = pathlib.Path(__file__).parent.parent
+FASHION, CIFAR = "configs/fashion_mnist.py", "configs/cifar10.py"
+
+
+def _command(config, mode, *options):
+    return [sys.executable, "main.py", f"--config={config}", f"--mode={mode}", *options]
+
+
+def _environment():
+    # One device, as a user's machine has, whatever the tests run on.
+    return os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+
+
+def _run(config, mode, *options):
+    return subprocess.run(
+        _command(config, mode, *options),
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished smoke training run, never disturbed."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    result = _run(f"{FASHION}:smoke", "train_pixelcnn", f"--workdir={folder}")
+    assert result.returncode == 0, result.stderr
+    assert "bits/dim" in result.stdout and "images/s" in result.stdout
+    return folder
+
+
+def test_train_pixelcnn_killed_and_run_again_ends_with_the_same_bytes(
+    trained, tmp_path
+):
+    command = _command(
+        f"{FASHION}:smoke", "train_pixelcnn", f"--workdir={tmp_path}/run"
+    )
+    first = tmp_path / "run/checkpoints/2"
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL
+    )
+    while not first.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run/model").exists(), "killed too late to prove anything"
+    subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
+    _, params, _ = checkpoint.load_released(str(trained))
+    _, resumed, _ = checkpoint.load_released(str(tmp_path / "run"))
+    for one, other in zip(_leaves(params), _leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8]
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+@pytest.mark.parametrize("config", [FASHION, CIFAR])
+def test_purify_smoke(config, tmp_path):
+    result = _run(f"{config}:smoke", "purify", f"--workdir={tmp_path}/a")
+    assert result.returncode == 0, result.stderr
+    assert (
+        "bundled first 256 test images" in result.stdout
+        and "RAND, eps 8" in result.stdout
+    )
+    name = pathlib.Path(config).stem
+    with np.load(tmp_path / "a/purified/sample.npz") as file:
+        perturbed, purified, labels = (
+            file[k] for k in ("images", "purified", "labels")
+        )
+    images, expected = data.sample(name)
+    np.testing.assert_array_equal(labels, expected[:4])
+    assert perturbed.dtype == purified.dtype == np.uint8
+    assert np.abs(perturbed.astype(int) - images[:4]).max() == 8
+    eps = 32 if name == "fashion_mnist" else 16
+    assert 8 < np.abs(purified.astype(int) - perturbed).max() <= eps
+    row = json.loads((tmp_path / "a/rows.jsonl").read_text())
+    assert row["n"] == 4 and row["attack"] == "rand" and row["eps_defend"] == eps
+    assert row["bits_per_dim_purified"] < row["bits_per_dim_perturbed"]
+    assert row["bits_per_dim_clean"] < row["bits_per_dim_perturbed"]
+    with Image.open(tmp_path / "a/figures/before_after.png") as picture:
+        assert picture.size[0] > 4 * 28
+
+
+def test_purify_ones_own_pictures(trained, tmp_path):
+    images, _ = data.sample("fashion_mnist")
+    (tmp_path / "mine").mkdir()
+    for name, image in zip("ab", images[:2], strict=True):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"mine/{name}.png")
+    options = (
+        f"--config.purify.input={tmp_path}/mine",
+        f"--workdir={tmp_path}/out",
+        f"--config.pixelcnn.weights={trained}",
+        "--config.purify.eps=3",
+    )
+    result = _run(f"{FASHION}:smoke", "purify", *options)
+    assert result.returncode == 0, result.stderr
+    assert "RAND" not in result.stdout
+    for name, image in zip("ab", images[:2], strict=True):
+        found = np.asarray(Image.open(tmp_path / f"out/purified/{name}.png"))
+        assert 0 < np.abs(found.astype(int) - image[..., 0]).max() <= 3
+
+
+def test_sample_smoke(trained, tmp_path):
+    result = _run(
+        f"{FASHION}:smoke",
+        "sample",
+        f"--workdir={tmp_path}/a",
+        f"--config.pixelcnn.weights={trained}",
+    )
+    assert result.returncode == 0, result.stderr
+    with np.load(tmp_path / "a/samples.npz") as file:
+        assert file["images"].shape == (4, 28, 28, 1)
+    with Image.open(tmp_path / "a/samples.png") as picture:
+        assert picture.size[0] > 2 * 28
+
+
+def test_score_smoke(tmp_path):
+    result = _run(f"{FASHION}:smoke", "score", f"--workdir={tmp_path}/a")
+    assert result.returncode == 0, result.stderr
+    with np.load(tmp_path / "a/scores.npz") as file:
+        assert file["bits_per_dim"].shape == (8,)
+        assert np.all((file["p_values"] > 0) & (file["p_values"] <= 1))
+
+
+def test_list_names_every_mode():
+    result = subprocess.run(
+        [sys.executable, "main.py", "--mode=list"],
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
+    for mode in ("purify", "score", "sample", "train_pixelcnn", "release"):
+        assert mode in result.stdout
+
+
+def _mistakes(folder):
+    """(mode, options, part of the message) for each way to get it wrong."""
+    write = lambda name, **arrays: np.savez(folder / name, **arrays)  # noqa: E731
+    write("floats.npz", images=np.zeros((2, 28, 28, 1), np.float32))
+    write("size.npz", images=np.zeros((2, 32, 32, 1), np.uint8))
+    write("range.npz", images=np.full((2, 28, 28, 1), 300))
+    write("empty.npz", images=np.zeros((0, 28, 28, 1), np.uint8))
+    np.save(folder / "objects.npy", np.array([{}], object), allow_pickle=True)
+    (folder / "pictures").mkdir()
+    (folder / "pictures/a.png").write_text("not a picture")
+    (folder / "nothing").mkdir()
+    (folder / "other").mkdir()
+    (folder / "other/config.json").write_text('{"mode": "train_pixelcnn"}')
+    given = lambda path: f"--config.purify.input={folder}/{path}"  # noqa: E731
+    return [
+        ("cook", [], "unknown mode 'cook': one of purify"),
+        ("purify", ["--config.purify.epz=3"], "epz"),
+        ("purify", ["--config.purify.eps=16.5"], "eps"),
+        ("purify", ["--config.purify.eps=-1"], "between 0 and 255"),
+        ("purify", ["--config.purify.attack=fgsm2"], "auto, none, rand"),
+        ("purify", ["--config.purify.input=test"], "needs --config.data_dir"),
+        (
+            "purify",
+            ["--config.purify.input=test", f"--config.data_dir={folder}/nope"],
+            "does not exist",
+        ),
+        (
+            "purify",
+            ["--config.purify.input=test", f"--config.data_dir={folder}"],
+            "no fashion_mnist data set",
+        ),
+        ("purify", [given("absent.npz")], "no file or folder"),
+        ("purify", [given("floats.npz")], "uint8"),
+        ("purify", [given("size.npz")], "expected N x 28 x 28 x 1"),
+        ("purify", [given("range.npz")], "outside 0..255"),
+        ("purify", [given("empty.npz")], "no image"),
+        ("purify", [given("objects.npy")], "Python objects"),
+        ("purify", [given("pictures")], "not a picture"),
+        ("purify", ["--config.pixelcnn.weights=no/model"], "fashion_mnist/pixelcnn"),
+        ("purify", [f"--workdir={folder}/other"], "belongs to another config"),
+        ("train_pixelcnn", [], "needs --config.data_dir"),
+        ("train_pixelcnn", ["--config.pixelcnn.train.steps=5"], "steps or hours"),
+        ("sample", ["--config.sample.label=3"], "0 classes"),
+        ("release", [], "release.to is missing"),
+    ]
+
+
+def test_every_mistake_is_one_line_and_touches_nothing(tmp_path, capfd):
+    """All in one process: `main.py` is entered anew for each, as a shell would."""
+    script = """
+import contextlib, io, json, sys
+import main
+from absl import app, flags
+for arguments in json.load(sys.stdin):
+    sys.argv = ["main.py", *arguments]  # config_flags looks there for overrides
+    flags.FLAGS.unparse_flags()
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):  # defined anew from every command line
+            delattr(flags.FLAGS, name)
+        else:
+            flags.FLAGS[name].unparse()
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            code = main.main(main.parse(sys.argv))
+        except SystemExit as stop:
+            code = stop.code
+    print(json.dumps([code, error.getvalue()]))
+"""
+    mistakes = _mistakes(tmp_path)
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    lines = [
+        [
+            f"--config={FASHION}",
+            f"--mode={mode}",
+            *(
+                []
+                if any("--workdir" in o for o in options)
+                else [f"--workdir={tmp_path}/w"]
+            ),
+            *options,
+        ]
+        for mode, options, _ in mistakes
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        input=json.dumps(lines),
+        cwd=ROOT,
+        env=_environment() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    for (mode, options, part), (code, error) in zip(mistakes, answers, strict=True):
+        assert code == 2, (mode, options, error)
+        assert part in error and error.count("\n") == 1, (mode, options, error)
+        assert "Traceback" not in error
+    assert before == sorted(str(path) for path in tmp_path.rglob("*"))
+
+
+def test_a_mistake_ends_the_process_with_code_two(tmp_path):
+    absent = ["--mode=purify", "--config=configs/absent.py"]
+    for arguments in (["--mode=purify"], absent, ["stray"]):
+        result = subprocess.run(
+            [sys.executable, "main.py", *arguments],
+            cwd=ROOT,
+            env=_environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 2, arguments
+        assert result.stderr.startswith("main.py: ")
+        assert result.stderr.count("\n") == 1, result.stderr
+
+
+def test_a_truncated_model_is_one_line(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    for path in (tmp_path / "run/model/weights").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:20])
+    result = _run(
+        f"{FASHION}:smoke",
+        "purify",
+        f"--config.pixelcnn.weights={tmp_path}/run",
+        f"--workdir={tmp_path}/w",
+    )
+    assert result.returncode == 2
+    assert "cannot read the checkpoint" in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert not (tmp_path / "w").exists()

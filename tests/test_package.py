@@ -1,0 +1,79 @@
+"""The installed wheel, from a project elsewhere: what the README promises importers."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def _snippet():
+    text = (ROOT / "README.md").read_text()
+    return re.search(r"<!-- snippet -->\n```python\n(.*?)```", text, re.S).group(1)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with nothing but the installed wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    # A copy, since setuptools leaves its build folder in the source.
+    source = folder / "source"
+    shutil.copytree(
+        ROOT / "pixeldefend",
+        source / "pixeldefend",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [*pip, "wheel", "--no-deps", "--wheel-dir", folder, source]
+    subprocess.run(build, check=True, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    target = folder / "site"
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--target", target, wheel], check=True
+    )
+    return target
+
+
+def test_the_readme_snippet_runs_as_one_program_from_the_wheel(site, tmp_path):
+    script = (
+        _snippet()
+        + f"""
+import numpy as np
+assert pixeldefend.__file__.startswith({str(site)!r}), pixeldefend.__file__
+assert logits.shape == (8, 10) and bits.shape == (8,)
+assert purified.dtype == np.uint8
+spared = np.asarray(bits) < 2.5
+moved = np.abs(np.asarray(purified, int) - images[:8]).max((1, 2, 3))
+assert np.all(moved[spared] == 0) and np.all(moved[~spared] > 0)
+assert moved.max() <= 32
+again = defended(params, weights, images[:8], 8, 0.0)[2]
+assert 0 < np.abs(np.asarray(again, int) - images[:8]).max() <= 8
+assert defended._cache_size() == 1, "another eps compiled again"
+assert pixeldefend.load_reference("cifar10/pixelcnn").ndim == 1
+"""
+    )
+    (tmp_path / "project.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(site), "XLA_FLAGS": ""}
+    subprocess.run(
+        [sys.executable, "project.py"], cwd=tmp_path, env=environment, check=True
+    )
+
+
+def test_the_wheel_carries_samples_and_models(site):
+    names = {str(p.relative_to(site)) for p in site.rglob("*") if p.is_file()}
+    for name in ("cifar10", "fashion_mnist", "mnist"):
+        assert f"pixeldefend/samples/{name}.npz" in names
+    for name in ("cifar10", "fashion_mnist"):
+        assert f"pixeldefend/released/{name}/pixelcnn/card.json" in names
+        assert any(
+            n.startswith(f"pixeldefend/released/{name}/pixelcnn/weights/")
+            for n in names
+        )
+    assert not any(n.startswith(("tests/", "configs/")) for n in names)

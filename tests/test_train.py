@@ -1,0 +1,174 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pixeldefend import checkpoint, train
+
+PLAN = train.Plan(
+    batch=8,
+    steps=12,
+    learning_rate=0.1,
+    warmup=3,
+    polyak=0.9,
+    log_every=2,
+    eval_every=6,
+    checkpoint_minutes=0.0,
+    seed=3,
+)
+
+
+def _loss(params, state, batch, key):
+    noise = jax.random.normal(key, batch["images"].shape)
+    error = batch["images"] + 0.1 * noise - params["mean"][None]
+    count = state["count"] + 1.0
+    return jnp.mean(error**2), ({"count": count}, {"error": jnp.mean(jnp.abs(error))})
+
+
+def _fit(workdir, plan=PLAN, loss=_loss, arrays=None):
+    rng = np.random.default_rng(0)
+    if arrays is None:
+        arrays = {"images": rng.normal(size=(40, 5)).astype(np.float32) + 2}
+    optimizer = train.adam(plan)
+    params = {"mean": jnp.zeros(5)}
+    lines = []
+    state, line = train.fit(
+        train.start(params, {"count": jnp.zeros(())}, optimizer),
+        train.make_step(loss, optimizer, plan.polyak),
+        arrays,
+        plan,
+        workdir,
+        lambda state: {"validation": float(state.average["mean"][0])},
+        lines.append,
+    )
+    return state, line, lines
+
+
+@pytest.fixture(autouse=True)
+def optax_promotes():
+    """optax itself mixes an integer count with floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path, monkeypatch):
+    whole, _, _ = _fit(tmp_path / "whole")
+    advance = train._Loop.advance
+
+    def dies(self, state, batch, done, seconds):
+        if done == 7:
+            raise Killed
+        return advance(self, state, batch, done, seconds)
+
+    monkeypatch.setattr(train._Loop, "advance", dies)
+    with pytest.raises(Killed):
+        _fit(tmp_path / "halves")
+    monkeypatch.undo()
+    resumed, line, lines = _fit(tmp_path / "halves")
+    assert [entry["step"] for entry in lines][0] <= 8, "nothing was resumed"
+    assert lines[0]["step"] > 2, "nothing was resumed"
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    both = [
+        (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        for name in ("whole", "halves")
+    ]
+    for texts in zip(*both, strict=True):
+        first, second = map(json.loads, texts)
+        for name in ("step", "loss", "error", "learning_rate"):
+            assert first[name] == second[name]
+
+
+def test_a_finished_run_is_not_trained_further(tmp_path):
+    first, line, _ = _fit(tmp_path)
+    again, same, lines = _fit(tmp_path)
+    assert lines == [] and same == line
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+
+
+def test_four_devices_train_as_one_does(tmp_path):
+    def quiet(params, state, batch, key):
+        error = batch["images"] - params["mean"][None]
+        return jnp.mean(error**2), (state, {})
+
+    state, _, _ = _fit(tmp_path, loss=quiet)
+    # The same mathematics with optax alone, on the whole batch.
+    from pixeldefend import data
+
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(40, 5)).astype(np.float32) + 2
+    optimizer = optax.scale_by_adam(b1=0.95, b2=0.9995, eps=0.0, eps_root=1e-8)
+    mean = average = jnp.zeros(5)
+    moments = optimizer.init(mean)
+    rows = data.Batches(40, PLAN.batch, PLAN.seed).from_step(0)
+    for step in range(PLAN.steps):
+        batch = images[next(rows)]
+        gradient = jax.grad(lambda m, b=batch: jnp.mean((b - m[None]) ** 2))(mean)
+        update, moments = optimizer.update(gradient, moments)
+        mean = mean - PLAN.rate(step, step / PLAN.steps) * update
+        average = 0.9 * average + 0.1 * mean
+    np.testing.assert_allclose(state.params["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(state.average["mean"], average, rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    def explodes(params, state, batch, key):
+        loss, rest = _loss(params, state, batch, key)
+        return jnp.where(state["count"] > 4, jnp.nan, loss), rest
+
+    with pytest.raises(train.NonFiniteLossError, match="nan at step 6"):
+        _fit(tmp_path, loss=explodes)
+    assert checkpoint.Checkpoints(tmp_path / "checkpoints").latest() == 4
+
+
+def test_schedules():
+    anneal = dataclasses.replace(PLAN, steps=100, warmup=9)
+    rates = [anneal.rate(step, step / 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.01) and rates[100] == pytest.approx(0, abs=1e-9)
+    assert max(rates) < 0.1 and np.argmax(rates) == 9
+    assert all(np.diff(rates[9:]) < 0)
+    paper = train.Plan(batch=1, steps=10, schedule="paper", learning_rate=1e-3)
+    assert paper.rate(100_000, 0.5) == pytest.approx(1e-3 * 0.999995**100_000)
+
+
+def test_hours_end_a_run_by_the_clock(tmp_path):
+    plan = dataclasses.replace(PLAN, steps=0, hours=1 / 3600)
+    _, line, _ = _fit(tmp_path, plan)
+    assert line["progress"] >= 1 and 1 <= line["seconds"] < 30
+    _, again, lines = _fit(tmp_path, plan)
+    assert lines == [] and again["step"] == line["step"]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"steps": 0}, "either steps or hours"),
+        ({"hours": 1.0}, "either steps or hours"),
+        ({"steps": -1}, "either steps or hours"),
+        ({"schedule": "cosine"}, "paper, anneal"),
+        ({"steps": 0, "hours": 1.0, "schedule": "paper"}, "hours need"),
+        ({"polyak": 1.0}, "polyak"),
+        ({"batch": 0}, "batch"),
+    ],
+)
+def test_contradictory_plans_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PLAN, **fields)
+
+
+def test_clipping_bounds_the_gradient():
+    clipped = train.adam(dataclasses.replace(PLAN, clip=1.0))
+    free = train.adam(PLAN)
+    params = {"a": jnp.zeros(4)}
+    large = {"a": jnp.full(4, 1e3)}
+    _, state = clipped.update(large, clipped.init(params))
+    _, state_free = free.update(large, free.init(params))
+    assert optax.tree.norm(state[1].mu) == pytest.approx(0.05, rel=1e-4)
+    assert optax.tree.norm(state_free[0].mu) > 1
