@@ -15,6 +15,8 @@ from pixeldefend.pixelcnn import PixelCNN, apply, init
 from pixeldefend.purification import adaptive_eps, purify
 from pixeldefend.raster import decode
 
+__version__ = "0.1.0"
+
 __all__ = [
     "PixelCNN",
     "adaptive_eps",

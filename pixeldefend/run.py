@@ -4,7 +4,6 @@ Only this file reads configs. Every mode checks all that the user gave before it
 touches a file; what is wrong by then is a `UserError`.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+import pixeldefend
 from pixeldefend import (
     checkpoint,
     data,
@@ -30,7 +30,13 @@ from pixeldefend import (
     report,
     train,
 )
-from pixeldefend.workdir import UserError, Workdir, command_line, user_errors
+from pixeldefend.workdir import (
+    UserError,
+    Workdir,
+    command_line,
+    config_hash,
+    user_errors,
+)
 
 Config = ml_collections.ConfigDict
 
@@ -55,8 +61,7 @@ def start(mode: str, config: Config, workdir: str = "") -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     sections = _sections(mode, config)
-    text = json.dumps(sections, sort_keys=True)
-    short = hashlib.sha256(text.encode()).hexdigest()[:8]
+    short = config_hash(sections)
     with user_errors():
         folder = workdir or f"runs/{config.dataset}/{mode}-{short}"
         place = Workdir(folder, sections)
@@ -358,7 +363,12 @@ def purify(config: Config, workdir: Workdir) -> None:
         "threshold": settings.threshold,
         "threat": "grey-box",  # the noise looks at nothing
     }
-    provenance = {"seconds": round(seconds, 3), "device": parallel.devices()}
+    provenance = {
+        "seconds": round(seconds, 3),
+        "device": parallel.devices(),
+        "config": config_hash(_sections("purify", config)),
+        "version": pixeldefend.__version__,
+    }
     row = evaluate.purification_row(identity, stages) | provenance
     evaluate.write_rows(folder / "rows.jsonl", [row])
     print(evaluate.purification_table(stages))

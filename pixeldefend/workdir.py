@@ -1,6 +1,7 @@
 """The folder of a run, and the mistakes of a user that are found before it is made."""
 
 import contextlib
+import hashlib
 import json
 import shlex
 import sys
@@ -26,6 +27,12 @@ def user_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+def config_hash(config: dict) -> str:
+    """A short name for what a run's results depend on."""
+    text = json.dumps(config, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def command_line() -> str:
