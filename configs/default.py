@@ -69,6 +69,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Makes a released model of a finished training run (`pixelcnn.weights`).
     release = config.release = ml_collections.ConfigDict()
     release.to = ""  # folder
+    release.note = ""  # for the card, e.g. how the run shared its machine
+    release.on_sample = False  # all splits from the bundled sample: for trying the code
     release.batch = 200
 
     sample = config.sample = ml_collections.ConfigDict()
@@ -91,6 +93,8 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.purify.count = config.purify.batch = 4
     config.sample.count = config.sample.batch = 4
     config.score.count = config.score.batch = 8
+    config.release.on_sample, config.release.batch = True, 64
+    config.release.to = "runs/smoke/pixelcnn"
     return config
 
 

@@ -278,11 +278,11 @@ def release(config: Config, workdir: Workdir) -> None:
             raise ValueError("release.to is missing: the folder for the released model")
         model, params, card = _density_model(config)
         mapped = _score_map(model, config.release.batch)
-        splits = {
-            "train": _arrays(config, "train")["images"],
-            "test": _arrays(config, "test")["images"],
-            "sample": data.sample(config.dataset)[0],
-        }
+        bundled = data.sample(config.dataset)[0]
+        splits = {"train": bundled, "test": bundled, "sample": bundled}
+        if not config.release.on_sample:
+            splits["train"] = _arrays(config, "train")["images"]
+            splits["test"] = _arrays(config, "test")["images"]
     del workdir  # all that is written goes to release.to
     scores = {
         name: report.run_batches(mapped, f"scoring {name}", params, images)[0]
@@ -293,6 +293,7 @@ def release(config: Config, workdir: Workdir) -> None:
         for split, values in scores.items()
     }
     folder = epath.Path(config.release.to)
+    card["note"] = config.release.note
     card["name"] = f"{folder.parent.name}/{folder.name}"
     command = f"python main.py --config=configs/{config.dataset}.py --mode=score"
     given = {

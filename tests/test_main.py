@@ -147,6 +147,41 @@ def test_score_smoke(tmp_path):
         assert np.all((file["p_values"] > 0) & (file["p_values"] <= 1))
 
 
+def test_release_smoke(trained, tmp_path):
+    to = tmp_path / "toy/pixelcnn"
+    result = _run(
+        f"{FASHION}:smoke",
+        "release",
+        f"--config.pixelcnn.weights={trained}",
+        f"--config.release.to={to}",
+        "--config.release.note=a toy",
+    )
+    assert result.returncode == 0, result.stderr
+    _, params, card = checkpoint.load_released(str(to))
+    _, expected, _ = checkpoint.load_released(str(trained))
+    for one, other in zip(_leaves(params), _leaves(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert card["name"] == "toy/pixelcnn" and card["note"] == "a toy"
+    assert card["figures"]["sample"]["n"] == 256
+    assert card["training"]["step"] == 8
+    assert str(tmp_path) not in (to / "card.json").read_text()
+    assert checkpoint.load_reference(str(to)).shape == (256,)
+
+
+def test_the_benchmark_prints_its_ratio():
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.purify", "--features=2", "--height=4"]
+        + ["--width=4", "--batch=2", "--repeats=1"],
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["ratio_to_forward"] > 0 and found["shape"] == [2, 4, 4, 1]
+
+
 def test_list_names_every_mode():
     result = subprocess.run(
         [sys.executable, "main.py", "--mode=list"],
