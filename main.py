@@ -26,7 +26,9 @@ def parse(arguments: list[str]) -> list[str]:
             raise ValueError(f"unexpected argument {rest[1]!r}; options start with --")
         return rest
     except (KeyError, AttributeError) as error:  # how ml_collections says no such field
-        field = str(error).strip("\"'")
+        inner = error.args[0] if error.args else error
+        text = str(inner.args[0] if isinstance(inner, KeyError) else inner)
+        field = text.splitlines()[0].strip("\"'")
         sys.exit(
             _mistake(
                 f"the config has no field {field!r}; configs/default.py has them all"
@@ -46,7 +48,7 @@ def _mistake(text: str) -> int:
 def main(_: list[str]) -> int:
     """Runs the mode."""
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+        logging.set_verbosity(logging.FATAL)
         # A restore that fails leaves tasks of orbax behind, each with a traceback; what
         # is wrong is reported in one line.
         standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)

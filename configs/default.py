@@ -51,7 +51,8 @@ def get_config() -> ml_collections.ConfigDict:
     purify = config.purify = ml_collections.ConfigDict()
     # "sample" (bundled), a split (train, validation, test), an .npz or .npy, a folder.
     purify.input = "sample"
-    purify.count = 128  # images at most; 0: all
+    # Images at most; 0: all; -1: 128 of the sample or a split, all of your own.
+    purify.count = -1
     purify.batch = 128  # images per compiled program, over all devices
     purify.eps = 16  # levels, the defence's
     # bits/dim below which an image is left alone (adaptive); 0: purify every image.

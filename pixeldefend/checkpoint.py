@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import io
 import json
 import os
@@ -50,6 +51,16 @@ def write_arrays(path: epath.PathLike, **arrays: np.ndarray) -> None:
         temporary.write_bytes(buffer.getvalue())
 
 
+class UnreadableError(ValueError):
+    """Weights or a checkpoint that are damaged or of another model."""
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    """What orbax asks for; an object store's path is left as it is."""
+    text = str(path)
+    return epath.Path(text if "://" in text else os.path.abspath(text))
+
+
 class Checkpoints:
     """Numbered checkpoints of a training run: a pytree of arrays and a little JSON."""
 
@@ -60,7 +71,7 @@ class Checkpoints:
         self._ocp = ocp
         self.folder = epath.Path(folder)
         self._manager = ocp.CheckpointManager(
-            os.path.abspath(self.folder) if "://" not in str(folder) else folder,
+            _absolute(folder),
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         )
 
@@ -85,7 +96,7 @@ class Checkpoints:
           like: a state of the same structure, shapes and types.
 
         Raises:
-          ValueError: the checkpoint is damaged or of another model.
+          UnreadableError: the checkpoint is damaged or of another model.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -100,7 +111,7 @@ class Checkpoints:
                 ),
             )
         except Exception as error:  # orbax raises many kinds for a damaged folder
-            raise ValueError(_unreadable(self.folder / str(step), error)) from error
+            raise _unreadable(self.folder / str(step), error) from error
         return step, restored["state"], restored["extra"]
 
     def close(self) -> None:
@@ -109,11 +120,11 @@ class Checkpoints:
         self._manager.close()
 
 
-def _unreadable(path: epath.Path, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
-    return (
-        f"cannot read the checkpoint {path}: {reason or type(error).__name__}; it is "
-        "damaged or of another model: remove it or name another folder"
+def _unreadable(path: epath.Path, error: Exception | str) -> UnreadableError:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return UnreadableError(
+        f"cannot read the checkpoint {path}: {reason}; it is damaged or of another "
+        "model: remove it or name another folder"
     )
 
 
@@ -121,7 +132,7 @@ def save_weights(folder: epath.PathLike, params: Any) -> None:
     """Saves a pytree of arrays under `folder` (orbax), replacing what was there."""
     import orbax.checkpoint as ocp
 
-    folder = epath.Path(os.path.abspath(folder))
+    folder = _absolute(folder)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder, params, force=True)
     # Nothing reads it back, and it names the folder it was written to.
@@ -137,25 +148,43 @@ def load_weights(folder: epath.PathLike, like: Any) -> Any:
 
     Raises:
       FileNotFoundError: no such folder.
-      ValueError: damaged, or not of this structure and these shapes.
+      UnreadableError: damaged, or not of this structure and these shapes.
     """
     import orbax.checkpoint as ocp
 
-    folder = epath.Path(os.path.abspath(folder))
+    folder = _absolute(folder)
     if not folder.exists():
         raise FileNotFoundError(f"no weights in {folder}")
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(folder, abstract)
+            # A restore that fails half-way leaves threads that complain, so compare
+            # beforehand.
+            stored = _shapes(checkpointer.metadata(folder).item_metadata.tree)
+            if stored != _shapes(abstract):
+                raise ValueError("its arrays do not have the shapes of this model")
+            return checkpointer.restore(folder, abstract)
     except Exception as error:  # orbax raises many kinds for a damaged folder
-        raise ValueError(_unreadable(folder, error)) from error
-    shapes = jax.tree.map(lambda a: (a.shape, a.dtype), params)
-    if shapes != jax.tree.map(lambda a: (a.shape, a.dtype), abstract):
-        raise ValueError(
-            f"the weights in {folder} do not have the shapes that the model needs"
+        raise _unreadable(folder, error) from error
+
+
+def _shapes(tree: Any) -> dict[str, tuple]:
+    """Shapes by path; sequences and their indices as text, as orbax stores them."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): tuple(
+            leaf.shape
         )
-    return params
+        for path, leaf in leaves
+    }
+
+
+def fingerprint(params: Any) -> str:
+    """SHA-256 over the bytes of all arrays, to notice damage."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def abstract_params(kind: str, model: Any, shape: tuple[int, int, int]) -> Any:
@@ -182,12 +211,16 @@ def save_released(
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # First, so that a kill never leaves an old card beside new weights.
+    for name in ("card.json", "reference.npy"):
+        (folder / name).unlink(missing_ok=True)
     save_weights(folder / "weights", params)
     if reference is not None:
         with whole_file(folder / "reference.npy") as temporary:
             with temporary.open("wb") as file:
                 np.save(file, np.sort(np.asarray(reference, np.float32)))
-    write_json(folder / "card.json", {"model": dataclasses.asdict(model), **card})
+    known = {"model": dataclasses.asdict(model), "sha256": fingerprint(params)}
+    write_json(folder / "card.json", card | known)
 
 
 def find_released(name: str) -> epath.Path:
@@ -223,8 +256,10 @@ def load_card(folder: epath.Path) -> dict:
     try:
         card = json.loads(path.read_text())
         kind, shape = card["kind"], card["image_shape"]
-        if kind not in _MODELS or len(shape) != 3:
-            raise ValueError(f"kind {kind!r}, image_shape {shape}")
+        if kind not in _MODELS:
+            raise ValueError(f"unknown kind {kind!r}")
+        if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+            raise ValueError(f"image_shape {shape}")
         card["model"], card["dataset"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the card of a model: {error}") from error
@@ -248,10 +283,13 @@ def load_released(name: str) -> tuple[Any, Any, dict]:
     card = load_card(folder)
     try:
         model = _MODELS[card["kind"]][0](**card["model"])
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'card.json'} does not fit: {error}") from error
     like = abstract_params(card["kind"], model, tuple(card["image_shape"]))
-    return model, load_weights(folder / "weights", like), card
+    params = load_weights(folder / "weights", like)
+    if card.get("sha256") != fingerprint(params):
+        raise _unreadable(folder / "weights", "they are not the ones of the card")
+    return model, params, card
 
 
 def load_reference(name: str) -> np.ndarray | None:
@@ -267,8 +305,11 @@ def load_reference(name: str) -> np.ndarray | None:
     try:
         with path.open("rb") as file:
             reference = np.load(file, allow_pickle=False)
-        if reference.ndim != 1 or not np.issubdtype(reference.dtype, np.floating):
+        floating = np.issubdtype(reference.dtype, np.floating)
+        if reference.ndim != 1 or not floating or not reference.size:
             raise ValueError(f"{reference.dtype} {reference.shape}")
-    except (ValueError, OSError) as error:
+        if not np.all(np.diff(reference) >= 0):
+            raise ValueError("they are not sorted")
+    except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} holds no scores: {error}") from error
     return reference

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -53,29 +54,39 @@ def load(
     # TFDS advises OpenCV at every start; it would save a second once.
     logging.getLogger("absl").addFilter(lambda r: "OpenCV" not in r.getMessage())
 
-    root = epath.Path(data_dir)
+    root = epath.Path(data_dir).expanduser()
     hint = f"prepare it with: launch/prepare_data.sh {root} {name}"
     if not root.exists():
         raise FileNotFoundError(f"data_dir {root} does not exist; {hint}")
     if not any(root.glob(f"{name}/*/dataset_info.json")):
         raise FileNotFoundError(f"no {name} data set in data_dir {root}; {hint}")
-    builder = tfds.builder(name, data_dir=root, file_format="array_record")
-    record_split = "test" if split == "test" else "train"
-    if not builder.data_path.exists() or record_split not in builder.info.splits:
-        raise FileNotFoundError(
-            f"{builder.data_path} holds no array_record split {record_split!r}; {hint}"
+    try:
+        builder = tfds.builder(name, data_dir=root, file_format="array_record")
+        source = builder.as_data_source(split="test" if split == "test" else "train")
+        count = len(source)
+        records = source.__getitems__(list(_records(split, count)))
+        images = np.stack([record["image"] for record in records])
+        labels = np.array([record["label"] for record in records], np.int32)
+    except Exception as error:  # TFDS and array_record raise many kinds
+        raise ValueError(
+            f"cannot read the {split} split of {name} in {root} "
+            f"({type(error).__name__}); it is damaged, of another version or not "
+            f"array_record: remove {root / name}, then {hint}"
+        ) from error
+    if images.shape[1:] != HEIGHT_WIDTH_CHANNELS[name] or images.dtype != np.uint8:
+        raise ValueError(
+            f"{root / name} holds {_describe(images.shape[1:])} {images.dtype} images, "
+            f"which are not {name}'s; {hint}"
         )
-    source = builder.as_data_source(split=record_split)
-    count = len(source)
-    start, stop = {
-        "train": (0, count - VALIDATION),
-        "validation": (count - VALIDATION, count),
-        "test": (0, count),
-    }[split]
-    records = source.__getitems__(list(range(start, stop)))
-    images = np.stack([record["image"] for record in records])
-    labels = np.array([record["label"] for record in records], np.int32)
     return images, labels
+
+
+def _records(split: str, count: int) -> range:
+    """The records of a split among the `count` of TFDS's own."""
+    if split == "test":
+        return range(count)
+    border = max(count - VALIDATION, 0)
+    return range(border) if split == "train" else range(border, count)
 
 
 def check_name(name: str) -> None:
@@ -134,8 +145,11 @@ def read_input(
         raise ValueError(f"count must not be negative: {count}")
     own = source not in ("sample", *SPLITS)
     if own:
+        if not source:
+            raise ValueError("input is empty: sample, a split, a file or a folder")
         images, labels, names = read_images(source, shape)
-        source = epath.Path(source).stem
+        path = epath.Path(source).expanduser().resolve()
+        source = (path.name if path.is_dir() else path.stem) or "images"
     else:
         images, labels = (
             sample(name) if source == "sample" else load(name, source, data_dir)
@@ -171,7 +185,7 @@ def read_images(
         to mend it.
       FileNotFoundError: nothing at `path`.
     """
-    path = epath.Path(path)
+    path = epath.Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}")
     if path.is_dir():
@@ -191,6 +205,8 @@ def read_images(
                 f"labels in {path} must be integers of shape {images.shape[:1]}: "
                 f"{labels.dtype} {labels.shape}"
             )
+        if labels.size and (labels.min() < 0 or labels.max() > 255):
+            raise ValueError(f"labels in {path} must be classes between 0 and 255")
         labels = labels.astype(np.int32)
     return images, labels, [f"{path.stem}_{i:05d}" for i in range(len(images))]
 
@@ -199,13 +215,19 @@ def _read_arrays(path: epath.Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with path.open("rb") as file:
             loaded = np.load(io.BytesIO(file.read()), allow_pickle=False)
-        if path.suffix == ".npy":
+        if isinstance(loaded, np.ndarray):
+            if path.suffix == ".npz":
+                raise ValueError("it is a single array; call it .npy")
             return loaded, None
         if "images" not in loaded:
             raise ValueError(f"no array called 'images', only {sorted(loaded)}")
         return loaded["images"], loaded["labels"] if "labels" in loaded else None
     except Exception as error:  # numpy raises many kinds for a broken file
-        reason = "it holds Python objects" if "pickle" in str(error) else error
+        reason = str(error)
+        if "Object arrays" in reason:
+            reason = "it holds Python objects, which are never loaded"
+        elif "pickle" in reason or not reason:
+            reason = "it is not in numpy's format"
         raise ValueError(f"cannot read numeric arrays from {path}: {reason}") from error
 
 
@@ -219,23 +241,35 @@ def _read_folder(
         raise ValueError(
             f"no pictures in {path} (looked for {', '.join(_IMAGE_SUFFIXES)})"
         )
+    stems: dict[str, epath.Path] = {}
+    for file in files:
+        twin = stems.setdefault(file.stem.casefold(), file)
+        if twin != file:
+            raise ValueError(f"{twin} and {file} would get the same name; rename one")
+    wanted = (shape[0], shape[1], "L" if shape[2] == 1 else "RGB")
     images = []
     for file in files:
         try:
-            with Image.open(io.BytesIO(file.read_bytes())) as picture:
-                pixels = np.asarray(picture)
-                mode = picture.mode
-        except (UnidentifiedImageError, OSError, ValueError) as error:
+            with warnings.catch_warnings():
+                # Of a huge picture; only its header is read before it is refused.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(io.BytesIO(file.read_bytes())) as picture:
+                    found = (picture.height, picture.width, picture.mode)
+                    pixels = np.asarray(picture) if found == wanted else None
+        except (
+            UnidentifiedImageError,
+            Image.DecompressionBombError,
+            OSError,
+            ValueError,
+        ) as error:
             raise ValueError(f"{file} is not a picture that can be read") from error
-        if pixels.ndim == 2:
-            pixels = pixels[..., None]
-        if mode not in ("L", "RGB") or pixels.shape != shape:
+        if pixels is None:
             raise ValueError(
-                f"{file} is {_describe(pixels.shape)} ({mode}); this model takes "
-                f"{_describe(shape)} ({'L' if shape[2] == 1 else 'RGB'}), 8 bits: "
-                "resize and convert it first"
+                f"{file} is {_describe(found[:2])} ({found[2]}); this model takes "
+                f"{_describe(wanted[:2])} ({wanted[2]}), 8 bits: resize and convert it "
+                "first"
             )
-        images.append(pixels)
+        images.append(pixels.reshape(shape))
     return check_levels(np.stack(images), shape, str(path)), [p.stem for p in files]
 
 
@@ -259,13 +293,17 @@ def check_levels(
       ValueError: no image, another shape, or values outside 0..255.
     """
     if not np.issubdtype(images.dtype, np.integer):
+        hint = ""
+        if np.issubdtype(images.dtype, np.floating):
+            hint = ": for units 0..1 use np.round(images * 255).astype(np.uint8)"
         raise TypeError(
-            f"{what} holds {images.dtype}; images are integer levels 0..255 (uint8): "
-            "for units 0..1 use np.round(images * 255).astype(np.uint8)"
+            f"{what} holds {images.dtype}; images are integer levels 0..255 (uint8)"
+            f"{hint}"
         )
     wanted = "N x " + (_describe(shape) if shape else "H x W x C")
     if images.ndim != 4 or (shape and images.shape[1:] != tuple(shape)):
-        raise ValueError(f"{what} is {_describe(images.shape)}; expected {wanted}")
+        found = _describe(images.shape) or "a single number"
+        raise ValueError(f"{what} is {found}; expected {wanted}")
     if not images.size:
         raise ValueError(f"{what} holds no image")
     if images.min() < 0 or images.max() > 255:

@@ -113,7 +113,8 @@ def draw(
     """The policy of `sample`: a draw in proportion to mass, by inverting its sums."""
     del level
     sums = jnp.cumsum(jax.nn.softmax(log_mass, axis=0), axis=0)
-    points = jax.vmap(lambda key: jax.random.uniform(key, dtype=sums.dtype))(keys)
+    # In (0, 1]: a zero would pick a first candidate without mass.
+    points = jax.vmap(lambda key: 1 - jax.random.uniform(key, dtype=sums.dtype))(keys)
     # Scaled by the last sum, which rounding keeps from being exactly one.
     index = jnp.sum(sums < points[None] * sums[-1:], axis=0)
     return jnp.take_along_axis(candidates, index[None], axis=0)[0]

@@ -15,7 +15,9 @@ def p_values(log_probs: chex.Array, reference: chex.Array) -> chex.Array:
       reference: of the training images, `[N]` nats, sorted.
 
     Returns:
-      `[...]` in (0, 1].
+      `[...]` in (0, 1]; NaN where the log-probability is.
     """
+    log_probs = jnp.asarray(log_probs)
     no_likelier = jnp.searchsorted(reference, log_probs, side="right")
-    return (1 + no_likelier) / (reference.shape[0] + 1)
+    ranks = (1 + no_likelier) / (reference.shape[0] + 1)
+    return jnp.where(jnp.isnan(log_probs), jnp.nan, ranks)

@@ -64,18 +64,18 @@ def stages(
 
 def summary(bits: np.ndarray) -> dict:
     """Mean bits/dim of `[N]` with the half-width of its 95 % interval, and N."""
-    half = 1.96 * float(np.std(bits)) / len(bits) ** 0.5
-    return {
-        "n": len(bits),
-        "bits_per_dim": round(float(np.mean(bits)), 4),
-        "half_width_95": round(half, 4),
-    }
+    half = None  # one image tells nothing about the spread
+    if len(bits) > 1:
+        half = round(1.96 * float(np.std(bits, ddof=1)) / len(bits) ** 0.5, 4)
+    mean = round(float(np.mean(bits)), 4)
+    return {"n": len(bits), "bits_per_dim": mean, "half_width_95": half}
 
 
 def interval(bits: np.ndarray) -> str:
     """`summary` for a person."""
     found = summary(bits)
-    return f"{found['bits_per_dim']:.3f} ± {found['half_width_95']:.3f}"
+    half = found["half_width_95"]
+    return f"{found['bits_per_dim']:.3f} ± {'?' if half is None else f'{half:.3f}'}"
 
 
 def purification_table(found: list[Stage]) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 AXIS = "devices"
 
 
-def check_batch(batch: int) -> int:
-    """The images per device of a global batch.
+def check_batch(batch: int, field: str = "batch") -> int:
+    """The images per device of a global batch; `field` is named in the message.
 
     Raises:
       ValueError: the devices do not divide it.
@@ -21,7 +21,7 @@ def check_batch(batch: int) -> int:
     count = jax.local_device_count()
     if batch < 1 or batch % count:
         raise ValueError(
-            f"batch must be a positive multiple of {count} devices: {batch}"
+            f"{field} must be a positive multiple of {count} devices: {batch}"
         )
     return batch // count
 

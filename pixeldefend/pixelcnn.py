@@ -51,8 +51,9 @@ class PixelCNN:
           ValueError: a size is out of range or a name is unknown.
         """
         for name in ("features", "depth", "levels", "mixtures"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1 up: {value}")
         if self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3: {self.channels}")
         if self.classes < 0:
@@ -189,7 +190,7 @@ def init(
     x = jax.nn.elu(stream(ul, model, 0, ul.input(units, model.features)))
     last = causal.Init(key=head_key, **options)
     shape = (model.features, mixture.outputs(model))
-    _, output = last.make(shape, lambda w: x @ w, 0.1)
+    _, output = last.make(shape, lambda w: x @ w, 1.0)
     tables = mixture.init_tables(model)
     return {
         "u": u.params,
@@ -223,4 +224,12 @@ def check_images(
             "this model is class-conditional: give labels [B]"
             if labels is None
             else "this model is not class-conditional: labels must be None"
+        )
+    if labels is None:
+        return
+    whole = jnp.issubdtype(labels.dtype, jnp.integer)
+    if labels.shape != images.shape[:1] or not whole:
+        raise ValueError(
+            f"labels must be integers [{images.shape[0]}], one per image: "
+            f"{labels.dtype} {list(labels.shape)}"
         )

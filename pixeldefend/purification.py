@@ -37,7 +37,9 @@ def purify(
       eps: whole levels 0..255, a number or `[B]`; data, so one program serves all.
       labels: integers `[B]` for a class-conditional model.
       solver: "scan".
-      width: static bound on `2 max(eps) + 1`, see `raster.decode`; None for any eps.
+      width: static bound on `2 max(eps) + 1`, see `raster.decode`; None for any eps,
+        with the width of the largest in the batch (which may decide a float32 near-tie
+        differently than another width would).
 
     Returns:
       Purified levels `[B, H, W, C]`, uint8.
@@ -49,6 +51,10 @@ def purify(
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}: {solver!r}")
     lower, upper = bounds(images, eps)
+    if width is not None and not isinstance(eps, jax.core.Tracer):
+        needed = min(2 * int(np.max(eps)) + 1, pixels.LEVELS)
+        if width < needed:
+            raise ValueError(f"width must be at least {needed} for this eps: {width}")
     return raster.decode(
         model,
         params,

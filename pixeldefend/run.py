@@ -56,6 +56,8 @@ def start(mode: str, config: Config, workdir: str = "") -> None:
     Raises:
       UserError: something that the user gave is wrong.
     """
+    if config.seed < 0:
+        raise UserError(f"seed must not be negative: {config.seed}")
     if config.compilation_cache:
         folder = epath.Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -98,8 +100,11 @@ def describe_modes() -> str:
 def _input(config: Config, mode: str, shape: Sequence[int]) -> data.Input:
     """What `purify` and `score` work on."""
     settings = config[mode]
+    count = settings.count
+    if count == -1:
+        count = 128 if settings.input in ("sample", *data.SPLITS) else 0
     chosen = data.read_input(
-        config.dataset, settings.input, settings.count, tuple(shape), config.data_dir
+        config.dataset, settings.input, count, tuple(shape), config.data_dir
     )
     if settings.input == "sample" and not config.data_dir:
         print(
@@ -135,7 +140,7 @@ def train_pixelcnn(config: Config, workdir: Workdir) -> None:
         model = pixelcnn.PixelCNN(**config.pixelcnn.model)
         options = set(train.Plan.__dataclass_fields__) & set(settings)
         plan = train.Plan(seed=config.seed, **{k: settings[k] for k in options})
-        parallel.check_batch(plan.batch)
+        parallel.check_batch(plan.batch, "train.batch")
         data.check_name(config.dataset)
         if settings.on_sample:
             images, labels = data.sample(config.dataset)
@@ -145,6 +150,14 @@ def train_pixelcnn(config: Config, workdir: Workdir) -> None:
                 _arrays(config, split) for split in ("train", "validation")
             )
         data.Batches(len(training["images"]), plan.batch, plan.seed)
+        for name in ("init_images", "eval_images"):
+            if settings[name] < 1:
+                raise ValueError(f"{name} must be at least 1: {settings[name]}")
+        if model.classes and training["labels"].max() >= model.classes:
+            raise ValueError(
+                f"classes is {model.classes}, but there are labels up to "
+                f"{training['labels'].max()}"
+            )
         shape = training["images"].shape[1:]
         abstract = checkpoint.abstract_params("pixelcnn", model, shape)
         params = None
@@ -171,12 +184,11 @@ def train_pixelcnn(config: Config, workdir: Workdir) -> None:
             line["progress"], f"{line['loss']:.3f} bits/dim{found}, {rate:.1f} images/s"
         )
 
-    with user_errors():
-        first = train.start(params, {}, train.adam(plan))
-        try:
-            state, line = train.fit(first, step, training, plan, folder, scores, show)
-        except train.NonFiniteLossError as error:
-            raise UserError(str(error)) from error
+    first = train.start(params, {}, train.adam(plan))
+    try:
+        state, line = train.fit(first, step, training, plan, folder, scores, show)
+    except (train.NonFiniteLossError, checkpoint.UnreadableError) as error:
+        raise UserError(str(error)) from error
     progress.close()
     card = {
         "kind": "pixelcnn",
@@ -201,8 +213,8 @@ def sample(config: Config, workdir: Workdir) -> None:
         model, params, card = checkpoint.load_released(config.pixelcnn.weights)
         if settings.count < 1:
             raise ValueError(f"sample.count must be at least 1: {settings.count}")
-        parallel.check_batch(settings.batch)
-        if settings.label >= max(model.classes, 0) and settings.label >= 0:
+        parallel.check_batch(settings.batch, "sample.batch")
+        if settings.label >= model.classes and settings.label >= 0:
             raise ValueError(
                 f"sample.label {settings.label}: this model has {model.classes} classes"
             )
@@ -231,7 +243,8 @@ def sample(config: Config, workdir: Workdir) -> None:
     columns = int(np.ceil(len(images) ** 0.5))
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
     figures.save(figures.grid(rows), folder / "samples.png")
-    checkpoint.write_arrays(folder / "samples.npz", images=images)
+    drawn = {"labels": labels.astype(np.int32)} if model.classes else {}
+    checkpoint.write_arrays(folder / "samples.npz", images=images, **drawn)
     print(
         f"{len(images)} samples at {len(images) / seconds:.1f} images/s after "
         f"{mapped.compile_seconds:.1f} s of compilation: {folder / 'samples.png'}"
@@ -245,6 +258,7 @@ def score(config: Config, workdir: Workdir) -> None:
         model, params, card = _density_model(config)
         reference = checkpoint.load_reference(config.pixelcnn.weights)
         given = _input(config, "score", card["image_shape"])
+        parallel.check_batch(settings.batch, "score.batch")
         mapped = _score_map(model, settings.batch)
     folder = workdir.open()
     log_probs, seconds = report.run_batches(mapped, "scoring", params, given.images)
@@ -276,7 +290,15 @@ def release(config: Config, workdir: Workdir) -> None:
     with user_errors():
         if not config.release.to:
             raise ValueError("release.to is missing: the folder for the released model")
+        if epath.Path(config.release.to).is_file():
+            raise ValueError(f"release.to {config.release.to} is a file; name a folder")
         model, params, card = _density_model(config)
+        if card["dataset"] != config.dataset:
+            raise ValueError(
+                f"{config.pixelcnn.weights} was trained on {card['dataset']}; use the "
+                f"config of that data set, not of {config.dataset}"
+            )
+        parallel.check_batch(config.release.batch, "release.batch")
         mapped = _score_map(model, config.release.batch)
         bundled = data.sample(config.dataset)[0]
         splits = {"train": bundled, "test": bundled, "sample": bundled}
@@ -295,7 +317,10 @@ def release(config: Config, workdir: Workdir) -> None:
     folder = epath.Path(config.release.to)
     card["note"] = config.release.note
     card["name"] = f"{folder.parent.name}/{folder.name}"
-    command = f"python main.py --config=configs/{config.dataset}.py --mode=score"
+    command = (
+        f"python main.py --config=configs/{config.dataset}.py --mode=score "
+        f"--config.pixelcnn.weights={card['name']}"
+    )
     given = {
         "train": "train --config.data_dir=DATA_DIR",
         "test": "test --config.data_dir=DATA_DIR",
@@ -326,8 +351,15 @@ def purify(config: Config, workdir: Workdir) -> None:
                 f"unknown attack {settings.attack!r}: one of auto, "
                 f"{', '.join(defence.ATTACKS)}"
             )
-        if settings.eps_attack < 0:
-            raise ValueError(f"eps_attack must not be negative: {settings.eps_attack}")
+        if not 0 <= settings.eps_attack <= 255:
+            raise ValueError(
+                f"eps_attack must be between 0 and 255 levels: {settings.eps_attack}"
+            )
+        if not 0 <= settings.threshold < float("inf"):
+            raise ValueError(
+                f"threshold must be finite, in bits/dim from 0: {settings.threshold}"
+            )
+        parallel.check_batch(settings.batch, "purify.batch")
         purification.check_eps(settings.eps)
         given = _input(config, "purify", card["image_shape"])
         attack = settings.attack
@@ -347,7 +379,7 @@ def purify(config: Config, workdir: Workdir) -> None:
     indices = np.arange(len(clean), dtype=np.uint32)
     result, seconds = report.run_batches(mapped, "purifying", variables, clean, indices)
     _write_purified(folder, given, result)
-    titles = {"clean": "clean"}
+    titles = {"clean": "as given" if given.own else "clean"}
     if attack != "none":
         titles["perturbed"] = f"{attack.upper()}, eps {settings.eps_attack:g}"
     titles["purified"] = f"purified, eps {settings.eps}"
@@ -362,7 +394,10 @@ def purify(config: Config, workdir: Workdir) -> None:
         "eps_attack": settings.eps_attack if attack != "none" else 0.0,
         "eps_defend": settings.eps,
         "threshold": settings.threshold,
-        "threat": "grey-box",  # the noise looks at nothing
+        "input": given.source,
+        "own": given.own,
+        # The noise looks at nothing.
+        "threat": None if attack == "none" else "grey-box",
     }
     provenance = {
         "seconds": round(seconds, 3),
@@ -383,6 +418,8 @@ def purify(config: Config, workdir: Workdir) -> None:
 
 def _write_purified(folder: epath.Path, given: data.Input, result: dict) -> None:
     """Arrays, a before/after picture and, for the user's own images, a PNG each."""
+    for old in (folder / "purified").glob("*"):  # of an earlier, equal run
+        old.unlink()
     perturbed, purified = result["perturbed"], result["purified"]
     labels = {} if given.labels is None else {"labels": given.labels.astype(np.uint8)}
     checkpoint.write_arrays(

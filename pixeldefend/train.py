@@ -103,6 +103,13 @@ class Plan:
         for name in ("batch", "log_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: {getattr(self, name)}")
+        for name in ("learning_rate", "decay", "hours"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be finite and not negative: {value}")
+        for name in ("warmup", "clip", "checkpoint_minutes", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative: {getattr(self, name)}")
 
     def progress(self, step: int, seconds: float) -> float:
         """The share of the run that is done, 1 at its end."""
@@ -163,10 +170,10 @@ def make_step(
         (loss, (model_state, metrics)), gradients = jax.value_and_grad(
             loss_fn, has_aux=True
         )(state.params, state.model_state, batch, key)
-        metrics = {"loss": loss, **metrics}
         gradients, model_state, metrics = jax.lax.pmean(
-            (gradients, model_state, metrics), parallel.AXIS
+            (gradients, model_state, {"loss": loss, **metrics}), parallel.AXIS
         )
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer_state, state.params
         )
@@ -213,7 +220,8 @@ def fit(
 
     Raises:
       NonFiniteLossError: the loss is no longer finite.
-      ValueError: batch and devices do not fit, or a checkpoint cannot be read.
+      ValueError: batch and devices do not fit.
+      checkpoint.UnreadableError: a checkpoint cannot be read.
     """
     parallel.check_batch(plan.batch)
     workdir = epath.Path(workdir)
@@ -240,13 +248,14 @@ def fit(
             now = time.monotonic()
             seconds, begun = seconds + now - begun, now
             last = plan.progress(done, seconds) >= 1
-            if not last and done % plan.log_every:
+            evaluating = last or done % plan.eval_every == 0
+            if not evaluating and done % plan.log_every:
                 continue
             line = loop.line(done, seconds, waiting)
             rate = plan.batch * len(waiting) / max(time.monotonic() - logged, 1e-9)
             line["images_per_second"] = round(rate, 2)
             waiting = []
-            if last or done % plan.eval_every == 0:
+            if evaluating:
                 line.update(evaluate(state))
             lines.add(line)
             report(line)
@@ -270,7 +279,8 @@ class _Loop:
         self, state: TrainState, batch: dict, done: int, seconds: float
     ) -> tuple[TrainState, dict]:
         rate = self.plan.rate(done, self.plan.progress(done, seconds))
-        return self.step(state, batch, self.key, rate)
+        state, metrics = self.step(state, batch, self.key, rate)
+        return state, metrics | {"learning_rate": rate}
 
     def line(self, done: int, seconds: float, waiting: list[dict]) -> dict:
         """Averages what has gathered since the last line; checks that it is finite."""
@@ -278,18 +288,19 @@ class _Loop:
             name: float(np.mean([metrics[name] for metrics in waiting]))
             for name in waiting[0]
         }
-        if not np.isfinite(means["loss"]):
-            raise NonFiniteLossError(
-                f"the loss is {means['loss']} at step {done}: lower the learning rate "
-                "or clip the gradient, and start again in another workdir"
-            )
+        # The gradient too: one that is not finite has already spoiled the parameters.
+        for name in ("loss", "gradient_norm"):
+            if not np.isfinite(means[name]):
+                raise NonFiniteLossError(
+                    f"the {name} is {means[name]} at step {done}: lower the learning "
+                    "rate or clip the gradient, and start again in another workdir"
+                )
         progress = self.plan.progress(done, seconds)
         return {
             "step": done,
             "images": done * self.plan.batch,
             "progress": round(progress, 6),
             "seconds": round(seconds, 3),
-            "learning_rate": self.plan.rate(done - 1, progress),
             **means,
         }
 
@@ -315,5 +326,10 @@ class _Metrics:
 
     def add(self, line: dict) -> None:
         self.last = line
+        text = json.dumps(line) + "\n"
+        if "://" in str(self.path):  # an object store, which cannot append
+            with checkpoint.whole_file(self.path) as temporary:
+                temporary.write_text(self.path.read_text() + text)
+            return
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(text)

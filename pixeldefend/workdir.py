@@ -37,13 +37,16 @@ def config_hash(config: dict) -> str:
 
 def command_line() -> str:
     """This command as anyone can repeat it: without this machine's folders."""
-    kept = [
-        "--config.data_dir=DATA_DIR"
-        if option.startswith("--config.data_dir")
-        else option
-        for option in sys.argv[1:]
-        if not option.startswith("--workdir")
-    ]
+    kept, arguments = [], iter(sys.argv[1:])
+    for argument in arguments:
+        flag, equals, _ = argument.partition("=")
+        name = flag.lstrip("-")
+        if name in ("workdir", "config.data_dir") and not equals:
+            next(arguments, None)
+        if name == "config.data_dir":
+            kept.append("--config.data_dir=DATA_DIR")
+        elif name != "workdir":
+            kept.append(argument)
     return shlex.join(["python", "main.py", *kept])
 
 
@@ -72,10 +75,11 @@ class Workdir:
         except ValueError as error:
             raise ValueError(f"{path} is damaged; name another --workdir") from error
         if old != config:
-            changed = ", ".join(sorted(_differences(old, config)))
+            changed = sorted(_differences(old, config))
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise ValueError(
-                f"workdir {folder} belongs to another config ({changed}); name another "
-                "--workdir or remove that folder"
+                f"workdir {folder} belongs to another config "
+                f"({', '.join(changed[:3])}{more}); name another --workdir"
             )
 
     def open(self) -> epath.Path:
@@ -92,4 +96,5 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
             inner = f"{name}.{key}" if name else key
             yield from _differences(old.get(key), new.get(key), inner)
     elif old != new:
-        yield f"{name}: {old} there, {new} here"
+        short = [str(value)[:40] for value in (old, new)]
+        yield f"{name or 'config'}: {short[0]} there, {short[1]} here"

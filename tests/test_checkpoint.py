@@ -81,6 +81,27 @@ def test_damaged_files_are_refused(copy):
         checkpoint.load_released(str(copy))
 
 
+def test_one_flipped_byte_is_noticed(copy):
+    largest = max((copy / "weights").rglob("*"), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 64
+    largest.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="cannot read the checkpoint"):
+        checkpoint.load_released(str(copy))
+
+
+def test_nothing_old_stays_beside_new_weights(released, copy):
+    _, model, params = released
+    card = {"kind": "pixelcnn", "dataset": "toy", "image_shape": list(SHAPE)}
+    checkpoint.save_released(copy, model, params, card)
+    assert checkpoint.load_reference(str(copy)) is None
+
+
+def test_object_store_paths_stay_as_they_are():
+    assert str(checkpoint._absolute("gs://bucket/run")) == "gs://bucket/run"
+    assert checkpoint._absolute("run").is_absolute()
+
+
 def test_a_damaged_training_checkpoint_is_refused(tmp_path):
     state = {"a": jnp.arange(100.0)}
     saving = checkpoint.Checkpoints(tmp_path)

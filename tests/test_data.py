@@ -113,6 +113,62 @@ def test_arrays_that_are_no_images_are_refused(tmp_path, images, error, message)
         data.read_images(tmp_path / "bad.npz", GREY)
 
 
+def test_pictures_that_would_get_one_name_are_refused(tmp_path):
+    for name in ("a.png", "A.bmp"):
+        _png(np.zeros((28, 28), np.uint8), tmp_path / name)
+    with pytest.raises(ValueError, match="same name"):
+        data.read_images(tmp_path, GREY)
+
+
+def test_a_huge_picture_is_refused_unread(tmp_path):
+    Image.new("L", (12_000, 9_000)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"9000 x 12000 \(L\)"):
+        data.read_images(tmp_path, GREY)
+
+
+def test_labels_that_do_not_fit_a_byte_are_refused(tmp_path):
+    images = np.zeros((2, *GREY), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.array([1, 256]))
+    with pytest.raises(ValueError, match="between 0 and 255"):
+        data.read_images(tmp_path / "a.npz", GREY)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_files_in_each_others_clothes_are_refused(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    images = np.zeros((2, *GREY), np.uint8)
+    with path.open("wb") as file:
+        np.savez(file, x=images) if suffix == "npy" else np.save(file, images)
+    with pytest.raises(ValueError, match="a single array|no array called"):
+        data.read_images(path, GREY)
+    path.write_text("hello")
+    with pytest.raises(ValueError, match="numpy's format"):
+        data.read_images(path, GREY)
+
+
+def test_own_input_is_taken_whole_and_named_after_its_place(tmp_path):
+    folder = tmp_path / "my.pics"
+    folder.mkdir()
+    for name in "abc":
+        _png(np.zeros((28, 28), np.uint8), folder / f"{name}.png")
+    found = data.read_input("mnist", str(folder), 0, GREY, None)
+    assert found.own and found.source == "my.pics" and len(found.images) == 3
+    assert data.read_input("mnist", str(folder), 2, GREY, None).names == ["a", "b"]
+    sample = data.read_input("mnist", "sample", 5, GREY, None)
+    assert not sample.own and sample.names[4] == "sample_00004"
+    with pytest.raises(ValueError, match="32 x 32 x 3"):
+        data.read_input("mnist", "sample", 0, (32, 32, 3), None)
+
+
+@pytest.mark.parametrize("damage", ["info", "records"])
+def test_a_damaged_data_set_is_explained(tmp_path, damage):
+    version = tmp_path / "mnist/3.0.1"
+    version.mkdir(parents=True)
+    (version / "dataset_info.json").write_text("{" if damage == "info" else "{}")
+    with pytest.raises(ValueError, match=r"cannot read the test split.*prepare_data"):
+        data.load("mnist", "test", tmp_path)
+
+
 def test_objects_are_never_unpickled(tmp_path):
     np.save(tmp_path / "bad.npy", np.array([print, "x"], object), allow_pickle=True)
     with pytest.raises(ValueError, match="Python objects"):

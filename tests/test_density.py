@@ -78,3 +78,5 @@ def test_p_values_are_ranks_among_the_reference(rng):
     expected = [(1 + np.sum(reference <= v)) / 100 for v in values]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found[-2] == 0.01 and found[-1] == 1.0
+    unknown = detection.p_values(jnp.array([np.nan, 0.0]), jnp.asarray(reference))
+    assert np.isnan(unknown[0]) and not np.isnan(unknown[1])

@@ -63,8 +63,12 @@ def test_train_pixelcnn_killed_and_run_again_ends_with_the_same_bytes(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert first.exists(), "never reached a checkpoint"
     assert not (tmp_path / "run/model").exists(), "killed too late to prove anything"
+    before = (tmp_path / "run/metrics.jsonl").read_text().splitlines()[0]
     subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
+    # Its timing is in the line: a run that began again would have written another.
+    assert (tmp_path / "run/metrics.jsonl").read_text().startswith(before)
     _, params, _ = checkpoint.load_released(str(trained))
     _, resumed, _ = checkpoint.load_released(str(tmp_path / "run"))
     for one, other in zip(_leaves(params), _leaves(resumed), strict=True):
@@ -144,7 +148,10 @@ def test_score_smoke(tmp_path):
     assert result.returncode == 0, result.stderr
     with np.load(tmp_path / "a/scores.npz") as file:
         assert file["bits_per_dim"].shape == (8,)
-        assert np.all((file["p_values"] > 0) & (file["p_values"] <= 1))
+        reference = checkpoint.load_reference("fashion_mnist/pixelcnn")
+        ranks = [np.sum(reference <= value) for value in file["log_probs"]]
+        expected = (1 + np.array(ranks)) / (len(reference) + 1)
+        np.testing.assert_allclose(file["p_values"], expected, rtol=1e-5)
 
 
 def test_release_smoke(trained, tmp_path):
@@ -194,6 +201,14 @@ def test_list_names_every_mode():
         assert mode in result.stdout
 
 
+def _misfit(folder):
+    """A card of another model than its weights."""
+    shutil.copytree(checkpoint.find_released("fashion_mnist/pixelcnn"), folder)
+    card = json.loads((folder / "card.json").read_text())
+    card["model"]["features"] += 1
+    (folder / "card.json").write_text(json.dumps(card))
+
+
 def _mistakes(folder):
     """(mode, options, part of the message) for each way to get it wrong."""
     write = lambda name, **arrays: np.savez(folder / name, **arrays)  # noqa: E731
@@ -207,6 +222,7 @@ def _mistakes(folder):
     (folder / "nothing").mkdir()
     (folder / "other").mkdir()
     (folder / "other/config.json").write_text('{"mode": "train_pixelcnn"}')
+    _misfit(folder / "misfit")
     given = lambda path: f"--config.purify.input={folder}/{path}"  # noqa: E731
     return [
         ("cook", [], "unknown mode 'cook': one of purify"),
@@ -237,11 +253,31 @@ def _mistakes(folder):
         ("train_pixelcnn", [], "needs --config.data_dir"),
         ("train_pixelcnn", ["--config.pixelcnn.train.steps=5"], "steps or hours"),
         ("sample", ["--config.sample.label=3"], "0 classes"),
+        ("purify", ["--config.purify.eps=256"], "between 0 and 255"),
+        ("purify", ["--config.purify.count=-2"], "count must not be negative"),
+        ("purify", ["--config.purify.batch=0"], "purify.batch must be"),
+        ("purify", ["--config.purify.eps_attack=nan"], "eps_attack"),
+        ("purify", ["--config.purify.threshold=inf"], "threshold must be finite"),
+        ("purify", ["--config.purify.input="], "input is empty"),
+        ("purify", [f"--config.pixelcnn.weights={folder}/misfit"], "weights"),
+        ("purify", [f"--workdir={folder}/size.npz"], "is a file"),
+        ("score", ["--config.score.batch=-1"], "score.batch"),
+        ("train_pixelcnn", ["--config.seed=-1"], "seed"),
+        ("train_pixelcnn", ["--config.pixelcnn.train.learning_rate=nan"], "finite"),
+        ("train_pixelcnn", ["--config.pixelcnn.train.warmup=-1"], "warmup"),
+        ("train_pixelcnn", ["--config.pixelcnn.model.depth=0"], "depth"),
         ("release", [], "release.to is missing"),
     ]
 
 
-def test_every_mistake_is_one_line_and_touches_nothing(tmp_path, capfd):
+def _contents(folder):
+    return {
+        str(path): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def test_every_mistake_is_one_line_and_touches_nothing(tmp_path):
     """All in one process: `main.py` is entered anew for each, as a shell would."""
     script = """
 import contextlib, io, json, sys
@@ -264,7 +300,7 @@ for arguments in json.load(sys.stdin):
     print(json.dumps([code, error.getvalue()]))
 """
     mistakes = _mistakes(tmp_path)
-    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    before = _contents(tmp_path)
     lines = [
         [
             f"--config={FASHION}",
@@ -286,13 +322,13 @@ for arguments in json.load(sys.stdin):
         capture_output=True,
         text=True,
     )
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0 and result.stderr == "", result.stderr
     answers = [json.loads(line) for line in result.stdout.splitlines()]
     for (mode, options, part), (code, error) in zip(mistakes, answers, strict=True):
         assert code == 2, (mode, options, error)
         assert part in error and error.count("\n") == 1, (mode, options, error)
         assert "Traceback" not in error
-    assert before == sorted(str(path) for path in tmp_path.rglob("*"))
+    assert _contents(tmp_path) == before
 
 
 def test_a_mistake_ends_the_process_with_code_two(tmp_path):

@@ -53,7 +53,7 @@ def test_initialisation_normalises_the_head_on_its_images(rng):
     params = pixelcnn.init(model, jax.random.key(1), images)
     heads = np.asarray(apply(model, params, images))
     np.testing.assert_allclose(heads.mean((0, 1, 2)), 0.0, atol=1e-4)
-    np.testing.assert_allclose(heads.std((0, 1, 2)), 0.1, rtol=1e-3)
+    np.testing.assert_allclose(heads.std((0, 1, 2)), 1.0, rtol=1e-3)
 
 
 def test_scale_of_a_direction_does_not_matter():
@@ -113,7 +113,7 @@ def test_concat_elu_is_two_elus_with_their_gradients():
     [
         ({"conditionals": "logistic"}, "independent, joint, softmax"),
         ({"channels": 2}, "channels must be 1 or 3"),
-        ({"depth": 0}, "depth must be at least 1"),
+        ({"depth": 0}, "depth must be a whole number from 1"),
         ({"dropout": 1.0}, "dropout"),
         ({"dtype": "int32"}, "floating"),
         ({"classes": -1}, "classes"),
@@ -138,6 +138,15 @@ def test_images_that_do_not_fit_are_refused(shape, labels, message):
     labels = labels if labels is None else jnp.asarray(labels)
     with pytest.raises(ValueError, match=message):
         pixelcnn.apply(model, params, jnp.zeros(shape, jnp.uint8), labels=labels)
+
+
+@pytest.mark.parametrize("labels", [[0], [[0], [1]], [0.0, 1.0]])
+def test_labels_that_do_not_fit_are_refused(labels):
+    model, params, images, _ = tiny((8, 8, 1), classes=2)
+    with pytest.raises(ValueError, match=r"labels must be integers \[2\]"):
+        pixelcnn.apply(model, params, images, labels=jnp.asarray(labels))
+    with pytest.raises(ValueError, match="class-conditional: give labels"):
+        pixelcnn.apply(model, params, images)
 
 
 def test_descriptions_are_static_arguments():

@@ -186,6 +186,8 @@ def test_wrong_images_bounds_and_solvers_are_refused():
         purification.purify(model, params, np.asarray(images) / 255.0, eps=1)
     with pytest.raises(ValueError, match="solver"):
         purification.purify(model, params, images, eps=1, solver="magic")
+    with pytest.raises(ValueError, match="width must be at least 33"):
+        purification.purify(model, params, images, eps=16, width=17)
     lower, upper = purification.bounds(images, 3)
     with pytest.raises(ValueError, match="lower"):
         raster.decode(

@@ -128,6 +128,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert checkpoint.Checkpoints(tmp_path / "checkpoints").latest() == 4
 
 
+def test_a_gradient_that_is_not_finite_is_not_kept(tmp_path):
+    def kinked(params, state, batch, key):
+        loss, (state, metrics) = _loss(params, state, batch, key)
+        # Nothing is added to the loss, but its slope overflows from the fifth step on.
+        mean = params["mean"][0]
+        slope = jnp.where(state["count"] > 4, 3e38, 0.0)
+        return loss + slope * (mean - jax.lax.stop_gradient(mean)), (state, metrics)
+
+    with pytest.raises(train.NonFiniteLossError, match="gradient_norm"):
+        _fit(tmp_path, loss=kinked)
+
+
+def test_evaluations_need_no_common_multiple_with_the_log(tmp_path):
+    plan = dataclasses.replace(PLAN, log_every=5, eval_every=4)
+    _, _, lines = _fit(tmp_path, plan)
+    assert [line["step"] for line in lines] == [4, 5, 8, 10, 12]
+    assert [line["step"] for line in lines if "validation" in line] == [4, 8, 12]
+
+
 def test_schedules():
     anneal = dataclasses.replace(PLAN, steps=100, warmup=9)
     rates = [anneal.rate(step, step / 100) for step in range(101)]
@@ -156,6 +175,11 @@ def test_hours_end_a_run_by_the_clock(tmp_path):
         ({"steps": 0, "hours": 1.0, "schedule": "paper"}, "hours need"),
         ({"polyak": 1.0}, "polyak"),
         ({"batch": 0}, "batch"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"clip": float("nan")}, "clip"),
+        ({"warmup": -1}, "warmup"),
+        ({"steps": 0, "hours": float("inf")}, "hours must be finite"),
     ],
 )
 def test_contradictory_plans_are_refused(fields, message):

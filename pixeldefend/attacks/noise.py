@@ -23,7 +23,8 @@ def uniform_noise(
     radius = jnp.broadcast_to(jnp.floor(eps).astype(jnp.int32), images.shape[:1])
 
     def noisy(image: chex.Array, key: chex.PRNGKey, radius: chex.Array) -> chex.Array:
-        noise = jax.random.randint(key, image.shape, -radius, radius + 1)
+        # Fixed type: the draws would differ under double precision.
+        noise = jax.random.randint(key, image.shape, -radius, radius + 1, jnp.int32)
         return jnp.clip(image.astype(jnp.int32) + noise, 0, 255).astype(jnp.uint8)
 
     return jax.vmap(noisy)(images, keys, radius)
