@@ -137,7 +137,7 @@ def test_a_gradient_that_is_not_finite_is_not_kept(tmp_path):
         return loss + slope * (mean - jax.lax.stop_gradient(mean)), (state, metrics)
 
     with pytest.raises(train.NonFiniteLossError, match="gradient_norm"):
-        _fit(tmp_path, loss=kinked)
+        _fit(tmp_path, dataclasses.replace(PLAN, log_every=1), kinked)
 
 
 def test_evaluations_need_no_common_multiple_with_the_log(tmp_path):
