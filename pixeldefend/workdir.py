@@ -65,6 +65,7 @@ class Workdir:
         """
         self._folder = epath.Path(folder)
         self._config = config
+        self.hash = config_hash(config)
         path = self._folder / "config.json"
         if self._folder.exists() and not self._folder.is_dir():
             raise ValueError(f"workdir {folder} is a file; name a folder")

@@ -1,0 +1,73 @@
+"""The modes of `main.py`: each composes the library from a config.
+
+Only this package reads configs. Every mode checks all that the user gave before it
+touches a file; what is wrong by then is a `UserError`.
+"""
+
+import json
+from collections.abc import Callable
+
+import jax
+from etils import epath
+
+from pixeldefend.run import inputs
+from pixeldefend.run.density_model import release, sample, score, train_pixelcnn
+from pixeldefend.run.main_job import purify
+from pixeldefend.workdir import UserError, Workdir, config_hash, user_errors
+
+__all__ = ["MODES", "UserError", "describe_modes", "start"]
+
+MODES: dict[str, Callable[[inputs.Config, Workdir], None]] = {
+    "purify": purify,
+    "score": score,
+    "sample": sample,
+    "train_pixelcnn": train_pixelcnn,
+    "release": release,
+}
+
+
+def start(mode: str, config: inputs.Config, workdir: str = "") -> None:
+    """Runs a mode.
+
+    Args:
+      mode: a key of `MODES`.
+      config: see `configs/default.py`.
+      workdir: folder for results, "" for the default.
+
+    Raises:
+      UserError: something that the user gave is wrong.
+    """
+    if config.seed < 0:
+        raise UserError(f"seed must not be negative: {config.seed}")
+    if config.compilation_cache:
+        folder = epath.Path(config.compilation_cache).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    sections = _sections(mode, config)
+    with user_errors():
+        folder = workdir or f"runs/{config.dataset}/{mode}-{config_hash(sections)}"
+        place = Workdir(folder, sections)
+    MODES[mode](config, place)
+
+
+def _sections(mode: str, config: inputs.Config) -> dict:
+    """The part of a config that a mode's results depend on."""
+    whole = json.loads(config.to_json_best_effort())
+    kept = {"mode": mode, "dataset": config.dataset, "seed": config.seed}
+    if mode == "train_pixelcnn":
+        kept["pixelcnn"] = {
+            k: v for k, v in whole["pixelcnn"].items() if k != "weights"
+        }
+    else:
+        kept["pixelcnn"] = {"weights": whole["pixelcnn"]["weights"]}
+        kept[mode] = whole[mode]
+    return kept
+
+
+def describe_modes() -> str:
+    """One line for every mode."""
+    wide = max(map(len, MODES))
+    return "\n".join(
+        f"{name.ljust(wide)}  {function.__doc__.splitlines()[0]}"
+        for name, function in MODES.items()
+    )

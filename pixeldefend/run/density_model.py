@@ -1,0 +1,231 @@
+"""Modes around the density model: training, sampling, scoring, releasing."""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from pixeldefend import (
+    checkpoint,
+    data,
+    density,
+    density_training,
+    detection,
+    evaluate,
+    figures,
+    parallel,
+    pixelcnn,
+    report,
+    train,
+)
+from pixeldefend.run import inputs
+from pixeldefend.workdir import UserError, Workdir, command_line, user_errors
+
+
+def train_pixelcnn(config: inputs.Config, workdir: Workdir) -> None:
+    """Trains a PixelCNN++ on the training split; continues where it was stopped."""
+    settings = config.pixelcnn.train
+    with user_errors():
+        model = pixelcnn.PixelCNN(**config.pixelcnn.model)
+        options = set(train.Plan.__dataclass_fields__) & set(settings)
+        plan = train.Plan(seed=config.seed, **{k: settings[k] for k in options})
+        parallel.check_batch(plan.batch, "train.batch")
+        data.check_name(config.dataset)
+        if settings.on_sample:
+            images, labels = data.sample(config.dataset)
+            training = validation = {"images": images, "labels": labels}
+        else:
+            training, validation = (
+                inputs.split(config, split) for split in ("train", "validation")
+            )
+        data.Batches(len(training["images"]), plan.batch, plan.seed)
+        for name in ("init_images", "eval_images"):
+            if settings[name] < 1:
+                raise ValueError(f"{name} must be at least 1: {settings[name]}")
+        if model.classes and training["labels"].max() >= model.classes:
+            raise ValueError(
+                f"classes is {model.classes}, but there are labels up to "
+                f"{training['labels'].max()}"
+            )
+        shape = training["images"].shape[1:]
+        abstract = checkpoint.abstract_params("pixelcnn", model, shape)
+        params = None
+        if settings.start:
+            weights = checkpoint.find_released(settings.start) / "weights"
+            params = checkpoint.load_weights(weights, abstract)
+    folder = workdir.open()
+    if params is None:
+        params = density_training.initial_params(
+            model, config.seed, training, settings.init_images
+        )
+    step = train.make_step(
+        density_training.loss_fn(model), train.adam(plan), plan.polyak
+    )
+    held_out = {name: rows[: settings.eval_images] for name, rows in validation.items()}
+    scores = density_training.evaluation(model, held_out, plan.batch)
+    progress = report.Progress("training")
+
+    def show(line: dict) -> None:
+        bits = line.get("validation_bits_per_dim")
+        found = "" if bits is None else f", {bits:.3f} on validation images"
+        rate = line["images_per_second"]
+        progress.update(
+            line["progress"], f"{line['loss']:.3f} bits/dim{found}, {rate:.1f} images/s"
+        )
+
+    first = train.start(params, {}, train.adam(plan))
+    try:
+        state, line = train.fit(first, step, training, plan, folder, scores, show)
+    except (train.NonFiniteLossError, checkpoint.UnreadableError) as error:
+        raise UserError(str(error)) from error
+    progress.close()
+    card = {
+        "kind": "pixelcnn",
+        "dataset": config.dataset,
+        "image_shape": list(shape),
+        "training": {
+            "command": command_line(),
+            "config": json.loads(settings.to_json_best_effort()),
+            "device": parallel.devices(),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.average)),
+            **line,
+        },
+    }
+    checkpoint.save_released(folder / "model", model, state.average, card)
+    print(f"model written to {folder / 'model'}")
+
+
+def sample(config: inputs.Config, workdir: Workdir) -> None:
+    """Draws images from the density model and writes them as a grid and arrays."""
+    settings = config.sample
+    with user_errors():
+        model, params, card = checkpoint.load_released(config.pixelcnn.weights)
+        if settings.count < 1:
+            raise ValueError(f"sample.count must be at least 1: {settings.count}")
+        parallel.check_batch(settings.batch, "sample.batch")
+        if settings.label >= model.classes and settings.label >= 0:
+            raise ValueError(
+                f"sample.label {settings.label}: this model has {model.classes} classes"
+            )
+    height, width, _ = card["image_shape"]
+    indices = np.arange(settings.count, dtype=np.uint32)
+    fixed = np.full(settings.count, settings.label, np.int32)
+    labels = fixed if settings.label >= 0 else indices % max(model.classes, 1)
+
+    def draw(params: Any, indices: Any, labels: Any) -> Any:
+        key = jax.random.key(config.seed)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+        return density.sample(
+            model,
+            params,
+            keys,
+            height=height,
+            width=width,
+            labels=labels if model.classes else None,
+        )
+
+    folder = workdir.open()
+    mapped = parallel.BatchMap(draw, settings.batch)
+    images, seconds = report.run_batches(
+        mapped, "sampling", params, indices, labels.astype(np.int32)
+    )
+    columns = int(np.ceil(len(images) ** 0.5))
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    figures.save(figures.grid(rows), folder / "samples.png")
+    drawn = {"labels": labels.astype(np.int32)} if model.classes else {}
+    checkpoint.write_arrays(folder / "samples.npz", images=images, **drawn)
+    print(
+        f"{len(images)} samples at {len(images) / seconds:.1f} images/s after "
+        f"{mapped.compile_seconds:.1f} s of compilation: {folder / 'samples.png'}"
+    )
+
+
+def score(config: inputs.Config, workdir: Workdir) -> None:
+    """Scores images: bits/dim, and p-values among the training images."""
+    settings = config.score
+    with user_errors():
+        model, params, card = inputs.density_model(config)
+        reference = checkpoint.load_reference(config.pixelcnn.weights)
+        given = inputs.chosen(config, "score", card["image_shape"])
+        parallel.check_batch(settings.batch, "score.batch")
+        mapped = _score_map(model, settings.batch)
+    folder = workdir.open()
+    log_probs, seconds = report.run_batches(mapped, "scoring", params, given.images)
+    bits = density.to_bits_per_dim(log_probs, given.images.shape[1:])
+    arrays = {"log_probs": log_probs, "bits_per_dim": bits}
+    arrays["names"] = np.array(given.names)
+    if reference is not None:
+        arrays["p_values"] = np.asarray(detection.p_values(log_probs, reference))
+    checkpoint.write_arrays(folder / "scores.npz", **arrays)
+    checkpoint.write_json(
+        folder / "figures.json",
+        {"input": given.source, **evaluate.summary(bits)},
+    )
+    print(
+        f"{config.pixelcnn.weights} on {len(bits)} images ({given.source}): "
+        f"{evaluate.interval(bits)} bits/dim (mean, 95 %), "
+        f"{len(bits) / seconds:.0f} images/s"
+    )
+
+
+def _score_map(model: pixelcnn.PixelCNN, batch: int) -> parallel.BatchMap:
+    return parallel.BatchMap(
+        lambda params, images: density.log_prob(model, params, images), batch
+    )
+
+
+def release(config: inputs.Config, workdir: Workdir) -> None:
+    """Makes a released model of a training run: test figures, references, card."""
+    with user_errors():
+        if not config.release.to:
+            raise ValueError("release.to is missing: the folder for the released model")
+        if epath.Path(config.release.to).is_file():
+            raise ValueError(f"release.to {config.release.to} is a file; name a folder")
+        model, params, card = inputs.density_model(config)
+        if card["dataset"] != config.dataset:
+            raise ValueError(
+                f"{config.pixelcnn.weights} was trained on {card['dataset']}; use the "
+                f"config of that data set, not of {config.dataset}"
+            )
+        parallel.check_batch(config.release.batch, "release.batch")
+        mapped = _score_map(model, config.release.batch)
+        bundled = data.sample(config.dataset)[0]
+        splits = {"train": bundled, "test": bundled, "sample": bundled}
+        if not config.release.on_sample:
+            splits["train"] = inputs.split(config, "train")["images"]
+            splits["test"] = inputs.split(config, "test")["images"]
+    del workdir  # all that is written goes to release.to
+    scores = {
+        name: report.run_batches(mapped, f"scoring {name}", params, images)[0]
+        for name, images in splits.items()
+    }
+    bits = {
+        split: density.to_bits_per_dim(values, tuple(card["image_shape"]))
+        for split, values in scores.items()
+    }
+    folder = epath.Path(config.release.to)
+    card["note"] = config.release.note
+    card["name"] = f"{folder.parent.name}/{folder.name}"
+    command = (
+        f"python main.py --config=configs/{config.dataset}.py --mode=score "
+        f"--config.pixelcnn.weights={card['name']}"
+    )
+    given = {
+        "train": "train --config.data_dir=DATA_DIR",
+        "test": "test --config.data_dir=DATA_DIR",
+        "sample": "sample",
+    }
+    card["figures"] = {
+        split: evaluate.summary(bits[split])
+        | {"command": f"{command} --config.score.input={given[split]}"}
+        for split in scores
+    }
+    first = [round(float(value), 5) for value in bits["sample"][:4]]
+    card["figures"]["sample"]["first_bits_per_dim"] = first
+    del card["model"]
+    checkpoint.save_released(
+        config.release.to, model, params, card, reference=scores["train"]
+    )
+    print(json.dumps(card["figures"], indent=1))

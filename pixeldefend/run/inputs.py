@@ -1,0 +1,44 @@
+"""What several modes read: images, splits and the density model of a config."""
+
+from collections.abc import Sequence
+
+import ml_collections
+import numpy as np
+
+from pixeldefend import checkpoint, data, pixelcnn
+
+Config = ml_collections.ConfigDict
+
+
+def chosen(config: Config, mode: str, shape: Sequence[int]) -> data.Input:
+    """What `purify` and `score` work on."""
+    settings = config[mode]
+    count = settings.count
+    if count == -1:
+        count = 128 if settings.input in ("sample", *data.SPLITS) else 0
+    given = data.read_input(
+        config.dataset, settings.input, count, tuple(shape), config.data_dir
+    )
+    if settings.input == "sample" and not config.data_dir:
+        print(
+            "using the bundled first 256 test images; for the whole set: "
+            f"launch/prepare_data.sh DATA_DIR {config.dataset}, then "
+            "--config.data_dir=DATA_DIR"
+        )
+    return given
+
+
+def split(config: Config, name: str) -> dict[str, np.ndarray]:
+    """A whole split as `images` and `labels`."""
+    images, labels = data.load(config.dataset, name, config.data_dir)
+    return {"images": images, "labels": labels}
+
+
+def density_model(config: Config) -> tuple[pixelcnn.PixelCNN, dict, dict]:
+    """The PixelCNN++ of a config: description, parameters, card."""
+    model, params, card = checkpoint.load_released(config.pixelcnn.weights)
+    if not isinstance(model, pixelcnn.PixelCNN):
+        raise ValueError(f"{config.pixelcnn.weights} is no PixelCNN++")
+    if model.classes:
+        raise ValueError("class-conditional weights can only be sampled from here")
+    return model, params, card
