@@ -76,6 +76,7 @@ def main(_: list[str]) -> None:
         "shape": list(shape),
         "features": model.features,
         "depth": model.depth,
+        "pairs": len(pairs),
         "dtype": model.dtype,
         "ratio_to_forward": round(float(np.median(ratios)), 3),
         "ratio_low": round(min(ratios), 3),

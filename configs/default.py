@@ -72,6 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
     release.to = ""  # folder
     release.note = ""  # for the card, e.g. how the run shared its machine
     release.on_sample = False  # all splits from the bundled sample: for trying the code
+    release.reference = 0  # training images, the first, for p-values; 0: all
     release.batch = 200
 
     sample = config.sample = ml_collections.ConfigDict()

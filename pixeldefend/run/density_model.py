@@ -190,11 +190,16 @@ def release(config: inputs.Config, workdir: Workdir) -> None:
                 f"config of that data set, not of {config.dataset}"
             )
         parallel.check_batch(config.release.batch, "release.batch")
+        if config.release.reference < 0:
+            raise ValueError(
+                f"release.reference must not be negative: {config.release.reference}"
+            )
         mapped = _score_map(model, config.release.batch)
         bundled = data.sample(config.dataset)[0]
         splits = {"train": bundled, "test": bundled, "sample": bundled}
         if not config.release.on_sample:
-            splits["train"] = inputs.split(config, "train")["images"]
+            training = inputs.split(config, "train")["images"]
+            splits["train"] = training[: config.release.reference or None]
             splits["test"] = inputs.split(config, "test")["images"]
     del workdir  # all that is written goes to release.to
     scores = {
@@ -222,6 +227,9 @@ def release(config: inputs.Config, workdir: Workdir) -> None:
         | {"command": f"{command} --config.score.input={given[split]}"}
         for split in scores
     }
+    if config.release.reference:
+        part = f" --config.score.count={config.release.reference}"
+        card["figures"]["train"]["command"] += part
     first = [round(float(value), 5) for value in bits["sample"][:4]]
     card["figures"]["sample"]["first_bits_per_dim"] = first
     del card["model"]
