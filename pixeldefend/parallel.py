@@ -112,8 +112,12 @@ class BatchMap:
 
     def __call__(self, variables: Any, *arrays: chex.Array) -> Any:
         """Returns the results `[N, ...]`, as numpy arrays."""
-        parts = list(self.batches(variables, *arrays))
-        return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+        return concatenated(list(self.batches(variables, *arrays)))
+
+
+def concatenated(parts: list[Any]) -> Any:
+    """Pytrees of arrays `[B, ...]`, batch after batch, as one of `[N, ...]`."""
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
 
 def _joined(array: chex.Array) -> np.ndarray:

@@ -92,5 +92,4 @@ def run_batches(
         seconds = time.perf_counter() - begun
         progress.update(done / len(arrays[0]), f"{done / seconds:.1f} images/s")
     progress.close()
-    joined = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
-    return joined, time.perf_counter() - begun
+    return parallel.concatenated(parts), time.perf_counter() - begun

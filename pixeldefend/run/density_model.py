@@ -32,7 +32,6 @@ def train_pixelcnn(config: inputs.Config, workdir: Workdir) -> None:
         options = set(train.Plan.__dataclass_fields__) & set(settings)
         plan = train.Plan(seed=config.seed, **{k: settings[k] for k in options})
         parallel.check_batch(plan.batch, "train.batch")
-        data.check_name(config.dataset)
         if settings.on_sample:
             images, labels = data.sample(config.dataset)
             training = validation = {"images": images, "labels": labels}
