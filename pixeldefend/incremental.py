@@ -1,9 +1,10 @@
-"""The faces of the raster scan: a row of `u` at a time, a position of `ul` at a time.
+"""The faces of the raster scan: a row of `u` at a time, then what is left of `ul`.
 
 When row i begins, all rows above it are final. `Row` then evaluates `u`, which sees
 nothing else, for the whole row; `row_terms` does the same for every part of `ul` that
-looks at the row above. What is left for `Pixel`, position by position, is the same-row
-taps of `ul`: a fifth of all arithmetic. No layer is evaluated twice at a position.
+looks at the row above. What is left are the same-row taps of `ul`, a fifth of all
+arithmetic: position by position with `Pixel`, where no layer is evaluated twice, or for
+a guess of the whole row with `Sweep`.
 
 Rows are `[W, B, .]` and positions `[B, .]`. What a row must remember of the one above,
 the *memory*, is a tuple with a dict for each resolution: the input of each convolution,
@@ -219,12 +220,17 @@ def row_terms(
     return given
 
 
-def empty_left(given: tuple[dict, ...]) -> tuple[dict, ...]:
-    """Zeros for what the column left of the first hands on; `given` by `row_terms`."""
+def empty_left(given: tuple[dict, ...], doubled: bool) -> tuple[dict, ...]:
+    """Zeros for what the column left of the first hands on.
+
+    Args:
+      given: from `row_terms`.
+      doubled: whether doubled columns are among it, as for `Pixel`.
+    """
 
     def sites(level: int, rows: dict) -> dict:
         like = {k: v[0] for k, v in rows.items() if k not in ("input", "double")}
-        if level + 1 < len(given):
+        if doubled and level + 1 < len(given):
             # Where the row reaches further down, doubling yields the next column too.
             like["double"] = rows["up0.conv1"][0]
         return {name: jnp.zeros_like(term) for name, term in like.items()}
@@ -232,7 +238,47 @@ def empty_left(given: tuple[dict, ...]) -> tuple[dict, ...]:
     return tuple(sites(level, rows) for level, rows in enumerate(given))
 
 
-class Pixel:
+class _SameRow:
+    """What `Pixel` and `Sweep` share: the `ul` stream, row above and `u` side given."""
+
+    def __init__(self, weights: dict, given: tuple[dict, ...], active: int):
+        self.weights = weights
+        self.given = given
+        self.active = active
+        self.saved: tuple[dict, ...] = tuple({} for _ in range(active))
+
+    def input(self, left: chex.Array) -> chex.Array:
+        """First layer; `left` is the units `[..., C + 1]` of the pixels to the left."""
+        return self.given[0]["input"] + left @ self.weights["input_left"]
+
+    def from_left(self, level: int, name: str, handed: chex.Array) -> chex.Array:
+        """Takes what is handed to the right, returns what comes from the left."""
+        raise NotImplementedError
+
+    def conv(self, level: int, name: str, x: chex.Array) -> chex.Array:
+        self.saved[level][name] = x
+        here, right = jnp.split(
+            x @ self.weights["levels"][level][name]["here"], 2, axis=-1
+        )
+        return self.given[level][name] + self.from_left(level, name, right) + here
+
+    def add_sides(
+        self, level: int, name: str, y: chex.Array, skip: chex.Array | None
+    ) -> chex.Array:
+        # The `u` side and the bias came with the row terms.
+        if skip is None:
+            return y
+        layer = self.weights["levels"][level][f"{name}.side"]
+        return y + concat_elu(skip) @ layer["skip"]
+
+    def drop(self, x: chex.Array) -> chex.Array:
+        return x
+
+    def keep(self, level: int, name: str, x: chex.Array) -> chex.Array:
+        return x
+
+
+class Pixel(_SameRow):
     """The `ul` stream at one position, `[B, .]`."""
 
     def __init__(
@@ -252,40 +298,14 @@ class Pixel:
           active: resolutions to which this position belongs.
           row_active: resolutions to which its row belongs.
         """
-        self.weights = weights
-        self.given = given
+        super().__init__(weights, given, active)
         self.left = tuple(dict(sites) for sites in left)
-        self.active = active
         self.row_active = row_active
-        self.saved: tuple[dict, ...] = tuple({} for _ in range(active))
 
-    def input(self, left: chex.Array) -> chex.Array:
-        """First layer; `left` is the units `[B, C + 1]` of the pixel to the left."""
-        return self.given[0]["input"] + left @ self.weights["input_left"]
-
-    def conv(self, level: int, name: str, x: chex.Array) -> chex.Array:
-        self.saved[level][name] = x
-        here, left = jnp.split(
-            x @ self.weights["levels"][level][name]["here"], 2, axis=-1
-        )
-        y = self.given[level][name] + self.left[level][name] + here
-        self.left[level][name] = left
-        return y
-
-    def add_sides(
-        self, level: int, name: str, y: chex.Array, skip: chex.Array | None
-    ) -> chex.Array:
-        # The `u` side and the bias came with the row terms.
-        if skip is None:
-            return y
-        layer = self.weights["levels"][level][f"{name}.side"]
-        return y + concat_elu(skip) @ layer["skip"]
-
-    def drop(self, x: chex.Array) -> chex.Array:
-        return x
-
-    def keep(self, level: int, name: str, x: chex.Array) -> chex.Array:
-        return x
+    def from_left(self, level: int, name: str, handed: chex.Array) -> chex.Array:
+        taken = self.left[level][name]
+        self.left[level][name] = handed
+        return taken
 
     def halved(self, level: int, x: chex.Array, inner: Linear) -> chex.Array:
         halve = self.weights["levels"][level]["halve"]
@@ -301,6 +321,43 @@ class Pixel:
             return self.given[level]["double"]
         self.left[level]["halve"] = x @ halve["left"]
         return self.left[level]["double"]
+
+
+class Sweep(_SameRow):
+    """The `ul` stream over neighbouring columns whose pixels are guessed, `[S, B, .]`.
+
+    `handed` holds, for each resolution and layer, what each column takes from its left:
+    entry k is for column k of the layer's own grid, and the last entry is for the first
+    column after the sweep.
+    """
+
+    def __init__(self, weights: dict, given: tuple[dict, ...], left: tuple[dict, ...]):
+        """Sets up a sweep.
+
+        Args:
+          weights: of `ul`, from `layout`.
+          given: `row_terms` of the columns.
+          left: what the column to their left handed on.
+        """
+        super().__init__(weights, given, len(given))
+        self.left = left
+        self.handed: tuple[dict, ...] = tuple({} for _ in given)
+
+    def from_left(self, level: int, name: str, handed: chex.Array) -> chex.Array:
+        entries = jnp.concatenate([self.left[level][name][None], handed])
+        self.handed[level][name] = entries
+        return entries[:-1]
+
+    def halved(self, level: int, x: chex.Array, inner: Linear) -> chex.Array:
+        halve = self.weights["levels"][level]["halve"]
+        double = self.weights["levels"][level]["double"]
+        self.saved[level]["halve"] = x
+        if level + 1 == self.active:  # an odd row: all from the row above
+            return self.given[level]["double"]
+        y = self.given[level]["halve"] + x[::2] @ halve["right"]
+        y = inner(y + self.from_left(level, "halve", x[1::2] @ halve["left"]))
+        self.saved[level]["double"] = y
+        return double_columns(y, double["kernel"][0], 0) + double["bias"][None]
 
 
 def active_levels(levels: int, index: int) -> int:

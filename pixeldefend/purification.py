@@ -11,7 +11,10 @@ import numpy as np
 
 from pixeldefend import pixelcnn, pixels, raster
 
-SOLVERS = ("scan",)
+# Largest batch per device at which sweeping over rows beats the scan (measured; on
+# other backends nothing was).
+BREAK_EVEN = {"cpu": 1}
+SOLVERS = ("auto", *raster.SOLVERS)
 
 
 def purify(
@@ -36,10 +39,12 @@ def purify(
       images: levels `[B, H, W, C]`, uint8.
       eps: whole levels 0..255, a number or `[B]`; data, so one program serves all.
       labels: integers `[B]` for a class-conditional model.
-      solver: "scan".
-      width: static bound on `2 max(eps) + 1`, see `raster.decode`; None for any eps,
-        with the width of the largest in the batch (which may decide a float32 near-tie
-        differently than another width would).
+      solver: "scan", "fixed_point" or "auto", see `raster.decode`; all give the same
+        answer, but for near-ties in floating point. "auto" takes what was measured to
+        be faster for this batch size and backend, see `faster_solver`.
+      width: static bound on `2 max(eps) + 1`, see `raster.decode` and `width_for`;
+        None for any eps, with the width of the largest in the batch (which may decide
+        a float32 near-tie differently than another width would).
 
     Returns:
       Purified levels `[B, H, W, C]`, uint8.
@@ -48,14 +53,34 @@ def purify(
       TypeError: images or eps of a type that holds no whole levels.
       ValueError: eps out of range, an unknown solver, or shapes that do not fit.
     """
+    options = {"eps": eps, "labels": labels, "solver": solver, "width": width}
+    return purify_with_rounds(model, params, images, **options)[0]
+
+
+def purify_with_rounds(
+    model: pixelcnn.PixelCNN,
+    params: dict,
+    images: chex.Array,
+    *,
+    eps: chex.Array | int,
+    labels: chex.Array | None = None,
+    solver: str = "fixed_point",
+    width: int | None = None,
+) -> tuple[chex.Array, chex.Array]:
+    """`purify`, and the rounds `[H]`, int32, that each row took.
+
+    See `raster.decode_with_rounds`; arguments and errors as for `purify`.
+    """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}: {solver!r}")
+    if solver == "auto":
+        solver = faster_solver(len(images), jax.default_backend())
     lower, upper = bounds(images, eps)
     if width is not None and not isinstance(eps, jax.core.Tracer):
         needed = min(2 * int(np.max(eps)) + 1, pixels.LEVELS)
         if width < needed:
             raise ValueError(f"width must be at least {needed} for this eps: {width}")
-    return raster.decode(
+    return raster.decode_with_rounds(
         model,
         params,
         images,
@@ -64,7 +89,29 @@ def purify(
         upper=upper,
         labels=labels,
         width=width,
+        solver=solver,
     )
+
+
+def width_for(eps: int) -> int:
+    """The narrowest of the scan's window widths that serves `eps`.
+
+    With it as `width`, a program is compiled once for each of the five widths instead
+    of once for all eps, holds a fifth of the windows, and treats an image alike
+    whatever the eps of those beside it.
+    """
+    needed = min(2 * int(check_eps(eps)) + 1, pixels.LEVELS)
+    return next(width for width in raster.WIDTHS if width >= needed)
+
+
+def faster_solver(batch: int, backend: str) -> str:
+    """The solver that was measured to be faster, see docs/performance.md.
+
+    Args:
+      batch: images on one device.
+      backend: `jax.default_backend()`: "cpu", "gpu", "tpu".
+    """
+    return "fixed_point" if batch <= BREAK_EVEN.get(backend, 0) else "scan"
 
 
 def likeliest(

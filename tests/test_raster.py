@@ -23,13 +23,18 @@ CONFIGURATIONS = [
 ]
 
 
+SOLVERS = ("scan", "fixed_point")
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("shape, options", CONFIGURATIONS)
-def test_the_scan_computes_what_the_network_does(shape, options, float64):
+def test_the_scan_computes_what_the_network_does(shape, options, solver, float64):
     model, params, images, labels = tiny(shape, **options)
     whole = apply(model, params, images, labels=labels)
-    cached = jax.jit(raster.teacher_forced, static_argnums=0)(
-        model, params, images, labels=labels
+    teacher_forced = jax.jit(
+        raster.teacher_forced, static_argnums=0, static_argnames="solver"
     )
+    cached = teacher_forced(model, params, images, labels=labels, solver=solver)
     scale = np.abs(whole).max()
     np.testing.assert_allclose(cached / scale, whole / scale, atol=1e-13)
 
@@ -38,10 +43,12 @@ def test_the_scan_computes_what_the_network_does(shape, options, float64):
 def test_purify_equals_the_naive_decoder(shape, options, float64):
     model, params, images, labels = tiny(shape, **options)
     expected = naive_purify(model, params, images, 20, labels)
-    found = purify(model, params, images, eps=20, labels=labels)
-    assert found.dtype == jnp.uint8
     assert np.any(expected != np.asarray(images)), "the test would prove nothing"
-    np.testing.assert_array_equal(found, expected)
+    for solver in SOLVERS:
+        options = {"labels": labels, "solver": solver, "width": 41}
+        found = purify(model, params, images, eps=20, **options)
+        assert found.dtype == jnp.uint8
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.fixture(scope="module")
