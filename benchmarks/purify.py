@@ -1,23 +1,38 @@
 """What does purification cost, in forward passes?
 
-Times one teacher-forced forward pass (`pixelcnn.apply`, without the likelihood) and the
-purifying scan on the same batch, in turn in one process, and prints the median of the
-paired ratios, `ratio_to_forward`. The last line is JSON. Random weights: the arithmetic
-does not depend on them.
+Times, in turn and in one process, on the same batch:
+
+* one teacher-forced forward pass (`pixelcnn.apply`, without the likelihood),
+* purification by the scan, and by sweeping to a fixed point,
+* one step of the naive loop, which runs the network before every position. The whole
+  loop is that times the number of positions: extrapolated, not run.
+
+Ratios are medians over the repeats of ratios within a repeat, so that what slows the
+whole machine cancels. The last line is JSON. Random weights by default: the arithmetic
+does not depend on them, but the rounds of the fixed point do; `--weights` takes a
+released model and bundled images instead.
 
   python -m benchmarks.purify --features=24 --depth=1 --batch=128
+  python -m benchmarks.purify --weights=fashion_mnist/pixelcnn --batch=1
+  python -m benchmarks.purify --features=160 --depth=5 --height=32 --width=32 \
+    --channels=3 --batch=2048 --dtype=bfloat16 --repeats=0    # memory only
 """
 
+import dataclasses
+import functools
 import json
+import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from pixeldefend import pixelcnn, purification
+from pixeldefend import checkpoint, data, mixture, pixelcnn, purification
 
 _FEATURES = flags.DEFINE_integer("features", 24, "channels of the streams")
 _DEPTH = flags.DEFINE_integer("depth", 1, "gated blocks per stream and resolution")
@@ -25,72 +40,154 @@ _HEIGHT = flags.DEFINE_integer("height", 28, "of the images, pixels")
 _WIDTH = flags.DEFINE_integer("width", 28, "of the images, pixels")
 _CHANNELS = flags.DEFINE_integer("channels", 1, "of the images, 1 or 3")
 _CONDITIONALS = flags.DEFINE_string("conditionals", "independent", "kind of head")
+_WEIGHTS = flags.DEFINE_string("weights", "", "a released model instead of all these")
 _BATCH = flags.DEFINE_integer("batch", 128, "images")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "of the streams")
 _EPS = flags.DEFINE_integer("eps", 16, "levels")
-_REPEATS = flags.DEFINE_integer("repeats", 7, "timed pairs")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "timed turns; 0: compile only")
+_TRACE = flags.DEFINE_string("trace", "", "folder for a profile of one purification")
+
+Arguments = tuple[Any, ...]
 
 
-def _seconds(function: Callable[[], jax.Array]) -> float:
+def _released(name: str) -> tuple[pixelcnn.PixelCNN, dict, np.ndarray]:
+    """A released model and its bundled images `[B, H, W, C]`, with noise."""
+    model, params, card = checkpoint.load_released(name)
+    images = data.sample(card["dataset"])[0]
+    images = images[np.arange(_BATCH.value) % len(images)].astype(int)
+    noise = np.random.default_rng(0).integers(-8, 9, images.shape)
+    return model, params, np.clip(images + noise, 0, 255).astype(np.uint8)
+
+
+def _random() -> tuple[pixelcnn.PixelCNN, dict, np.ndarray]:
+    """The model of the flags with random weights, and random images."""
+    model = pixelcnn.PixelCNN(
+        features=_FEATURES.value,
+        depth=_DEPTH.value,
+        conditionals=_CONDITIONALS.value,
+        channels=_CHANNELS.value,
+    )
+    shape = (_BATCH.value, _HEIGHT.value, _WIDTH.value, _CHANNELS.value)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    init = jax.jit(pixelcnn.init, static_argnums=0)
+    return model, init(model, jax.random.key(0), images[:8]), images
+
+
+def _naive_step(
+    model: pixelcnn.PixelCNN, params: dict, images: chex.Array, eps: chex.Array
+) -> chex.Array:
+    """What the naive loop does at one position: all of the network, 256 levels."""
+    row, column = images.shape[1] // 2, images.shape[2] // 2
+    heads = pixelcnn.apply(model, params, images)[:, row, column]
+    pixel = images[:, row, column]
+    scores = mixture.level_log_probs(model, params["head"], heads, pixel)
+    distance = jnp.abs(jnp.arange(256)[None, None] - pixel.astype(jnp.int32)[..., None])
+    level = jnp.argmax(jnp.where(distance <= eps, scores, -jnp.inf), axis=-1)
+    return images.at[:, row, column].set(level.astype(jnp.uint8))
+
+
+def _compiled(function: Callable, arguments: Arguments) -> tuple[Any, float, float]:
+    """The program, and the seconds to trace and compile it: anew, and cached."""
+    seconds = []
+    for _ in range(2):
+        jax.clear_caches()
+        begun = time.perf_counter()
+        program = jax.jit(function).lower(*arguments).compile()
+        seconds.append(time.perf_counter() - begun)
+    return program, *seconds
+
+
+def _seconds(function: Callable[[], Any]) -> float:
     begun = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - begun
 
 
+def _timed(programs: dict[str, Any], arguments: Arguments) -> dict[str, np.ndarray]:
+    """Seconds `[repeats]` of each program; in turn, after a first run of each."""
+    runs = {
+        name: functools.partial(program, *arguments)
+        for name, program in programs.items()
+    }
+    for run in runs.values():
+        _seconds(run)
+    turns = [[_seconds(run) for run in runs.values()] for _ in range(_REPEATS.value)]
+    return dict(zip(runs, np.array(turns).T, strict=True))
+
+
+def _ratios(seconds: dict[str, np.ndarray], positions: int) -> dict:
+    forward, scan = seconds["forward"], seconds["scan"]
+    found = {
+        "ratio_to_forward": scan / forward,
+        "ratio_fixed_point": seconds["fixed_point"] / forward,
+        "ratio_naive": positions * seconds["naive_step"] / scan,
+    }
+    result = {}
+    for name, ratios in found.items():
+        result[name] = float(f"{np.median(ratios):.3g}")
+        result[f"{name}_range"] = [float(f"{f(ratios):.3g}") for f in (np.min, np.max)]
+    for name, values in seconds.items():
+        result[f"seconds_{name}"] = float(f"{np.median(values):.4g}")
+    return result
+
+
 def main(_: list[str]) -> None:
-    """Runs the benchmark."""
-    model = pixelcnn.PixelCNN(
-        features=_FEATURES.value,
-        depth=_DEPTH.value,
-        dropout=0.0,
-        conditionals=_CONDITIONALS.value,
-        channels=_CHANNELS.value,
-        dtype=_DTYPE.value,
-    )
-    shape = (_BATCH.value, _HEIGHT.value, _WIDTH.value, _CHANNELS.value)
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    images = jnp.asarray(images)
-    init = jax.jit(pixelcnn.init, static_argnums=0)
-    params = init(model, jax.random.key(0), images[:8])
-    begun = time.perf_counter()
-    forward = jax.jit(lambda p, x: pixelcnn.apply(model, p, x))
-    forward = forward.lower(params, images).compile()
-    compiled_forward = time.perf_counter()
-    scan = jax.jit(lambda p, x, e: purification.purify(model, p, x, eps=e))
+    """Runs the benchmark, with a compilation cache of its own."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        # Before anything is compiled: JAX looks for the folder once.
+        jax.config.update("jax_compilation_cache_dir", folder)
+        _benchmark()
+
+
+def _benchmark() -> None:
+    model, params, images = _released(_WEIGHTS.value) if _WEIGHTS.value else _random()
+    model = dataclasses.replace(model, dtype=_DTYPE.value)
     eps = jnp.int32(_EPS.value)
-    scan = scan.lower(params, images, eps).compile()
-    compiled_scan = time.perf_counter()
-    _seconds(lambda: forward(params, images))
-    _seconds(lambda: scan(params, images, eps))
-    pairs = []
-    for _ in range(_REPEATS.value):
-        pairs.append(
-            (
-                _seconds(lambda: forward(params, images)),
-                _seconds(lambda: scan(params, images, eps)),
-            )
-        )
-    ratios = [scanned / once for once, scanned in pairs]
-    memory = scan.memory_analysis()
+    arguments = (params, jnp.asarray(images), eps)
+    # As the main job does it: one program for each of five widths.
+    width = purification.width_for(_EPS.value)
+
+    def purify(params: dict, images: Any, eps: Any, solver: str) -> tuple:
+        options = {"eps": eps, "width": width, "solver": solver}
+        return purification.purify_with_rounds(model, params, images, **options)
+
+    functions = {
+        "forward": lambda params, images, eps: pixelcnn.apply(model, params, images),
+        "scan": lambda *arguments: purify(*arguments, "scan")[0],
+        "fixed_point": lambda *arguments: purify(*arguments, "fixed_point"),
+        "naive_step": functools.partial(_naive_step, model),
+    }
+    if not _REPEATS.value:
+        functions = {"scan": functions["scan"]}
+    compiled = {
+        name: _compiled(function, arguments) for name, function in functions.items()
+    }
+    programs = {name: program for name, (program, *_) in compiled.items()}
+    memory = programs["scan"].memory_analysis()
     result = {
-        "shape": list(shape),
-        "features": model.features,
-        "depth": model.depth,
-        "pairs": len(pairs),
-        "dtype": model.dtype,
-        "ratio_to_forward": round(float(np.median(ratios)), 3),
-        "ratio_low": round(min(ratios), 3),
-        "ratio_high": round(max(ratios), 3),
-        "seconds_forward": round(float(np.median([p[0] for p in pairs])), 4),
-        "seconds_scan": round(float(np.median([p[1] for p in pairs])), 4),
-        "images_per_second": round(
-            shape[0] / float(np.median([p[1] for p in pairs])), 2
-        ),
-        "compile_seconds_forward": round(compiled_forward - begun, 1),
-        "compile_seconds": round(compiled_scan - compiled_forward, 1),
+        "model": dataclasses.asdict(model) | {"weights": _WEIGHTS.value or "random"},
+        "images": list(images.shape),
+        "eps": _EPS.value,
+        "repeats": _REPEATS.value,
+    }
+    if _REPEATS.value:
+        seconds = _timed(programs, arguments)
+        positions = images.shape[1] * images.shape[2]
+        result |= _ratios(seconds, positions)
+        rate = len(images) / np.median(seconds["scan"])
+        result["images_per_second"] = float(f"{rate:.4g}")
+        rounds = programs["fixed_point"](*arguments)[1]
+        result["rounds_per_row"] = float(f"{np.mean(rounds):.4g}")
+    result |= {
+        "compile_seconds": round(compiled["scan"][1], 1),
+        "compile_seconds_cached": round(compiled["scan"][2], 1),
         "temporary_bytes": memory.temp_size_in_bytes if memory else None,
         "device": str(jax.devices()[0].device_kind),
     }
+    if _TRACE.value:
+        with jax.profiler.trace(_TRACE.value):
+            jax.block_until_ready(programs["scan"](*arguments))
     for name, value in result.items():
         print(f"{name:>24}  {value}")
     print(json.dumps(result))

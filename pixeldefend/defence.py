@@ -11,7 +11,12 @@ ATTACKS = ("none", "rand")
 
 
 def perturb_and_purify(
-    model: pixelcnn.PixelCNN, attack: str, seed: int
+    model: pixelcnn.PixelCNN,
+    attack: str,
+    seed: int,
+    *,
+    width: int | None = None,
+    solver: str = "scan",
 ) -> Callable[..., dict]:
     """The main job as one pure function, so that it compiles to one program.
 
@@ -19,6 +24,8 @@ def perturb_and_purify(
       model: the description.
       attack: "none", or "rand" for uniform noise.
       seed: of the noise; image i depends on it and on its index alone.
+      width: static bound on `2 eps + 1`, see `purification.width_for`; None for any.
+      solver: see `purification.purify`.
 
     Returns:
       `defend(variables, clean, indices) -> dict`: `variables` holds `params`, `eps`
@@ -41,7 +48,9 @@ def perturb_and_purify(
             eps=variables["eps"],
             threshold=variables["threshold"],
         )
-        purified = purification.purify(model, params, perturbed, eps=eps)
+        purified = purification.purify(
+            model, params, perturbed, eps=eps, width=width, solver=solver
+        )
         return {
             "perturbed": perturbed,
             "purified": purified,

@@ -101,14 +101,28 @@ class BatchMap:
         self.compile_seconds = time.perf_counter() - begun
         return self.compile_seconds
 
-    def batches(self, variables: Any, *arrays: chex.Array) -> Iterator[Any]:
-        """Yields the results `[B or fewer, ...]` batch by batch, as numpy arrays."""
+    def batches(
+        self, variables: Any, *arrays: chex.Array, start: int = 0
+    ) -> Iterator[Any]:
+        """Yields the results `[B or fewer, ...]` batch by batch, as numpy arrays.
+
+        While the caller works on one batch the devices work on the next.
+
+        Args:
+          variables: for the function.
+          *arrays: `[N, ...]` each.
+          start: the first row to compute.
+        """
         if self._program is None:
             self.compile(variables, *arrays)
-        for start in range(0, len(arrays[0]), self.batch):
-            result = self._program(variables, *self._rows(start, arrays))
-            kept = min(self.batch, len(arrays[0]) - start)
-            yield jax.tree.map(lambda a, kept=kept: _joined(a)[:kept], result)
+        running: list[tuple[int, Any]] = []
+        for first in range(start, len(arrays[0]), self.batch):
+            result = self._program(variables, *self._rows(first, arrays))
+            running.append((min(self.batch, len(arrays[0]) - first), result))
+            if len(running) > 1:
+                yield _fetched(*running.pop(0))
+        for kept, result in running:
+            yield _fetched(kept, result)
 
     def __call__(self, variables: Any, *arrays: chex.Array) -> Any:
         """Returns the results `[N, ...]`, as numpy arrays."""
@@ -120,6 +134,8 @@ def concatenated(parts: list[Any]) -> Any:
     return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
 
-def _joined(array: chex.Array) -> np.ndarray:
-    """`[devices, B / devices, ...]` to `[B, ...]` on the host."""
-    return np.asarray(array).reshape(-1, *array.shape[2:])
+def _fetched(kept: int, result: Any) -> Any:
+    """`[devices, B / devices, ...]` to `[kept, ...]` on the host, leaf by leaf."""
+    return jax.tree.map(
+        lambda a: np.asarray(a).reshape(-1, *a.shape[2:])[:kept], result
+    )

@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from pixeldefend import parallel
+from pixeldefend.parts import Parts
 
 
 class Progress:
@@ -70,7 +71,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def run_batches(
-    mapped: parallel.BatchMap, what: str, variables: Any, *arrays: np.ndarray
+    mapped: parallel.BatchMap,
+    what: str,
+    variables: Any,
+    *arrays: np.ndarray,
+    parts: Parts | None = None,
+    each: Callable[[int, Any], None] | None = None,
 ) -> tuple[Any, float]:
     """Compiles and runs a batch map with progress shown.
 
@@ -79,17 +85,30 @@ def run_batches(
       what: named in front of the progress.
       variables: for the mapped function.
       *arrays: `[N, ...]` each.
+      parts: what an earlier run left; results are added to it as they come.
+      each: called with the first row and the result of every batch, while the devices
+        work on the next.
 
     Returns:
-      The results `[N, ...]`, and the seconds taken after compilation.
+      The results `[N, ...]`, and the seconds taken after compilation, those of an
+      earlier run included.
     """
     mapped.compile(variables, *arrays)
     progress = Progress(what)
-    parts, done, begun = [], 0, time.perf_counter()
-    for part in mapped.batches(variables, *arrays):
-        parts.append(part)
-        done += len(jax.tree.leaves(part)[0])
+    results = [] if parts is None else parts.results
+    start = done = 0 if parts is None else parts.done
+    earlier = 0.0 if parts is None else parts.seconds
+    begun = time.perf_counter()
+    for result in mapped.batches(variables, *arrays, start=start):
+        if each is not None:
+            each(done, result)
         seconds = time.perf_counter() - begun
-        progress.update(done / len(arrays[0]), f"{done / seconds:.1f} images/s")
+        done += len(jax.tree.leaves(result)[0])
+        if parts is None:
+            results.append(result)
+        else:
+            parts.add(result, earlier + seconds, last=done == len(arrays[0]))
+        rate = (done - start) / seconds
+        progress.update(done / len(arrays[0]), f"{rate:.1f} images/s")
     progress.close()
-    return parallel.concatenated(parts), time.perf_counter() - begun
+    return parallel.concatenated(results), earlier + time.perf_counter() - begun

@@ -15,8 +15,9 @@ from pixeldefend import (
     purification,
     report,
 )
+from pixeldefend.parts import Parts
 from pixeldefend.run import inputs
-from pixeldefend.workdir import Workdir, user_errors
+from pixeldefend.workdir import Workdir, config_hash, user_errors
 
 
 def purify(config: inputs.Config, workdir: Workdir) -> None:
@@ -38,16 +39,23 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
             raise ValueError(
                 f"threshold must be finite, in bits/dim from 0: {settings.threshold}"
             )
+        if settings.solver not in purification.SOLVERS:
+            raise ValueError(
+                f"unknown solver {settings.solver!r}: one of "
+                f"{', '.join(purification.SOLVERS)}"
+            )
         parallel.check_batch(settings.batch, "purify.batch")
-        purification.check_eps(settings.eps)
+        width = purification.width_for(settings.eps)
         given = inputs.chosen(config, "purify", card["image_shape"])
         attack = settings.attack
         if attack == "auto":
             attack = "none" if given.own else "rand"
-        mapped = parallel.BatchMap(
-            defence.perturb_and_purify(model, attack, config.seed), settings.batch
+        defend = defence.perturb_and_purify(
+            model, attack, config.seed, width=width, solver=settings.solver
         )
+        mapped = parallel.BatchMap(defend, settings.batch)
     folder = workdir.open()
+    kept = _kept(folder, workdir.hash, given, card)
     variables = {
         "params": params,
         "eps": jnp.int32(settings.eps),
@@ -56,8 +64,17 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     }
     clean = given.images
     indices = np.arange(len(clean), dtype=np.uint32)
-    result, seconds = report.run_batches(mapped, "purifying", variables, clean, indices)
+    result, seconds = report.run_batches(
+        mapped,
+        "purifying",
+        variables,
+        clean,
+        indices,
+        parts=kept,
+        each=lambda first, batch: _write_pictures(folder, given, first, batch),
+    )
     _write_purified(folder, given, result)
+    kept.remove()
     titles = {"clean": "as given" if given.own else "clean"}
     if attack != "none":
         titles["perturbed"] = f"{attack.upper()}, eps {settings.eps_attack:g}"
@@ -95,10 +112,40 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     print(f"results in {folder}")
 
 
+def _kept(folder: epath.Path, config: str, given: data.Input, card: dict) -> Parts:
+    """What a killed run of the same purification left; else, a clean start."""
+    identity = {
+        "config": config,
+        "images": checkpoint.fingerprint(given.images),
+        "names": given.names,
+        "weights": card["sha256"],
+        "version": pixeldefend.__version__,
+    }
+    kept = Parts(folder / "parts", config_hash(identity))
+    if kept.done:
+        print(f"going on after {kept.done} of {len(given.images)} images")
+    else:
+        for old in (folder / "purified").glob("*"):  # of an earlier, equal run
+            old.unlink()
+    return kept
+
+
+def _write_pictures(
+    folder: epath.Path, given: data.Input, first: int, result: dict
+) -> None:
+    """A PNG for each of the user's own images, of which `first` is the batch's first.
+
+    Written before the batch counts as done.
+    """
+    if not given.own:
+        return
+    names = given.names[first : first + len(result["purified"])]
+    for name, image in zip(names, result["purified"], strict=True):
+        figures.save(figures.picture(image), folder / "purified" / f"{name}.png")
+
+
 def _write_purified(folder: epath.Path, given: data.Input, result: dict) -> None:
-    """Arrays, a before/after picture and, for the user's own images, a PNG each."""
-    for old in (folder / "purified").glob("*"):  # of an earlier, equal run
-        old.unlink()
+    """All arrays and a before/after picture."""
     perturbed, purified = result["perturbed"], result["purified"]
     labels = {} if given.labels is None else {"labels": given.labels.astype(np.uint8)}
     checkpoint.write_arrays(
@@ -113,6 +160,3 @@ def _write_purified(folder: epath.Path, given: data.Input, result: dict) -> None
         del rows["perturbed"]
     shown = [images[:12] for images in rows.values()]
     figures.save(figures.grid(shown, list(rows)), folder / "figures/before_after.png")
-    if given.own:
-        for name, image in zip(given.names, purified, strict=True):
-            figures.save(figures.picture(image), folder / "purified" / f"{name}.png")
