@@ -30,7 +30,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from pixeldefend import checkpoint, data, mixture, pixelcnn, purification
 
@@ -133,6 +133,7 @@ def _ratios(seconds: dict[str, np.ndarray], positions: int) -> dict:
 
 def main(_: list[str]) -> None:
     """Runs the benchmark, with a compilation cache of its own."""
+    logging.set_verbosity(logging.ERROR)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     with tempfile.TemporaryDirectory() as folder:
         # Before anything is compiled: JAX looks for the folder once.

@@ -61,6 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
     # rand, none; "auto": rand for the sample and the splits, none for your own images.
     purify.attack = "auto"
     purify.eps_attack = 8.0  # levels
+    purify.save_seconds = 10.0  # between writings of results, for runs that are killed
 
     # Scoring: bits/dim and p-values of clean images.
     score = config.score = ml_collections.ConfigDict()
@@ -94,6 +95,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     train.init_images, train.eval_images = 8, 16
     train.log_every, train.eval_every, train.checkpoint_minutes = 2, 4, 0.0
     config.purify.count = config.purify.batch = 4
+    config.purify.save_seconds = 0.0
     config.sample.count = config.sample.batch = 4
     config.score.count = config.score.batch = 8
     config.release.on_sample, config.release.batch = True, 64

@@ -110,6 +110,28 @@ def test_purify_smoke(config, tmp_path):
         assert picture.size[0] > 4 * 28
 
 
+def test_purify_killed_and_run_again_ends_with_the_same_file(tmp_path):
+    many = ("--config.purify.count=200",)  # 50 batches
+    whole = _run(f"{FASHION}:smoke", "purify", f"--workdir={tmp_path}/a", *many)
+    assert whole.returncode == 0, whole.stderr
+    command = _command(f"{FASHION}:smoke", "purify", f"--workdir={tmp_path}/b", *many)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL
+    )
+    while not list(tmp_path.glob("b/parts/*/*.npz")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    result = tmp_path / "b/purified/sample.npz"
+    assert list(tmp_path.glob("b/parts/*/*.npz")), "never reached a part"
+    assert not result.exists(), "killed too late to prove anything"
+    again = _run(f"{FASHION}:smoke", "purify", f"--workdir={tmp_path}/b", *many)
+    assert again.returncode == 0, again.stderr
+    assert "going on after" in again.stdout
+    assert result.read_bytes() == (tmp_path / "a/purified/sample.npz").read_bytes()
+    assert not (tmp_path / "b/parts").exists()
+
+
 def test_purify_ones_own_pictures(trained, tmp_path):
     images, _ = data.sample("fashion_mnist")
     (tmp_path / "mine").mkdir()

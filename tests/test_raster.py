@@ -51,6 +51,88 @@ def test_purify_equals_the_naive_decoder(shape, options, float64):
         np.testing.assert_array_equal(found, expected)
 
 
+def test_a_row_takes_no_more_rounds_than_it_has_columns(float64):
+    model, params, images, _ = tiny((4, 24, 1), levels=2)
+    counted = jax.jit(
+        purification.purify_with_rounds,
+        static_argnums=0,
+        static_argnames=("width", "solver"),
+    )
+    options = {"width": 41, "solver": "fixed_point"}
+    found, rounds = counted(model, params, images, eps=20, **options)
+    assert rounds.shape == (4,) and np.all(rounds >= 2) and np.all(rounds <= 24)
+    scanned, steps = counted(model, params, images, eps=20, width=41, solver="scan")
+    np.testing.assert_array_equal(steps, 24)
+    np.testing.assert_array_equal(found, scanned)
+    # Nothing may change: every sweep settles all of its 16 columns.
+    kept, rounds = counted(model, params, images, eps=0, **options)
+    np.testing.assert_array_equal(rounds, 2)
+    np.testing.assert_array_equal(kept, images)
+
+
+def test_both_solvers_draw_the_same_samples(float64):
+    model, params, images, _ = tiny((4, 8, 3), levels=2, conditionals="joint")
+    keys = jax.random.split(jax.random.key(3), 2)
+    lower, upper = purification.bounds(images, 255)
+
+    def drawn(solver):
+        return raster.decode(
+            model,
+            params,
+            images,
+            density.draw,
+            keys,
+            lower=lower,
+            upper=upper,
+            width=256,
+            solver=solver,
+        )
+
+    scanned, swept = (jax.jit(drawn, static_argnums=0)(s) for s in SOLVERS)
+    np.testing.assert_array_equal(scanned, swept)
+    assert np.any(scanned != images)
+
+
+def test_levels_that_are_not_numbers_do_not_keep_a_row_unsettled():
+    model, params, images, _ = tiny((4, 8, 1), levels=3)
+
+    def broken(candidates, log_mass, level, keys):
+        del candidates, log_mass, keys
+        return jnp.full_like(level, jnp.nan)
+
+    lower, upper = purification.bounds(images, 2)
+    found, rounds = raster.decode_with_rounds(
+        model,
+        params,
+        images.astype(jnp.float32),
+        broken,
+        lower=lower,
+        upper=upper,
+        solver="fixed_point",
+        width=5,
+    )
+    assert np.all(np.isnan(found)) and np.all(rounds <= 8)
+
+
+@pytest.mark.parametrize(
+    "eps, width", [(0, 17), (8, 17), (9, 33), (127, 256), (255, 256)]
+)
+def test_the_width_for_an_eps_is_the_narrowest_that_holds_its_window(eps, width):
+    assert purification.width_for(eps) == width
+
+
+def test_auto_takes_a_solver_that_exists():
+    for backend in ("cpu", "gpu", "tpu", "something new"):
+        for batch in (1, 128):
+            found = purification.faster_solver(batch, backend)
+            assert found in raster.SOLVERS
+    model, params, images, _ = tiny((4, 4, 1), levels=1)
+    chosen = purify(model, params, images, eps=9, width=33, solver="auto")
+    np.testing.assert_array_equal(
+        chosen, purify(model, params, images, eps=9, width=33)
+    )
+
+
 @pytest.fixture(scope="module")
 def compiled():
     model, params, images, _ = tiny((4, 4, 3), conditionals="joint", levels=2)

@@ -39,6 +39,10 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
             raise ValueError(
                 f"threshold must be finite, in bits/dim from 0: {settings.threshold}"
             )
+        if not settings.save_seconds >= 0:
+            raise ValueError(
+                f"save_seconds must not be negative: {settings.save_seconds}"
+            )
         if settings.solver not in purification.SOLVERS:
             raise ValueError(
                 f"unknown solver {settings.solver!r}: one of "
@@ -55,7 +59,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         )
         mapped = parallel.BatchMap(defend, settings.batch)
     folder = workdir.open()
-    kept = _kept(folder, workdir.hash, given, card)
+    kept = _kept(folder, workdir.hash, given, card, settings.save_seconds)
     variables = {
         "params": params,
         "eps": jnp.int32(settings.eps),
@@ -112,7 +116,9 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     print(f"results in {folder}")
 
 
-def _kept(folder: epath.Path, config: str, given: data.Input, card: dict) -> Parts:
+def _kept(
+    folder: epath.Path, config: str, given: data.Input, card: dict, pause: float
+) -> Parts:
     """What a killed run of the same purification left; else, a clean start."""
     identity = {
         "config": config,
@@ -121,7 +127,7 @@ def _kept(folder: epath.Path, config: str, given: data.Input, card: dict) -> Par
         "weights": card["sha256"],
         "version": pixeldefend.__version__,
     }
-    kept = Parts(folder / "parts", config_hash(identity))
+    kept = Parts(folder / "parts", config_hash(identity), pause)
     if kept.done:
         print(f"going on after {kept.done} of {len(given.images)} images")
     else:
