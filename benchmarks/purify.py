@@ -44,6 +44,9 @@ _WEIGHTS = flags.DEFINE_string("weights", "", "a released model instead of all t
 _BATCH = flags.DEFINE_integer("batch", 128, "images")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "of the streams")
 _EPS = flags.DEFINE_integer("eps", 16, "levels")
+_PROGRAMS = flags.DEFINE_list(
+    "programs", ["scan", "fixed_point", "naive_step"], "timed beside the forward pass"
+)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "timed turns; 0: compile only")
 _TRACE = flags.DEFINE_string("trace", "", "folder for a profile of one purification")
 
@@ -116,16 +119,20 @@ def _timed(programs: dict[str, Any], arguments: Arguments) -> dict[str, np.ndarr
 
 
 def _ratios(seconds: dict[str, np.ndarray], positions: int) -> dict:
-    forward, scan = seconds["forward"], seconds["scan"]
-    found = {
-        "ratio_to_forward": scan / forward,
-        "ratio_fixed_point": seconds["fixed_point"] / forward,
-        "ratio_naive": positions * seconds["naive_step"] / scan,
+    """Medians, and lowest and highest, of what the timed programs allow."""
+    compared = {
+        "ratio_to_forward": ("scan", "forward", 1),
+        "ratio_fixed_point": ("fixed_point", "forward", 1),
+        "ratio_naive": ("naive_step", "scan", positions),
     }
     result = {}
-    for name, ratios in found.items():
-        result[name] = float(f"{np.median(ratios):.3g}")
-        result[f"{name}_range"] = [float(f"{f(ratios):.3g}") for f in (np.min, np.max)]
+    for name, (above, below, factor) in compared.items():
+        if {above, below} <= set(seconds):
+            ratios = factor * seconds[above] / seconds[below]
+            low, middle, high = (
+                float(f"{q:.3g}") for q in np.quantile(ratios, [0, 0.5, 1])
+            )
+            result |= {name: middle, f"{name}_range": [low, high]}
     for name, values in seconds.items():
         result[f"seconds_{name}"] = float(f"{np.median(values):.4g}")
     return result
@@ -159,8 +166,8 @@ def _benchmark() -> None:
         "fixed_point": lambda *arguments: purify(*arguments, "fixed_point"),
         "naive_step": functools.partial(_naive_step, model),
     }
-    if not _REPEATS.value:
-        functions = {"scan": functions["scan"]}
+    wanted = {"forward", *_PROGRAMS.value} if _REPEATS.value else {"scan"}
+    functions = {name: f for name, f in functions.items() if name in wanted | {"scan"}}
     compiled = {
         name: _compiled(function, arguments) for name, function in functions.items()
     }
@@ -178,8 +185,9 @@ def _benchmark() -> None:
         result |= _ratios(seconds, positions)
         rate = len(images) / np.median(seconds["scan"])
         result["images_per_second"] = float(f"{rate:.4g}")
-        rounds = programs["fixed_point"](*arguments)[1]
-        result["rounds_per_row"] = float(f"{np.mean(rounds):.4g}")
+        if "fixed_point" in programs:
+            rounds = programs["fixed_point"](*arguments)[1]
+            result["rounds_per_row"] = float(f"{np.mean(rounds):.4g}")
     result |= {
         "compile_seconds": round(compiled["scan"][1], 1),
         "compile_seconds_cached": round(compiled["scan"][2], 1),

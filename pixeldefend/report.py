@@ -15,17 +15,20 @@ from pixeldefend.parts import Parts
 class Progress:
     """A bar on a terminal, a plain line now and then in a log."""
 
-    def __init__(self, what: str, seconds_between_lines: float = 20.0):
-        """`what` is named in front."""
+    def __init__(
+        self, what: str, seconds_between_lines: float = 20.0, start: float = 0.0
+    ):
+        """`what` is named in front; `start` is the share that was done before."""
         self._what = what
         self._pause = seconds_between_lines
         self._begun = self._printed = time.monotonic()
+        self._start = start
         self._bar = None
         if sys.stderr.isatty():
             import tqdm
 
             form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
-            self._bar = tqdm.tqdm(total=1.0, desc=what, bar_format=form)
+            self._bar = tqdm.tqdm(total=1.0, initial=start, desc=what, bar_format=form)
 
     def update(self, done: float, text: str = "") -> None:
         """Shows that the share `done` of the work is finished."""
@@ -38,7 +41,8 @@ class Progress:
         if done >= 1 or now - self._printed >= self._pause:
             self._printed = now
             elapsed = now - self._begun
-            left = elapsed * (1 - done) / done if done else float("inf")
+            fresh = done - self._start
+            left = elapsed * (1 - done) / fresh if fresh > 0 else float("inf")
             times = f"{_clock(elapsed)} gone, {_clock(left)} left"
             print(f"{self._what}: {done:4.0%}  {times}  {text}", flush=True)
 
@@ -94,9 +98,9 @@ def run_batches(
       earlier run included.
     """
     mapped.compile(variables, *arrays)
-    progress = Progress(what)
     results = [] if parts is None else parts.results
     start = done = 0 if parts is None else parts.done
+    progress = Progress(what, start=start / len(arrays[0]))
     earlier = 0.0 if parts is None else parts.seconds
     begun = time.perf_counter()
     for result in mapped.batches(variables, *arrays, start=start):
