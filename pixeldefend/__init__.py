@@ -12,7 +12,12 @@ from pixeldefend.checkpoint import load_reference, load_released
 from pixeldefend.density import bits_per_dim, log_prob, sample
 from pixeldefend.detection import p_values
 from pixeldefend.pixelcnn import PixelCNN, apply, init
-from pixeldefend.purification import adaptive_eps, purify
+from pixeldefend.purification import (
+    adaptive_eps,
+    purify,
+    purify_with_rounds,
+    width_for,
+)
 from pixeldefend.raster import decode
 
 __version__ = "0.1.0"
@@ -29,6 +34,8 @@ __all__ = [
     "log_prob",
     "p_values",
     "purify",
+    "purify_with_rounds",
     "sample",
     "uniform_noise",
+    "width_for",
 ]
