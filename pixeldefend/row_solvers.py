@@ -7,13 +7,13 @@ same levels:
 * `columns`: a `lax.scan`, one position after the other, no layer evaluated twice.
 * `sweeps`: a `lax.while_loop`. Evaluates the next S columns at once for a guess of
   their pixels and takes the chosen levels for the next guess. All columns up to the
-  first whose guess was wrong are then right and need no further sweep. Guesses are
-  mostly right, so that a row takes a handful of larger steps instead of W small ones.
+  first whose guess was wrong are then right and need no further sweep. Where guesses
+  are mostly right, a row takes a handful of larger steps instead of W small ones.
   (Jacobi iteration behind a moving front; Song et al., Accelerating Feedforward
   Computation via Parallel Nonlinear Equation Solving, ICML 2021.)
 
 A visitor is `visit(heads [P, N], inputs) -> (levels [C, N], out)` with the batch last:
-`inputs` and `out` are pytrees of `[..., N]`, and N is the batch or a row of it.
+`inputs` and `out` are pytrees of `[..., N]`, N the batch or a sweep's columns of it.
 """
 
 from collections.abc import Callable
@@ -170,12 +170,7 @@ def sweeps(model: pixelcnn.PixelCNN, visit: Visit, row: Problem) -> Solved:
             _unflat(levels, span),
             jax.tree.map(lambda a: _unflat(a, span), out),
         )
-        # Right are all columns up to the first whose guess was wrong, that one
-        # included; and after as many sweeps from here, as many columns.
-        same = jnp.cumprod(jnp.all(levels == guess, axis=(1, 2)).astype(jnp.int32))
-        right = jnp.sum(same[:-1], dtype=jnp.int32) + 1
-        right = jnp.maximum(right, state.tries + 1)
-        advance = right // group * group
+        advance = _settled(levels, guess, state.tries + 1) // group * group
         last = jax.lax.dynamic_index_in_dim(levels, advance - 1, keepdims=False)
         moved = advance > 0
         return _Sweeping(
@@ -213,6 +208,16 @@ def sweeps(model: pixelcnn.PixelCNN, visit: Visit, row: Problem) -> Solved:
     memory = jax.tree.map(lambda a, old: a[: len(old)], state.memory, row.memory)
     units = pixelcnn.with_ones(model, levels.transpose(0, 2, 1))
     return Solved(memory, units, out, state.rounds)
+
+
+def _settled(levels: chex.Array, guess: chex.Array, tries: chex.Array) -> chex.Array:
+    """How many columns of a sweep are right, from the levels `[S, C, B]` it chose.
+
+    All up to the first whose guess was wrong, that one included, since it saw only
+    right ones; and after `tries` sweeps from the same front as many.
+    """
+    same = jnp.cumprod(jnp.all(levels == guess, axis=(1, 2)).astype(jnp.int32))
+    return jnp.maximum(jnp.sum(same[:-1], dtype=jnp.int32) + 1, tries)
 
 
 def _padded(x: chex.Array, more: int) -> chex.Array:

@@ -26,29 +26,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     with user_errors():
         model, params, card = inputs.density_model(config)
         reference = checkpoint.load_reference(config.pixelcnn.weights)
-        if settings.attack not in ("auto", *defence.ATTACKS):
-            raise ValueError(
-                f"unknown attack {settings.attack!r}: one of auto, "
-                f"{', '.join(defence.ATTACKS)}"
-            )
-        if not 0 <= settings.eps_attack <= 255:
-            raise ValueError(
-                f"eps_attack must be between 0 and 255 levels: {settings.eps_attack}"
-            )
-        if not 0 <= settings.threshold < float("inf"):
-            raise ValueError(
-                f"threshold must be finite, in bits/dim from 0: {settings.threshold}"
-            )
-        if not settings.save_seconds >= 0:
-            raise ValueError(
-                f"save_seconds must not be negative: {settings.save_seconds}"
-            )
-        if settings.solver not in purification.SOLVERS:
-            raise ValueError(
-                f"unknown solver {settings.solver!r}: one of "
-                f"{', '.join(purification.SOLVERS)}"
-            )
-        parallel.check_batch(settings.batch, "purify.batch")
+        _check(settings)
         width = purification.width_for(settings.eps)
         given = inputs.chosen(config, "purify", card["image_shape"])
         attack = settings.attack
@@ -114,6 +92,31 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         f"{mapped.compile_seconds:.1f} s"
     )
     print(f"results in {folder}")
+
+
+def _check(settings: inputs.Config) -> None:
+    """Raises ValueError for fields of `purify` that are out of range or unknown."""
+    if settings.attack not in ("auto", *defence.ATTACKS):
+        raise ValueError(
+            f"unknown attack {settings.attack!r}: one of auto, "
+            f"{', '.join(defence.ATTACKS)}"
+        )
+    if not 0 <= settings.eps_attack <= 255:
+        raise ValueError(
+            f"eps_attack must be between 0 and 255 levels: {settings.eps_attack}"
+        )
+    if not 0 <= settings.threshold < float("inf"):
+        raise ValueError(
+            f"threshold must be finite, in bits/dim from 0: {settings.threshold}"
+        )
+    if not settings.save_seconds >= 0:
+        raise ValueError(f"save_seconds must not be negative: {settings.save_seconds}")
+    if settings.solver not in purification.SOLVERS:
+        raise ValueError(
+            f"unknown solver {settings.solver!r}: one of "
+            f"{', '.join(purification.SOLVERS)}"
+        )
+    parallel.check_batch(settings.batch, "purify.batch")
 
 
 def _kept(
