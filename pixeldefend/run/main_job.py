@@ -56,7 +56,6 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         each=lambda first, batch: _write_pictures(folder, given, first, batch),
     )
     _write_purified(folder, given, result)
-    kept.remove()
     titles = {"clean": "as given" if given.own else "clean"}
     if attack != "none":
         titles["perturbed"] = f"{attack.upper()}, eps {settings.eps_attack:g}"
@@ -85,6 +84,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     }
     row = evaluate.purification_row(identity, stages) | provenance
     evaluate.write_rows(folder / "rows.jsonl", [row])
+    kept.remove()  # only now is everything elsewhere
     print(evaluate.purification_table(stages))
     print(
         f"{len(clean)} images, {len(clean) / seconds:.1f} images/s (three scorings and "
