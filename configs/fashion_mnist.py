@@ -23,6 +23,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.dataset = "fashion_mnist"
     config.pixelcnn.weights = "fashion_mnist/pixelcnn"
     config.pixelcnn.model.channels = 1
+    config.classifier.weights = "fashion_mnist/resnet"
+    config.classifier.model.divisor = 4
     config.purify.eps = 32
     if variant == "paper":
         config.pixelcnn.model.features = 40

@@ -21,6 +21,7 @@ PURE = {
     "purification",
     "defence",
     "attacks",
+    "classifiers",
 }
 EFFECTS = {
     "data",
@@ -33,6 +34,7 @@ EFFECTS = {
     "run",
     "workdir",
     "density_training",
+    "classifier_training",
 }
 PACKAGES = {"jax", "flax", "optax", "chex", "numpy", "scipy"}
 

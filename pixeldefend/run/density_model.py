@@ -29,20 +29,10 @@ def train_pixelcnn(config: inputs.Config, workdir: Workdir) -> None:
     settings = config.pixelcnn.train
     with user_errors():
         model = pixelcnn.PixelCNN(**config.pixelcnn.model)
-        options = set(train.Plan.__dataclass_fields__) & set(settings)
-        plan = train.Plan(seed=config.seed, **{k: settings[k] for k in options})
-        parallel.check_batch(plan.batch, "train.batch")
-        if settings.on_sample:
-            images, labels = data.sample(config.dataset)
-            training = validation = {"images": images, "labels": labels}
-        else:
-            training, validation = (
-                inputs.split(config, split) for split in ("train", "validation")
-            )
-        data.Batches(len(training["images"]), plan.batch, plan.seed)
-        for name in ("init_images", "eval_images"):
-            if settings[name] < 1:
-                raise ValueError(f"{name} must be at least 1: {settings[name]}")
+        plan = inputs.plan(config, settings)
+        if settings.init_images < 1:
+            raise ValueError(f"init_images must be at least 1: {settings.init_images}")
+        training, validation = inputs.training_splits(config, settings, plan)
         if model.classes and training["labels"].max() >= model.classes:
             raise ValueError(
                 f"classes is {model.classes}, but there are labels up to "
@@ -62,8 +52,7 @@ def train_pixelcnn(config: inputs.Config, workdir: Workdir) -> None:
     step = train.make_step(
         density_training.loss_fn(model), train.adam(plan), plan.polyak
     )
-    held_out = {name: rows[: settings.eval_images] for name, rows in validation.items()}
-    scores = density_training.evaluation(model, held_out, plan.batch)
+    scores = density_training.evaluation(model, validation, plan.batch)
     progress = report.Progress("training")
 
     def show(line: dict) -> None:

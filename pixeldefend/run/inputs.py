@@ -1,11 +1,12 @@
 """What several modes read: images, splits and the density model of a config."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
 
-from pixeldefend import checkpoint, data, pixelcnn
+from pixeldefend import checkpoint, data, parallel, pixelcnn, train
 
 Config = ml_collections.ConfigDict
 
@@ -32,6 +33,30 @@ def split(config: Config, name: str) -> dict[str, np.ndarray]:
     """A whole split as `images` and `labels`."""
     images, labels = data.load(config.dataset, name, config.data_dir)
     return {"images": images, "labels": labels}
+
+
+def plan(config: Config, settings: Config, **fixed: Any) -> train.Plan:
+    """The plan in a `train` section; `fixed` are fields that it does not leave open."""
+    options = set(train.Plan.__dataclass_fields__) & set(settings)
+    found = train.Plan(seed=config.seed, **{k: settings[k] for k in options}, **fixed)
+    parallel.check_batch(found.batch, "train.batch")
+    return found
+
+
+def training_splits(
+    config: Config, settings: Config, plan: train.Plan
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What a `train` section trains on, and the images held out from it."""
+    if settings.eval_images < 1:
+        raise ValueError(f"eval_images must be at least 1: {settings.eval_images}")
+    if settings.on_sample:
+        images, labels = data.sample(config.dataset)
+        training = held_out = {"images": images, "labels": labels}
+    else:
+        training, held_out = (split(config, name) for name in ("train", "validation"))
+    data.Batches(len(training["images"]), plan.batch, plan.seed)
+    first = {name: rows[: settings.eval_images] for name, rows in held_out.items()}
+    return training, first
 
 
 def density_model(config: Config) -> tuple[pixelcnn.PixelCNN, dict, dict]:
