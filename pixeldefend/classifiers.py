@@ -13,7 +13,7 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pixeldefend import pixels
+from pixeldefend import convolution, pixels
 
 VARIANTS = ("paper", "code")
 # By variant: feature maps before division, and units of a stage (ResNet) or
@@ -60,7 +60,12 @@ def standardise(images: chex.Array) -> chex.Array:
 def _conv(features: int, kernel: int, stride: int, **options: Any) -> nn.Conv:
     he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     return nn.Conv(
-        features, (kernel, kernel), (stride, stride), kernel_init=he, **options
+        features,
+        (kernel, kernel),
+        (stride, stride),
+        kernel_init=he,
+        conv_general_dilated=convolution.convolve,
+        **options,
     )
 
 

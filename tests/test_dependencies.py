@@ -22,6 +22,7 @@ PURE = {
     "defence",
     "attacks",
     "classifiers",
+    "convolution",
 }
 EFFECTS = {
     "data",
