@@ -23,6 +23,7 @@ PURE = {
     "attacks",
     "classifiers",
     "convolution",
+    "squeeze",
 }
 EFFECTS = {
     "data",
