@@ -51,7 +51,10 @@ def get_config() -> ml_collections.ConfigDict:
     classifier = config.classifier = ml_collections.ConfigDict()
     # As for the density model.
     classifier.weights = "cifar10/resnet"
-    classifier.training = "normal"  # normal, label_smoothing
+    # normal, label_smoothing, adversarial_fgsm, adversarial_bim
+    classifier.training = "normal"
+    classifier.delta = 8.0  # levels, the scale of eps in adversarial training
+    classifier.preset = "paper"  # paper, code: where their BIM training differs
     classifier.model = ml_collections.ConfigDict()
     classifier.model.architecture = "resnet"  # resnet, vgg, cnn
     classifier.model.variant = "paper"  # paper, code; cnn: A, B
@@ -97,13 +100,25 @@ def get_config() -> ml_collections.ConfigDict:
     score.count = 0  # images at most; 0: all
     score.batch = 200
 
-    # Makes a released model of a finished training run (`pixelcnn.weights`).
+    # Accuracy of a classifier, clean and attacked.
+    classify = config.classify = ml_collections.ConfigDict()
+    classify.input = "sample"  # as for purify
+    classify.count = 0  # images at most; 0: all
+    classify.batch = 200
+    classify.attack = "none"  # none, fgsm, bim; on the classifier itself
+    classify.eps_attack = 8.0  # levels
+    classify.preset = "paper"  # paper: true labels; code: FGSM takes the predicted ones
+
+    # Makes a released model of a finished training run (`pixelcnn.weights`, or in
+    # release_classifier `classifier.weights`).
     release = config.release = ml_collections.ConfigDict()
     release.to = ""  # folder
     release.note = ""  # for the card, e.g. how the run shared its machine
     release.on_sample = False  # all splits from the bundled sample: for trying the code
     release.reference = 0  # training images, the first, for p-values; 0: all
     release.batch = 200
+    # Classifiers: levels of the FGSM attacks whose accuracy goes on the card.
+    release.eps_attack = (2.0, 8.0, 16.0)
 
     sample = config.sample = ml_collections.ConfigDict()
     sample.count = 64  # images
@@ -122,7 +137,9 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     train.steps, train.hours, train.batch = 8, 0.0, 8
     train.init_images, train.eval_images = 8, 16
     train.log_every, train.eval_every, train.checkpoint_minutes = 2, 4, 0.0
-    config.classifier.model.divisor = 4
+    config.classifier.model.divisor = 16
+    if config.classifier.model.architecture == "resnet":  # it takes long to compile
+        config.classifier.model.architecture = "vgg"
     train = config.classifier.train
     train.on_sample, train.eval_images = True, 16
     train.steps, train.hours, train.batch = 8, 0.0, 8
@@ -130,6 +147,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.purify.count = config.purify.batch = 4
     config.sample.count = config.sample.batch = 4
     config.score.count = config.score.batch = 8
+    config.classify.count = config.classify.batch = 64
     config.release.on_sample, config.release.batch = True, 64
     config.release.to = "runs/smoke/pixelcnn"
     return config

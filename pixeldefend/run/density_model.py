@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from pixeldefend import (
     checkpoint,
@@ -167,17 +166,8 @@ def _score_map(model: pixelcnn.PixelCNN, batch: int) -> parallel.BatchMap:
 def release(config: inputs.Config, workdir: Workdir) -> None:
     """Makes a released model of a training run: test figures, references, card."""
     with user_errors():
-        if not config.release.to:
-            raise ValueError("release.to is missing: the folder for the released model")
-        if epath.Path(config.release.to).is_file():
-            raise ValueError(f"release.to {config.release.to} is a file; name a folder")
         model, params, card = inputs.density_model(config)
-        if card["dataset"] != config.dataset:
-            raise ValueError(
-                f"{config.pixelcnn.weights} was trained on {card['dataset']}; use the "
-                f"config of that data set, not of {config.dataset}"
-            )
-        parallel.check_batch(config.release.batch, "release.batch")
+        folder = inputs.release_folder(config, config.pixelcnn.weights, card)
         if config.release.reference < 0:
             raise ValueError(
                 f"release.reference must not be negative: {config.release.reference}"
@@ -198,7 +188,6 @@ def release(config: inputs.Config, workdir: Workdir) -> None:
         split: density.to_bits_per_dim(values, tuple(card["image_shape"]))
         for split, values in scores.items()
     }
-    folder = epath.Path(config.release.to)
     card["note"] = config.release.note
     card["name"] = f"{folder.parent.name}/{folder.name}"
     command = (
@@ -221,7 +210,5 @@ def release(config: inputs.Config, workdir: Workdir) -> None:
     first = [round(float(value), 5) for value in bits["sample"][:4]]
     card["figures"]["sample"]["first_bits_per_dim"] = first
     del card["model"]
-    checkpoint.save_released(
-        config.release.to, model, params, card, reference=scores["train"]
-    )
+    checkpoint.save_released(folder, model, params, card, reference=scores["train"])
     print(json.dumps(card["figures"], indent=1))

@@ -5,8 +5,9 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+from etils import epath
 
-from pixeldefend import checkpoint, data, parallel, pixelcnn, train
+from pixeldefend import checkpoint, classifiers, data, parallel, pixelcnn, train
 
 Config = ml_collections.ConfigDict
 
@@ -67,3 +68,32 @@ def density_model(config: Config) -> tuple[pixelcnn.PixelCNN, dict, dict]:
     if model.classes:
         raise ValueError("class-conditional weights can only be sampled from here")
     return model, params, card
+
+
+def classifier(config: Config) -> tuple[classifiers.Classifier, dict, dict]:
+    """The classifier of a config: description, variables, card."""
+    model, variables, card = checkpoint.load_released(config.classifier.weights)
+    if card["kind"] != "classifier":
+        raise ValueError(f"{config.classifier.weights} is no classifier")
+    return model, variables, card
+
+
+def release_folder(config: Config, weights: str, card: dict) -> epath.Path:
+    """Where a release goes, after the checks that all kinds of models share."""
+    to = config.release.to
+    if not to:
+        raise ValueError("release.to is missing: the folder for the released model")
+    if epath.Path(to).is_file():
+        raise ValueError(f"release.to {to} is a file; name a folder")
+    check_dataset(config, weights, card)
+    parallel.check_batch(config.release.batch, "release.batch")
+    return epath.Path(to)
+
+
+def check_dataset(config: Config, weights: str, card: dict) -> None:
+    """Raises ValueError where a model belongs to another data set than the config's."""
+    if card["dataset"] != config.dataset:
+        raise ValueError(
+            f"{weights} was trained on {card['dataset']}; use the config of that data "
+            f"set, not of {config.dataset}"
+        )
