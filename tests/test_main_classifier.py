@@ -144,6 +144,20 @@ def test_the_command_on_a_card_gives_its_figures_again(released, tmp_path):
         assert abs(row["correct"] - figures[name]["correct"]) <= 2
 
 
+def test_labels_that_the_classifier_does_not_know_are_refused(trained, tmp_path):
+    images, labels = data.sample("fashion_mnist")
+    np.savez(tmp_path / "mine.npz", images=images[:5], labels=labels[:5] + 10)
+    result = _run(
+        SMOKE,
+        "classify",
+        f"--config.classifier.weights={trained}",
+        f"--config.classify.input={tmp_path}/mine.npz",
+        f"--workdir={tmp_path}/a",
+    )
+    assert result.returncode == 2 and "knows 10 classes" in result.stderr
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_classifier_of_another_data_set_is_refused(trained, tmp_path):
     result = _run(
         "configs/mnist.py:smoke",

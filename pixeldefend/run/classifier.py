@@ -130,6 +130,11 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
         given = inputs.chosen(config, "classify", card["image_shape"])
         if not given.own:
             inputs.check_dataset(config, weights, card)
+        if given.labels is not None and given.labels.max() >= model.classes:
+            raise ValueError(
+                f"{weights} knows {model.classes} classes, but there are labels up to "
+                f"{given.labels.max()}"
+            )
     mapped = _predictions(model, settings.attack, settings.preset, settings.batch)
     folder = workdir.open()
     found, seconds = _predict(mapped, variables, settings.eps_attack, given)
