@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import chex
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -130,7 +131,9 @@ class ResNet(nn.Module):
 def _shortcut(x: chex.Array, width: int, stride: int) -> chex.Array:
     """Average pooling, and channels of zeros on both sides."""
     if stride > 1:
-        x = nn.avg_pool(x, (stride, stride), (stride, stride))
+        window = (stride, stride)
+        # By hand: flax's average mixes types, which strict users of JAX forbid.
+        x = nn.pool(x, 0.0, jax.lax.add, window, window, "VALID") / float(stride**2)
     more = width - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (more // 2, more - more // 2)))
 

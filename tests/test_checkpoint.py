@@ -42,14 +42,13 @@ def test_a_model_comes_back_as_it_was(released):
 def test_a_classifier_comes_back_with_its_batch_statistics(tmp_path):
     model = classifiers.VGG(divisor=16, dropout=0.3)
     init = jax.jit(classifiers.init, static_argnums=0)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        variables = init(model, jax.random.key(0), jnp.zeros((2, *SHAPE), jnp.uint8))
-        variables = jax.tree.map(lambda a: a + 1, variables)
-        card = {"kind": "classifier", "dataset": "toy", "image_shape": list(SHAPE)}
-        # An axis belongs to the devices that trained it, not to the model.
-        trained = model.clone(axis_name="devices")
-        checkpoint.save_released(tmp_path / "toy", trained, variables, card)
-        loaded, found, card = checkpoint.load_released(str(tmp_path / "toy"))
+    variables = init(model, jax.random.key(0), jnp.zeros((2, *SHAPE), jnp.uint8))
+    variables = jax.tree.map(lambda a: a + 1, variables)
+    card = {"kind": "classifier", "dataset": "toy", "image_shape": list(SHAPE)}
+    # An axis belongs to the devices that trained it, not to the model.
+    trained = model.clone(axis_name="devices")
+    checkpoint.save_released(tmp_path / "toy", trained, variables, card)
+    loaded, found, card = checkpoint.load_released(str(tmp_path / "toy"))
     assert loaded == model and card["model"]["architecture"] == "vgg"
     assert set(found) == {"params", "batch_stats"}
     jax.tree.map(np.testing.assert_array_equal, found, variables)
@@ -177,8 +176,7 @@ def test_released_classifiers_get_the_sample_right_as_their_cards_say(name):
     model, variables, card = checkpoint.load_released(name)
     assert card["name"] == name
     images, labels = data.sample(card["dataset"])
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        logits = jax.jit(classifiers.logits, static_argnums=0)(model, variables, images)
+    logits = jax.jit(classifiers.logits, static_argnums=0)(model, variables, images)
     figures = card["figures"]["sample"]["clean"]
     assert figures["n"] == 256
     # Another batch size may turn a near-tie.

@@ -59,13 +59,6 @@ PLAN = train.Plan(
 )
 
 
-@pytest.fixture(autouse=True)
-def packages_promote():
-    """flax and optax themselves mix types."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def arrays():
     rng = np.random.default_rng(1)

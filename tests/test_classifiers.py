@@ -11,13 +11,6 @@ from pixeldefend import classifiers
 CIFAR, FASHION = (32, 32, 3), (28, 28, 1)
 
 
-@pytest.fixture(autouse=True)
-def flax_promotes():
-    """flax itself mixes types."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 def _abstract(model, shape):
     images = jax.ShapeDtypeStruct((2, *shape), jnp.uint8)
     init = functools.partial(classifiers.init, model)
