@@ -47,6 +47,39 @@ def get_config() -> ml_collections.ConfigDict:
     train.eval_every = 1000  # steps
     train.checkpoint_minutes = 5.0
 
+    # A classifier: which weights to use, and how to train new ones.
+    classifier = config.classifier = ml_collections.ConfigDict()
+    # As for the density model.
+    classifier.weights = "cifar10/resnet"
+    # normal, label_smoothing, adversarial_fgsm, adversarial_bim
+    classifier.training = "normal"
+    classifier.delta = 8.0  # levels, the scale of eps in adversarial training
+    classifier.preset = "paper"  # paper, code: where their BIM training differs
+    classifier.model = ml_collections.ConfigDict()
+    classifier.model.architecture = "resnet"  # resnet, vgg, cnn
+    classifier.model.variant = "paper"  # paper, code; cnn: A, B
+    classifier.model.divisor = 1  # of the feature maps
+
+    train = classifier.train = ml_collections.ConfigDict()
+    train.start = ""  # like `weights`: begin from these, "" afresh
+    train.batch = 128  # images per step, over all devices
+    train.steps = 80_000  # give steps or hours
+    train.hours = 0.0
+    train.schedule = "paper"  # paper, anneal
+    train.learning_rate = 0.1
+    train.warmup = 200  # steps, anneal only
+    train.decay = 1.0  # per step, paper only
+    train.drops = (40_000, 60_000)  # steps that divide the rate by 10, paper only
+    train.momentum = 0.9
+    train.weight_decay = 5e-4  # times half the squares of all parameters
+    train.clip = 0.0  # largest gradient norm, 0: none
+    train.flip = True  # mirror half of the images
+    train.on_sample = False  # train on the bundled sample: for trying the code only
+    train.eval_images = 1000  # of the validation images
+    train.log_every = 50  # steps
+    train.eval_every = 1000  # steps
+    train.checkpoint_minutes = 5.0
+
     # Purification, the main job.
     purify = config.purify = ml_collections.ConfigDict()
     # "sample" (bundled), a split (train, validation, test), an .npz or .npy, a folder.
@@ -69,13 +102,25 @@ def get_config() -> ml_collections.ConfigDict:
     score.count = 0  # images at most; 0: all
     score.batch = 200
 
-    # Makes a released model of a finished training run (`pixelcnn.weights`).
+    # Accuracy of a classifier, clean and attacked.
+    classify = config.classify = ml_collections.ConfigDict()
+    classify.input = "sample"  # as for purify
+    classify.count = 0  # images at most; 0: all
+    classify.batch = 200
+    classify.attack = "none"  # none, fgsm, bim; on the classifier itself
+    classify.eps_attack = 8.0  # levels
+    classify.preset = "paper"  # paper: true labels; code: FGSM takes the predicted ones
+
+    # Makes a released model of a finished training run (`pixelcnn.weights`, or in
+    # release_classifier `classifier.weights`).
     release = config.release = ml_collections.ConfigDict()
     release.to = ""  # folder
     release.note = ""  # for the card, e.g. how the run shared its machine
     release.on_sample = False  # all splits from the bundled sample: for trying the code
     release.reference = 0  # training images, the first, for p-values; 0: all
     release.batch = 200
+    # Classifiers: levels of the FGSM attacks whose accuracy goes on the card.
+    release.eps_attack = (2.0, 8.0, 16.0)
 
     sample = config.sample = ml_collections.ConfigDict()
     sample.count = 64  # images
@@ -94,10 +139,18 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     train.steps, train.hours, train.batch = 8, 0.0, 8
     train.init_images, train.eval_images = 8, 16
     train.log_every, train.eval_every, train.checkpoint_minutes = 2, 4, 0.0
+    config.classifier.model.divisor = 16
+    if config.classifier.model.architecture == "resnet":  # it takes long to compile
+        config.classifier.model.architecture = "vgg"
+    train = config.classifier.train
+    train.on_sample, train.eval_images = True, 16
+    train.steps, train.hours, train.batch = 8, 0.0, 8
+    train.log_every, train.eval_every, train.checkpoint_minutes = 2, 4, 0.0
     config.purify.count = config.purify.batch = 4
     config.purify.save_seconds = 0.0
     config.sample.count = config.sample.batch = 4
     config.score.count = config.score.batch = 8
+    config.classify.count = config.classify.batch = 64
     config.release.on_sample, config.release.batch = True, 64
     config.release.to = "runs/smoke/pixelcnn"
     return config
@@ -109,6 +162,9 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     model.features, model.depth, model.dropout = 24, 1, 0.0
     train.hours, train.schedule, train.batch = 1.8, "anneal", 32
     train.learning_rate, train.clip, train.polyak = 3e-3, 1.0, 0.995
+    # The classifier: an hour on one core.
+    train = config.classifier.train
+    train.steps, train.hours, train.schedule = 0, 1.0, "anneal"
     return config
 
 

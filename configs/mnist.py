@@ -19,6 +19,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.dataset = "mnist"
     config.pixelcnn.weights = "mnist/pixelcnn"
     config.pixelcnn.model.channels = 1
+    config.classifier.weights = "mnist/cnn_a"
+    config.classifier.model.architecture = "cnn"
+    config.classifier.model.variant = "A"
+    config.classifier.train.flip = False  # a mirrored digit is none
+    config.release.eps_attack = (8.0, 25.0)
     config.purify.eps = 32
     default.small(config)
     if variant == "smoke":

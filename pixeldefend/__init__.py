@@ -7,8 +7,9 @@ Images are `uint8` levels `[B, H, W, C]`; eps is in levels; log-probabilities in
 Functions take `(model, params, arrays...)`, options by keyword; the caller jits.
 """
 
-from pixeldefend.attacks import uniform_noise
+from pixeldefend.attacks import bim, fgsm, uniform_noise
 from pixeldefend.checkpoint import load_reference, load_released
+from pixeldefend.classifiers import CNN, VGG, ResNet, logits
 from pixeldefend.density import bits_per_dim, log_prob, sample
 from pixeldefend.detection import p_values
 from pixeldefend.pixelcnn import PixelCNN, apply, init
@@ -19,23 +20,31 @@ from pixeldefend.purification import (
     width_for,
 )
 from pixeldefend.raster import decode
+from pixeldefend.squeeze import squeeze_features
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CNN",
     "PixelCNN",
+    "ResNet",
+    "VGG",
     "adaptive_eps",
     "apply",
+    "bim",
     "bits_per_dim",
     "decode",
+    "fgsm",
     "init",
     "load_reference",
     "load_released",
     "log_prob",
+    "logits",
     "p_values",
     "purify",
     "purify_with_rounds",
     "sample",
+    "squeeze_features",
     "uniform_noise",
     "width_for",
 ]

@@ -8,19 +8,29 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from pixeldefend import pixelcnn
+from pixeldefend import classifiers, pixelcnn
 
 RELEASED = epath.resource_path("pixeldefend") / "released"
-# By the kind on a card: the description's class, and what makes its parameters.
-_MODELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "pixelcnn": (pixelcnn.PixelCNN, pixelcnn.init),
+
+
+class _Kind(NamedTuple):
+    """A kind of model: from arguments to description, back, and to parameters."""
+
+    make: Callable[..., Any]
+    describe: Callable[[Any], dict]
+    init: Callable[..., Any]
+
+
+_KINDS = {
+    "pixelcnn": _Kind(pixelcnn.PixelCNN, dataclasses.asdict, pixelcnn.init),
+    "classifier": _Kind(classifiers.make, classifiers.describe, classifiers.init),
 }
 
 
@@ -189,10 +199,11 @@ def fingerprint(params: Any) -> str:
 
 def abstract_params(kind: str, model: Any, shape: tuple[int, int, int]) -> Any:
     """Shapes and types of a model's parameters for images `shape` (H, W, C)."""
-    init = functools.partial(_MODELS[kind][1], model)
+    init = functools.partial(_KINDS[kind].init, model)
     images = jax.ShapeDtypeStruct((2, *shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
-    options = {"labels": labels} if getattr(model, "classes", 0) else {}
+    conditional = kind == "pixelcnn" and model.classes
+    options = {"labels": labels} if conditional else {}
     return jax.eval_shape(init, jax.random.key(0), images, **options)
 
 
@@ -203,8 +214,8 @@ def save_released(
 
     Args:
       folder: made if need be.
-      model: a frozen dataclass.
-      params: its parameters.
+      model: a description of the card's kind.
+      params: its parameters; for a classifier all its variables.
       card: `kind`, `dataset`, `image_shape` and whatever is to be told; the model's
         constructor arguments are added as `model`.
       reference: log-probabilities `[N]` of the training split, nats, or None.
@@ -219,7 +230,8 @@ def save_released(
         with whole_file(folder / "reference.npy") as temporary:
             with temporary.open("wb") as file:
                 np.save(file, np.sort(np.asarray(reference, np.float32)))
-    known = {"model": dataclasses.asdict(model), "sha256": fingerprint(params)}
+    arguments = _KINDS[card["kind"]].describe(model)
+    known = {"model": arguments, "sha256": fingerprint(params)}
     write_json(folder / "card.json", card | known)
 
 
@@ -256,7 +268,7 @@ def load_card(folder: epath.Path) -> dict:
     try:
         card = json.loads(path.read_text())
         kind, shape = card["kind"], card["image_shape"]
-        if kind not in _MODELS:
+        if kind not in _KINDS:
             raise ValueError(f"unknown kind {kind!r}")
         if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
             raise ValueError(f"image_shape {shape}")
@@ -273,7 +285,8 @@ def load_released(name: str) -> tuple[Any, Any, dict]:
       name: "fashion_mnist/pixelcnn", or a folder; see `find_released`.
 
     Returns:
-      The model's description, its parameters, and the card.
+      The model's description, its parameters (for a classifier its variables, batch
+      statistics included), and the card.
 
     Raises:
       FileNotFoundError: no such model.
@@ -282,7 +295,7 @@ def load_released(name: str) -> tuple[Any, Any, dict]:
     folder = find_released(name)
     card = load_card(folder)
     try:
-        model = _MODELS[card["kind"]][0](**card["model"])
+        model = _KINDS[card["kind"]].make(**card["model"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'card.json'} does not fit: {error}") from error
     like = abstract_params(card["kind"], model, tuple(card["image_shape"]))

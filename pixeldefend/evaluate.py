@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 from etils import epath
@@ -104,6 +105,43 @@ def purification_row(identity: dict, found: list[Stage]) -> dict:
         if stage.p_values is not None:
             row[f"p_value_{stage.name}"] = float(np.median(stage.p_values))
     return row
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of Wilson for a share of `correct` among `count`."""
+    share, z = correct / count, 1.959964
+    middle = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+
+
+def accuracy(correct: np.ndarray) -> dict:
+    """Outcomes `[N]` as n, correct, accuracy (a fraction) and its 95 % interval."""
+    count, right = len(correct), int(np.sum(correct))
+    low, high = (round(bound, 4) for bound in wilson(right, count))
+    fraction = round(right / count, 4)
+    return {
+        "n": count,
+        "correct": right,
+        "accuracy": fraction,
+        "low": low,
+        "high": high,
+    }
+
+
+def accuracy_table(found: dict[str, dict]) -> str:
+    """Accuracies by title, a line each."""
+    lines = [
+        [
+            title,
+            f"{figures['accuracy']:.2%}",
+            f"{figures['low']:.2%} to {figures['high']:.2%}",
+            str(figures["n"]),
+        ]
+        for title, figures in found.items()
+    ]
+    return report.table(["", "accuracy", "95 % (Wilson)", "images"], lines)
 
 
 def write_rows(path: epath.PathLike, rows: list[dict]) -> None:

@@ -54,11 +54,13 @@ class Plan:
       steps: number of steps; or
       hours: of training time (validation included), for `anneal` only; the two exclude
         each other.
-      schedule: "paper", `learning_rate * decay ** step`, or "anneal": linear warm-up,
-        then half a cosine to zero at the end.
+      schedule: "paper", `learning_rate * decay ** step`, divided by 10 at every drop,
+        or "anneal": linear warm-up, then half a cosine to zero at the end.
       learning_rate: at its highest.
       warmup: steps, "anneal" only.
       decay: per step, "paper" only.
+      drops: steps from which on the rate is a tenth of what it was, "paper" only.
+      momentum: of `sgd`.
       polyak: decay of the average, per step.
       clip: largest global norm of the gradient; 0 for no clipping.
       seed: of shuffling and dropout.
@@ -74,6 +76,8 @@ class Plan:
     learning_rate: float = 1e-3
     warmup: int = 200
     decay: float = 0.999995
+    drops: tuple[int, ...] = ()
+    momentum: float = 0.9
     polyak: float = 0.9995
     clip: float = 0.0
     seed: int = 0
@@ -98,8 +102,9 @@ class Plan:
             )
         if self.hours and self.schedule != "anneal":
             raise ValueError("hours need schedule 'anneal'; give steps for 'paper'")
-        if not 0 <= self.polyak < 1:
-            raise ValueError(f"polyak must be in [0, 1): {self.polyak}")
+        for name in ("polyak", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1): {getattr(self, name)}")
         for name in ("batch", "log_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: {getattr(self, name)}")
@@ -118,7 +123,8 @@ class Plan:
     def rate(self, step: int, progress: float) -> float:
         """The learning rate of a step."""
         if self.schedule == "paper":
-            return self.learning_rate * self.decay**step
+            drops = sum(step >= drop for drop in self.drops)
+            return self.learning_rate * self.decay**step * 0.1**drops
         cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
         return self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1)) * cosine
 
@@ -128,6 +134,12 @@ def adam(plan: Plan) -> optax.GradientTransformation:
     steps = [optax.clip_by_global_norm(plan.clip)] if plan.clip else []
     steps.append(optax.scale_by_adam(b1=0.95, b2=0.9995, eps=0.0, eps_root=1e-8))
     return optax.chain(*steps)
+
+
+def sgd(plan: Plan) -> optax.GradientTransformation:
+    """Gradient descent with momentum, without a rate."""
+    steps = [optax.clip_by_global_norm(plan.clip)] if plan.clip else []
+    return optax.chain(*steps, optax.trace(plan.momentum))
 
 
 def start(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from models import tiny
 
-from pixeldefend import checkpoint, density
+from pixeldefend import checkpoint, classifiers, data, density
 
 SHAPE = (8, 8, 1)
 # A restore that fails leaves tasks of orbax behind, which complain when collected.
@@ -37,6 +37,21 @@ def test_a_model_comes_back_as_it_was(released):
     assert loaded == model and card["dataset"] == "toy"
     jax.tree.map(np.testing.assert_array_equal, found, params)
     np.testing.assert_array_equal(checkpoint.load_reference(str(folder)), [1, 2, 3])
+
+
+def test_a_classifier_comes_back_with_its_batch_statistics(tmp_path):
+    model = classifiers.VGG(divisor=16, dropout=0.3)
+    init = jax.jit(classifiers.init, static_argnums=0)
+    variables = init(model, jax.random.key(0), jnp.zeros((2, *SHAPE), jnp.uint8))
+    variables = jax.tree.map(lambda a: a + 1, variables)
+    card = {"kind": "classifier", "dataset": "toy", "image_shape": list(SHAPE)}
+    # An axis belongs to the devices that trained it, not to the model.
+    trained = model.clone(axis_name="devices")
+    checkpoint.save_released(tmp_path / "toy", trained, variables, card)
+    loaded, found, card = checkpoint.load_released(str(tmp_path / "toy"))
+    assert loaded == model and card["model"]["architecture"] == "vgg"
+    assert set(found) == {"params", "batch_stats"}
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
 
 
 def test_an_unknown_name_lists_what_there_is():
@@ -132,8 +147,6 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
 
 @pytest.mark.parametrize("name", ["fashion_mnist/pixelcnn", "cifar10/pixelcnn"])
 def test_released_models_score_the_sample_as_their_cards_say(name):
-    from pixeldefend import data
-
     model, params, card = checkpoint.load_released(name)
     images, _ = data.sample(card["dataset"])
     few = jax.jit(density.bits_per_dim, static_argnums=0)(model, params, images[:32])
@@ -147,3 +160,26 @@ def test_released_models_score_the_sample_as_their_cards_say(name):
     reference = checkpoint.load_reference(name)
     assert len(reference) == card["figures"]["train"]["n"]
     assert np.all(np.diff(reference) >= 0)
+
+
+def _released_classifiers():
+    cards = sorted(checkpoint.RELEASED.glob("*/*/card.json"))
+    return [
+        f"{card.parent.parent.name}/{card.parent.name}"
+        for card in cards
+        if json.loads(card.read_text())["kind"] == "classifier"
+    ]
+
+
+@pytest.mark.parametrize("name", _released_classifiers())
+def test_released_classifiers_get_the_sample_right_as_their_cards_say(name):
+    model, variables, card = checkpoint.load_released(name)
+    assert card["name"] == name
+    images, labels = data.sample(card["dataset"])
+    logits = jax.jit(classifiers.logits, static_argnums=0)(model, variables, images)
+    figures = card["figures"]["sample"]["clean"]
+    assert figures["n"] == 256
+    # Another batch size may turn a near-tie.
+    correct = int(np.sum(np.argmax(logits, -1) == labels))
+    assert abs(correct - figures["correct"]) <= 2
+    assert card["figures"]["test"]["clean"]["n"] == 10_000

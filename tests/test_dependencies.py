@@ -22,6 +22,9 @@ PURE = {
     "purification",
     "defence",
     "attacks",
+    "classifiers",
+    "convolution",
+    "squeeze",
 }
 EFFECTS = {
     "data",
@@ -35,6 +38,7 @@ EFFECTS = {
     "run",
     "workdir",
     "density_training",
+    "classifier_training",
 }
 PACKAGES = {"jax", "flax", "optax", "chex", "numpy", "scipy"}
 

@@ -219,8 +219,10 @@ def test_list_names_every_mode():
         capture_output=True,
         text=True,
     )
-    for mode in ("purify", "score", "sample", "train_pixelcnn", "release"):
-        assert mode in result.stdout
+    from pixeldefend import run
+
+    for mode in run.MODES:
+        assert f"{mode} " in result.stdout
 
 
 def _misfit(folder):
@@ -233,6 +235,8 @@ def _misfit(folder):
 
 def _mistakes(folder):
     """(mode, options, part of the message) for each way to get it wrong."""
+    classifier = "--config.classifier."
+    pixelcnn = f"{classifier}weights=fashion_mnist/pixelcnn"
     write = lambda name, **arrays: np.savez(folder / name, **arrays)  # noqa: E731
     write("floats.npz", images=np.zeros((2, 28, 28, 1), np.float32))
     write("size.npz", images=np.zeros((2, 32, 32, 1), np.uint8))
@@ -289,6 +293,23 @@ def _mistakes(folder):
         ("train_pixelcnn", ["--config.pixelcnn.train.warmup=-1"], "warmup"),
         ("train_pixelcnn", ["--config.pixelcnn.model.depth=0"], "depth"),
         ("release", [], "release.to is missing"),
+        ("train_classifier", [], "needs --config.data_dir"),
+        ("train_classifier", [f"{classifier}training=magic"], "training must be one"),
+        ("train_classifier", [f"{classifier}preset=strong"], "paper, code"),
+        ("train_classifier", [f"{classifier}delta=0"], "delta"),
+        ("train_classifier", [f"{classifier}model.architecture=net"], "resnet, vgg"),
+        ("train_classifier", [f"{classifier}model.variant=A"], "unknown variant"),
+        ("train_classifier", [f"{classifier}model.divisor=3"], "divisor"),
+        ("train_classifier", [f"{classifier}train.steps=5"], "steps or hours"),
+        ("train_classifier", [f"{classifier}train.momentum=1"], "momentum"),
+        (
+            "train_classifier",
+            [f"{classifier}training=adversarial_fgsm", f"{classifier}train.batch=7"],
+            "even",
+        ),
+        ("classify", [f"{classifier}weights=no/model"], "no model"),
+        ("classify", [pixelcnn], "is no classifier"),
+        ("release_classifier", [pixelcnn], "is no classifier"),
     ]
 
 

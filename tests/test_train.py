@@ -155,6 +155,9 @@ def test_schedules():
     assert all(np.diff(rates[9:]) < 0)
     paper = train.Plan(batch=1, steps=10, schedule="paper", learning_rate=1e-3)
     assert paper.rate(100_000, 0.5) == pytest.approx(1e-3 * 0.999995**100_000)
+    drops = dataclasses.replace(paper, learning_rate=0.1, decay=1.0, drops=(40, 60))
+    rates = [drops.rate(step, 0.5) for step in (0, 39, 40, 59, 60, 79)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
 def test_hours_end_a_run_by_the_clock(tmp_path):
@@ -174,6 +177,7 @@ def test_hours_end_a_run_by_the_clock(tmp_path):
         ({"schedule": "cosine"}, "paper, anneal"),
         ({"steps": 0, "hours": 1.0, "schedule": "paper"}, "hours need"),
         ({"polyak": 1.0}, "polyak"),
+        ({"momentum": 1.0}, "momentum"),
         ({"batch": 0}, "batch"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"learning_rate": -1.0}, "learning_rate"),
@@ -185,6 +189,16 @@ def test_hours_end_a_run_by_the_clock(tmp_path):
 def test_contradictory_plans_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(PLAN, **fields)
+
+
+def test_momentum_remembers_nine_tenths():
+    optimizer = train.sgd(PLAN)
+    state = optimizer.init({"a": jnp.zeros(1)})
+    total = 0.0
+    for gradient in (1.0, -2.0, 0.5):
+        update, state = optimizer.update({"a": jnp.full(1, gradient)}, state)
+        total = 0.9 * total + gradient
+        assert float(update["a"][0]) == pytest.approx(total)
 
 
 def test_clipping_bounds_the_gradient():

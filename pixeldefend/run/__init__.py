@@ -11,6 +11,11 @@ import jax
 from etils import epath
 
 from pixeldefend.run import inputs
+from pixeldefend.run.classifier import (
+    classify,
+    release_classifier,
+    train_classifier,
+)
 from pixeldefend.run.density_model import release, sample, score, train_pixelcnn
 from pixeldefend.run.main_job import purify
 from pixeldefend.workdir import UserError, Workdir, config_hash, user_errors
@@ -20,10 +25,15 @@ __all__ = ["MODES", "UserError", "describe_modes", "start"]
 MODES: dict[str, Callable[[inputs.Config, Workdir], None]] = {
     "purify": purify,
     "score": score,
+    "classify": classify,
     "sample": sample,
     "train_pixelcnn": train_pixelcnn,
+    "train_classifier": train_classifier,
     "release": release,
+    "release_classifier": release_classifier,
 }
+# Those that use a classifier and no density model.
+CLASSIFIER_MODES = ("classify", "release_classifier")
 
 
 def start(mode: str, config: inputs.Config, workdir: str = "") -> None:
@@ -54,13 +64,14 @@ def _sections(mode: str, config: inputs.Config) -> dict:
     """The part of a config that a mode's results depend on."""
     whole = json.loads(config.to_json_best_effort())
     kept = {"mode": mode, "dataset": config.dataset, "seed": config.seed}
-    if mode == "train_pixelcnn":
-        kept["pixelcnn"] = {
-            k: v for k, v in whole["pixelcnn"].items() if k != "weights"
-        }
+    trained = {"train_pixelcnn": "pixelcnn", "train_classifier": "classifier"}
+    if mode in trained:
+        section = trained[mode]
+        kept[section] = {k: v for k, v in whole[section].items() if k != "weights"}
     else:
-        kept["pixelcnn"] = {"weights": whole["pixelcnn"]["weights"]}
-        kept[mode] = whole[mode]
+        section = "classifier" if mode in CLASSIFIER_MODES else "pixelcnn"
+        kept[section] = {"weights": whole[section]["weights"]}
+        kept[mode] = whole[mode.removesuffix("_classifier")]
     return kept
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from pixeldefend import (
     checkpoint,
@@ -29,20 +28,10 @@ def train_pixelcnn(config: inputs.Config, workdir: Workdir) -> None:
     settings = config.pixelcnn.train
     with user_errors():
         model = pixelcnn.PixelCNN(**config.pixelcnn.model)
-        options = set(train.Plan.__dataclass_fields__) & set(settings)
-        plan = train.Plan(seed=config.seed, **{k: settings[k] for k in options})
-        parallel.check_batch(plan.batch, "train.batch")
-        if settings.on_sample:
-            images, labels = data.sample(config.dataset)
-            training = validation = {"images": images, "labels": labels}
-        else:
-            training, validation = (
-                inputs.split(config, split) for split in ("train", "validation")
-            )
-        data.Batches(len(training["images"]), plan.batch, plan.seed)
-        for name in ("init_images", "eval_images"):
-            if settings[name] < 1:
-                raise ValueError(f"{name} must be at least 1: {settings[name]}")
+        plan = inputs.plan(config, settings)
+        if settings.init_images < 1:
+            raise ValueError(f"init_images must be at least 1: {settings.init_images}")
+        training, validation = inputs.training_splits(config, settings, plan)
         if model.classes and training["labels"].max() >= model.classes:
             raise ValueError(
                 f"classes is {model.classes}, but there are labels up to "
@@ -62,8 +51,7 @@ def train_pixelcnn(config: inputs.Config, workdir: Workdir) -> None:
     step = train.make_step(
         density_training.loss_fn(model), train.adam(plan), plan.polyak
     )
-    held_out = {name: rows[: settings.eval_images] for name, rows in validation.items()}
-    scores = density_training.evaluation(model, held_out, plan.batch)
+    scores = density_training.evaluation(model, validation, plan.batch)
     progress = report.Progress("training")
 
     def show(line: dict) -> None:
@@ -178,17 +166,8 @@ def _score_map(model: pixelcnn.PixelCNN, batch: int) -> parallel.BatchMap:
 def release(config: inputs.Config, workdir: Workdir) -> None:
     """Makes a released model of a training run: test figures, references, card."""
     with user_errors():
-        if not config.release.to:
-            raise ValueError("release.to is missing: the folder for the released model")
-        if epath.Path(config.release.to).is_file():
-            raise ValueError(f"release.to {config.release.to} is a file; name a folder")
         model, params, card = inputs.density_model(config)
-        if card["dataset"] != config.dataset:
-            raise ValueError(
-                f"{config.pixelcnn.weights} was trained on {card['dataset']}; use the "
-                f"config of that data set, not of {config.dataset}"
-            )
-        parallel.check_batch(config.release.batch, "release.batch")
+        folder = inputs.release_folder(config, config.pixelcnn.weights, card)
         if config.release.reference < 0:
             raise ValueError(
                 f"release.reference must not be negative: {config.release.reference}"
@@ -209,7 +188,6 @@ def release(config: inputs.Config, workdir: Workdir) -> None:
         split: density.to_bits_per_dim(values, tuple(card["image_shape"]))
         for split, values in scores.items()
     }
-    folder = epath.Path(config.release.to)
     card["note"] = config.release.note
     card["name"] = f"{folder.parent.name}/{folder.name}"
     command = (
@@ -232,7 +210,5 @@ def release(config: inputs.Config, workdir: Workdir) -> None:
     first = [round(float(value), 5) for value in bits["sample"][:4]]
     card["figures"]["sample"]["first_bits_per_dim"] = first
     del card["model"]
-    checkpoint.save_released(
-        config.release.to, model, params, card, reference=scores["train"]
-    )
+    checkpoint.save_released(folder, model, params, card, reference=scores["train"])
     print(json.dumps(card["figures"], indent=1))

@@ -1,11 +1,13 @@
 """What several modes read: images, splits and the density model of a config."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
+from etils import epath
 
-from pixeldefend import checkpoint, data, pixelcnn
+from pixeldefend import checkpoint, classifiers, data, parallel, pixelcnn, train
 
 Config = ml_collections.ConfigDict
 
@@ -34,6 +36,30 @@ def split(config: Config, name: str) -> dict[str, np.ndarray]:
     return {"images": images, "labels": labels}
 
 
+def plan(config: Config, settings: Config, **fixed: Any) -> train.Plan:
+    """The plan in a `train` section; `fixed` are fields that it does not leave open."""
+    options = set(train.Plan.__dataclass_fields__) & set(settings)
+    found = train.Plan(seed=config.seed, **{k: settings[k] for k in options}, **fixed)
+    parallel.check_batch(found.batch, "train.batch")
+    return found
+
+
+def training_splits(
+    config: Config, settings: Config, plan: train.Plan
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What a `train` section trains on, and the images held out from it."""
+    if settings.eval_images < 1:
+        raise ValueError(f"eval_images must be at least 1: {settings.eval_images}")
+    if settings.on_sample:
+        images, labels = data.sample(config.dataset)
+        training = held_out = {"images": images, "labels": labels}
+    else:
+        training, held_out = (split(config, name) for name in ("train", "validation"))
+    data.Batches(len(training["images"]), plan.batch, plan.seed)
+    first = {name: rows[: settings.eval_images] for name, rows in held_out.items()}
+    return training, first
+
+
 def density_model(config: Config) -> tuple[pixelcnn.PixelCNN, dict, dict]:
     """The PixelCNN++ of a config: description, parameters, card."""
     model, params, card = checkpoint.load_released(config.pixelcnn.weights)
@@ -42,3 +68,32 @@ def density_model(config: Config) -> tuple[pixelcnn.PixelCNN, dict, dict]:
     if model.classes:
         raise ValueError("class-conditional weights can only be sampled from here")
     return model, params, card
+
+
+def classifier(config: Config) -> tuple[classifiers.Classifier, dict, dict]:
+    """The classifier of a config: description, variables, card."""
+    model, variables, card = checkpoint.load_released(config.classifier.weights)
+    if card["kind"] != "classifier":
+        raise ValueError(f"{config.classifier.weights} is no classifier")
+    return model, variables, card
+
+
+def release_folder(config: Config, weights: str, card: dict) -> epath.Path:
+    """Where a release goes, after the checks that all kinds of models share."""
+    to = config.release.to
+    if not to:
+        raise ValueError("release.to is missing: the folder for the released model")
+    if epath.Path(to).is_file():
+        raise ValueError(f"release.to {to} is a file; name a folder")
+    check_dataset(config, weights, card)
+    parallel.check_batch(config.release.batch, "release.batch")
+    return epath.Path(to)
+
+
+def check_dataset(config: Config, weights: str, card: dict) -> None:
+    """Raises ValueError where a model belongs to another data set than the config's."""
+    if card["dataset"] != config.dataset:
+        raise ValueError(
+            f"{weights} was trained on {card['dataset']}; use the config of that data "
+            f"set, not of {config.dataset}"
+        )

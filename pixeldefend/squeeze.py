@@ -1,0 +1,91 @@
+"""Feature squeezing: fewer colours, then a small median filter."""
+
+import chex
+import jax.numpy as jnp
+
+from pixeldefend import pixels
+
+MEDIANS = ("paper", "code")
+
+
+def reduce_colours(images: chex.Array, *, colours: int) -> chex.Array:
+    """Rounds every value to the nearest of evenly spaced levels from 0 to 255.
+
+    Its slope is zero almost everywhere; attacks go through `median` alone.
+
+    Args:
+      images: levels `[B, H, W, C]`, `uint8` or floating.
+      colours: how many levels stay; the paper keeps 32 for CIFAR-10 and 8 for
+        Fashion-MNIST.
+
+    Returns:
+      Whole levels of the same shape and type.
+
+    Raises:
+      ValueError: not between 2 and 256 colours.
+    """
+    if not 2 <= colours <= pixels.LEVELS:
+        raise ValueError(f"colours must be between 2 and 256: {colours}")
+    largest = pixels.LEVELS - 1
+    levels = jnp.round(jnp.linspace(0.0, largest, colours))
+    steps = jnp.round(images.astype(jnp.float32) * ((colours - 1) / largest))
+    return levels[steps.astype(jnp.int32)].astype(images.dtype)
+
+
+def median(images: chex.Array, *, preset: str = "paper") -> chex.Array:
+    """A 2 x 2 median filter; each window ends at its own pixel.
+
+    The first row and column are repeated in front of the image (reflect padding as
+    scipy has it, which feature squeezing was introduced with).
+
+    Args:
+      images: levels `[B, H, W, C]`, `uint8` or floating.
+      preset: "paper", the mean of the two middle values (of `uint8`, halves rounded
+        up); or "code", the larger of the two, as the authors' code takes.
+
+    Returns:
+      Levels of the same shape and type.
+
+    Raises:
+      ValueError: unknown preset.
+    """
+    if preset not in MEDIANS:
+        raise ValueError(f"preset must be one of {', '.join(MEDIANS)}: {preset!r}")
+    x = jnp.pad(images, ((0, 0), (1, 0), (1, 0), (0, 0)), mode="symmetric")
+    above, below = x[:, :-1], x[:, 1:]
+    first = _ordered(above[:, :, :-1], above[:, :, 1:])
+    second = _ordered(below[:, :, :-1], below[:, :, 1:])
+    # Of two ordered pairs, the smallest and the largest of all four fall out.
+    one = jnp.maximum(first[0], second[0])
+    other = jnp.minimum(first[1], second[1])
+    if preset == "code":
+        return jnp.maximum(one, other)
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return (one + other) / 2
+    total = one.astype(jnp.int32) + other.astype(jnp.int32)
+    return ((total + 1) // 2).astype(images.dtype)
+
+
+def _ordered(a: chex.Array, b: chex.Array) -> tuple[chex.Array, chex.Array]:
+    return jnp.minimum(a, b), jnp.maximum(a, b)
+
+
+def squeeze_features(
+    images: chex.Array, *, colours: int, preset: str = "paper"
+) -> chex.Array:
+    """Fewer colours, then the median: what a squeezed classifier looks at.
+
+    PixelDefend, section 2.2 and Appendix B, after Xu et al. (2017).
+
+    Args:
+      images: levels `[B, H, W, C]`, `uint8` or floating.
+      colours: for `reduce_colours`.
+      preset: for `median`.
+
+    Returns:
+      Levels of the same shape and type.
+
+    Raises:
+      ValueError: as both parts.
+    """
+    return median(reduce_colours(images, colours=colours), preset=preset)

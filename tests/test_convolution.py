@@ -1,0 +1,42 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pixeldefend import convolution
+
+
+@pytest.mark.parametrize("channels", [(1, 4), (4, 4), (2, 8)])
+def test_sums_equal_the_usual_convolution_and_its_slopes(float64, rng, channels):
+    images = jnp.asarray(rng.normal(size=(3, 7, 6, channels[0])))
+    kernel = jnp.asarray(rng.normal(size=(3, 3, *channels)))
+    slope = jnp.asarray(rng.normal(size=(3, 7, 6, channels[1])))
+    dimensions = ("NHWC", "HWIO", "NHWC")
+
+    def sums(images, kernel):
+        return convolution.convolve(
+            images, kernel, (1, 1), "SAME", dimension_numbers=dimensions
+        )
+
+    for function in (sums, convolution._sums):
+        np.testing.assert_allclose(
+            function(images, kernel), convolution._usual(images, kernel), atol=1e-12
+        )
+    _, found = jax.vjp(sums, images, kernel)
+    _, expected = jax.vjp(convolution._usual, images, kernel)
+    for one, other in zip(found(slope), expected(slope), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "kernel, strides",
+    [((3, 3, 8, 8), (1, 1)), ((5, 5, 1, 4), (1, 1)), ((3, 3, 1, 4), (2, 2))],
+)
+def test_everything_else_is_left_to_the_usual_way(rng, kernel, strides):
+    images = jnp.asarray(rng.normal(size=(2, 8, 8, kernel[2])), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=kernel), jnp.float32)
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    np.testing.assert_array_equal(
+        convolution.convolve(images, kernel, strides, "SAME", **options),
+        jax.lax.conv_general_dilated(images, kernel, strides, "SAME", **options),
+    )
