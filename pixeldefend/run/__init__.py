@@ -72,6 +72,7 @@ def _sections(mode: str, config: inputs.Config) -> dict:
         section = "classifier" if mode in CLASSIFIER_MODES else "pixelcnn"
         kept[section] = {"weights": whole[section]["weights"]}
         kept[mode] = whole[mode.removesuffix("_classifier")]
+        kept[mode].pop("save_seconds", None)  # when results are written, not which
     return kept
 
 
