@@ -41,13 +41,16 @@ _WIDTH = flags.DEFINE_integer("width", 28, "of the images, pixels")
 _CHANNELS = flags.DEFINE_integer("channels", 1, "of the images, 1 or 3")
 _CONDITIONALS = flags.DEFINE_string("conditionals", "independent", "kind of head")
 _WEIGHTS = flags.DEFINE_string("weights", "", "a released model instead of all these")
-_BATCH = flags.DEFINE_integer("batch", 128, "images")
+_BATCH = flags.DEFINE_integer("batch", 128, "images", lower_bound=1)
 _DTYPE = flags.DEFINE_string("dtype", "float32", "of the streams")
 _EPS = flags.DEFINE_integer("eps", 16, "levels")
-_PROGRAMS = flags.DEFINE_list(
-    "programs", ["scan", "fixed_point", "naive_step"], "timed beside the forward pass"
+_PROGRAMS = flags.DEFINE_multi_enum(
+    "programs",
+    ["fixed_point", "naive_step"],
+    ["scan", "fixed_point", "naive_step"],
+    "timed beside the forward pass and the scan; give it once for each",
 )
-_REPEATS = flags.DEFINE_integer("repeats", 7, "timed turns; 0: compile only")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "timed turns; 0: compile only", 0)
 _TRACE = flags.DEFINE_string("trace", "", "folder for a profile of one purification")
 
 Arguments = tuple[Any, ...]

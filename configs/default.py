@@ -88,7 +88,7 @@ def get_config() -> ml_collections.ConfigDict:
     purify.count = -1
     purify.batch = 128  # images per compiled program, over all devices
     purify.eps = 16  # levels, the defence's
-    purify.solver = "auto"  # scan, fixed_point; auto: the faster one
+    purify.solver = "auto"  # scan, fixed_point; auto: as measured
     # bits/dim below which an image is left alone (adaptive); 0: purify every image.
     purify.threshold = 0.0
     # rand, none; "auto": rand for the sample and the splits, none for your own images.

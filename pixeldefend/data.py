@@ -231,12 +231,17 @@ def _read_arrays(path: epath.Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError(f"cannot read numeric arrays from {path}: {reason}") from error
 
 
+def _is_picture(path: epath.Path) -> bool:
+    """By its name; hidden files, such as one that a killed run left, do not count."""
+    return path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
 def _read_folder(
     path: epath.Path, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, list[str]]:
     from PIL import Image, UnidentifiedImageError
 
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
+    files = sorted(p for p in path.iterdir() if _is_picture(p))
     if not files:
         raise ValueError(
             f"no pictures in {path} (looked for {', '.join(_IMAGE_SUFFIXES)})"

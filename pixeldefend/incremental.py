@@ -4,7 +4,7 @@ When row i begins, all rows above it are final. `Row` then evaluates `u`, which 
 nothing else, for the whole row; `row_terms` does the same for every part of `ul` that
 looks at the row above. What is left are the same-row taps of `ul`, a fifth of all
 arithmetic: position by position with `Pixel`, where no layer is evaluated twice, or for
-a guess of the whole row with `Sweep`.
+some columns at once whose pixels are guessed, with `Sweep`.
 
 Rows are `[W, B, .]` and positions `[B, .]`. What a row must remember of the one above,
 the *memory*, is a tuple with a dict for each resolution: the input of each convolution,

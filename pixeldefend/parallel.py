@@ -115,6 +115,9 @@ class BatchMap:
         """
         if self._program is None:
             self.compile(variables, *arrays)
+        # Variables that were restored sit on one device; the program wants them on all.
+        placement = self._program.input_shardings[0][0]
+        variables = jax.device_put(variables, placement)
         running: list[tuple[int, Any]] = []
         for first in range(start, len(arrays[0]), self.batch):
             result = self._program(variables, *self._rows(first, arrays))

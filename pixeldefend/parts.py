@@ -2,7 +2,6 @@
 
 import io
 import time
-import zipfile
 
 import numpy as np
 from etils import epath
@@ -36,7 +35,7 @@ class Parts:
         self.done = 0
         self.seconds = 0.0
         # In order of their first rows; one that is missing makes the others useless.
-        for path in sorted(self._own.glob("*.npz")):
+        for path in sorted(self._own.glob("[0-9]*.npz")):
             part = _load(path) if path.stem == _name(self.done) else None
             if part is None:
                 path.unlink()
@@ -44,6 +43,8 @@ class Parts:
             self.seconds = float(part.pop("seconds"))
             self.results.append(part)
             self.done += _rows(part)
+        for path in self._own.glob(".*.partial.npz"):  # of a killed run
+            path.unlink()
         self._saved = self.done
 
     def add(self, result: dict, seconds: float, *, last: bool) -> None:
@@ -83,9 +84,12 @@ def _rows(part: dict) -> int:
 
 
 def _load(path: epath.Path) -> dict | None:
-    """A part, or None where it cannot be read."""
+    """A part, or None where it cannot be read or is not one."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile):
+            part = dict(file)
+        rows = {len(part[name]) for name in part if name != "seconds"}
+        whole = part["seconds"].ndim == 0 and len(rows) == 1
+    except Exception:  # a damaged archive raises a dozen kinds
         return None
+    return part if whole else None

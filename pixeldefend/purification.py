@@ -40,8 +40,8 @@ def purify(
       eps: whole levels 0..255, a number or `[B]`; data, so one program serves all.
       labels: integers `[B]` for a class-conditional model.
       solver: "scan", "fixed_point" or "auto", see `raster.decode`; all give the same
-        answer, but for near-ties in floating point. "auto" takes what was measured to
-        be faster for this batch size and backend, see `faster_solver`.
+        answer, but for near-ties in floating point. "auto" takes the fixed point where
+        it was measured to be faster, see `faster_solver`.
       width: static bound on `2 max(eps) + 1`, see `raster.decode` and `width_for`;
         None for any eps, with the width of the largest in the batch (which may decide
         a float32 near-tie differently than another width would).
@@ -69,7 +69,8 @@ def purify_with_rounds(
 ) -> tuple[chex.Array, chex.Array]:
     """`purify`, and the rounds `[H]`, int32, that each row took.
 
-    See `raster.decode_with_rounds`; arguments and errors as for `purify`.
+    See `raster.decode_with_rounds`; arguments and errors as for `purify`, but here
+    "fixed_point" is the default, whose rounds are worth knowing.
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}: {solver!r}")
@@ -98,14 +99,16 @@ def width_for(eps: int) -> int:
 
     With it as `width`, a program is compiled once for each of the five widths instead
     of once for all eps, holds a fifth of the windows, and treats an image alike
-    whatever the eps of those beside it.
+    whatever the eps of those beside it. For the host: `eps` is one known number.
     """
     needed = min(2 * int(check_eps(eps)) + 1, pixels.LEVELS)
     return next(width for width in raster.WIDTHS if width >= needed)
 
 
 def faster_solver(batch: int, backend: str) -> str:
-    """The solver that was measured to be faster, see docs/performance.md.
+    """The fixed point where it was measured to be faster, else the scan.
+
+    So far that is nowhere: see docs/performance.md.
 
     Args:
       batch: images on one device.

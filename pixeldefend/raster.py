@@ -58,10 +58,11 @@ def decode(
       upper: highest allowed levels, inclusive, integer `[B, H, W, C]`.
       labels: integers `[B]` for a class-conditional model.
       width: S, static: at least the widest `upper - lower + 1`. None chooses among
-        `WIDTHS` at run time, so that one program serves all bounds.
+        `WIDTHS` at run time, so that one program serves all bounds. Too narrow a width
+        cuts the upper levels off, which nobody notices.
       solver: how a row is solved: "scan", column by column, or "fixed_point", by
-        sweeping over all of it until the levels repeat. Same levels (but for ties in
-        floating point); see `row_solvers`.
+        sweeping over some columns at once until their guesses are right. Same levels
+        (but for ties in floating point); see `row_solvers`. Derivatives only by "scan".
 
     Returns:
       The chosen levels `[B, H, W, C]`: `uint8`, or floating where `images` is.
@@ -100,8 +101,8 @@ def decode_with_rounds(
 
     Returns:
       The levels as from `decode`, and int32 `[H]`: the rounds that each row took, W
-      for "scan", and for "fixed_point" those of the image that needed most, the last
-      one, which finds nothing to change, included.
+      for "scan"; for "fixed_point" at least those of the image that needs most, since
+      all images move on together.
     """
     pixelcnn.check_images(model, images, labels)
     for name, bound in (("lower", lower), ("upper", upper)):
@@ -110,10 +111,11 @@ def decode_with_rounds(
                 f"{name} must be integers {list(images.shape)}: "
                 f"{bound.dtype} {list(bound.shape)}"
             )
-    if width is not None and not 1 <= width <= pixels.LEVELS:
-        raise ValueError(f"width must be between 1 and {pixels.LEVELS}: {width}")
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}: {solver!r}")
+    fits = isinstance(width, int) and 1 <= width <= pixels.LEVELS
+    if width is not None and not fits:
+        raise ValueError(
+            f"width must be a whole number from 1 to {pixels.LEVELS}: {width!r}"
+        )
     whole = jnp.issubdtype(images.dtype, jnp.integer)
     lower, upper = lower.astype(jnp.int32), upper.astype(jnp.int32)
     widths = WIDTHS if width is None else (width,)
@@ -131,7 +133,7 @@ def decode_with_rounds(
         position = jnp.arange(height * columns).reshape(height, columns, 1)
         inputs["position"] = jnp.broadcast_to(position, grid)
     visit = _choosing(model, params["head"], choose, key, widths, branch)
-    levels, rounds = _scan(model, params, visit, inputs, labels, SOLVERS[solver])
+    levels, rounds = _scan(model, params, visit, inputs, labels, solver)
     levels = levels.transpose(3, 0, 1, 2)
     return (levels.astype(jnp.uint8) if whole else levels), rounds
 
@@ -189,6 +191,7 @@ def teacher_forced(
     """`pixelcnn.apply` by way of the scan: the same outputs `[B, H, W, P]`, slowly.
 
     For checking one against the other, and for timing the scan without its policy.
+    `solver` as for `decode`.
     """
     pixelcnn.check_images(model, images, labels)
 
@@ -196,7 +199,7 @@ def teacher_forced(
         return here["image"], heads
 
     inputs = {"image": _rows_first(images)}
-    heads, _ = _scan(model, params, visit, inputs, labels, SOLVERS[solver])
+    heads, _ = _scan(model, params, visit, inputs, labels, solver)
     return heads.transpose(3, 0, 1, 2)
 
 
@@ -211,7 +214,7 @@ def _scan(
     visit: row_solvers.Visit,
     inputs: dict,
     labels: chex.Array | None,
-    solve: row_solvers.Solve,
+    solver: str,
 ) -> tuple[Any, chex.Array]:
     """Runs `visit` at every position in raster order.
 
@@ -221,11 +224,13 @@ def _scan(
       visit: see `row_solvers`.
       inputs: of the visitor, a pytree of `[H, W, ..., B]`.
       labels: integers `[B]` or None.
-      solve: how a row is solved, from `row_solvers`.
+      solver: how a row is solved, a key of `SOLVERS`.
 
     Returns:
       The visitor's `out`, `[H, W, ..., B]`, and the rounds that each row took `[H]`.
     """
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}: {solver!r}")
     _, width, channels, batch = inputs["image"].shape
     folded = causal.fold(params, jnp.dtype(model.dtype), labels)
     weights = incremental.layout(folded)
@@ -246,7 +251,7 @@ def _scan(
             given = incremental.row_terms(weights["ul"], memory["ul"], u, above)
             here = jax.tree.map(lambda a, k=k: a[k], inputs)
             row = row_solvers.Problem(weights, given, memory["ul"], here)
-            solved = solve(model, visit, row)
+            solved = SOLVERS[solver](model, visit, row)
             memory = {"u": u.saved, "ul": solved.memory}
             before, above = above, solved.units
             outs.append((solved.out, solved.rounds))

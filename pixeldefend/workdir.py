@@ -83,6 +83,22 @@ class Workdir:
                 f"({', '.join(changed[:3])}{more}); name another --workdir"
             )
 
+    def check_outside(self, path: epath.PathLike) -> None:
+        """Raises ValueError where what is read lies in the folder written to."""
+        read = epath.Path(path).expanduser().resolve()
+        if self._folder.resolve() in (read, *read.parents):
+            raise ValueError(f"{path} lies in the workdir {self._folder}; name another")
+
+    def check_own(self, name: str) -> None:
+        """Raises ValueError where a subfolder holds files that no run wrote."""
+        inner = self._folder / name
+        if (self._folder / "config.json").exists() or not inner.exists():
+            return
+        if any(inner.iterdir()):
+            raise ValueError(
+                f"{inner} has files that are not from here; name another --workdir"
+            )
+
     def open(self) -> epath.Path:
         """Makes the folder with its `config.json`; only after all checks."""
         with user_errors():

@@ -28,11 +28,12 @@ def _environment():
     return os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
 
 
-def _run(config, mode, *options):
+def _run(config, mode, *options, devices=1):
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.run(
         _command(config, mode, *options),
         cwd=ROOT,
-        env=_environment(),
+        env=_environment() | flags,
         capture_output=True,
         text=True,
         timeout=600,
@@ -132,11 +133,22 @@ def test_purify_killed_and_run_again_ends_with_the_same_file(tmp_path):
     assert not (tmp_path / "b/parts").exists()
 
 
+def test_purify_on_four_devices_gives_the_bytes_of_one(tmp_path):
+    for devices in (1, 4):
+        options = (f"--config.purify.batch={devices}", "--config.purify.count=6")
+        place = f"--workdir={tmp_path}/{devices}"
+        result = _run(f"{FASHION}:smoke", "purify", place, *options, devices=devices)
+        assert result.returncode == 0, result.stderr
+    one, four = (tmp_path / f"{n}/purified/sample.npz" for n in (1, 4))
+    assert one.read_bytes() == four.read_bytes()
+
+
 def test_purify_ones_own_pictures(trained, tmp_path):
     images, _ = data.sample("fashion_mnist")
     (tmp_path / "mine").mkdir()
     for name, image in zip("ab", images[:2], strict=True):
         Image.fromarray(image[..., 0]).save(tmp_path / f"mine/{name}.png")
+    (tmp_path / "mine/.c.png.1.partial.png").write_bytes(b"left by a killed run")
     options = (
         f"--config.purify.input={tmp_path}/mine",
         f"--workdir={tmp_path}/out",

@@ -15,6 +15,15 @@ def test_any_number_of_rows_comes_back_in_order(count):
     np.testing.assert_array_equal(found["x"], rows)
 
 
+def test_variables_that_sit_on_one_device_serve_all():
+    # As a restored checkpoint leaves them.
+    scale = jax.device_put(np.float32(3), jax.devices()[1])
+    mapped = parallel.BatchMap(lambda v, x: v["scale"] * x, 4)
+    rows = np.arange(9, dtype=np.float32)
+    variables = {"scale": scale, "unused": scale, "nothing": None}
+    np.testing.assert_array_equal(mapped(variables, rows), 3 * rows)
+
+
 def test_one_program_serves_every_batch():
     traces = []
 

@@ -42,16 +42,31 @@ def test_another_run_begins_afresh(tmp_path):
     assert Parts(tmp_path / "parts", "a").done == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing"])
+def _damage(path, kind):
+    whole = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "flipped":
+        middle = len(whole) // 3
+        path.write_bytes(
+            whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+        )
+    elif kind == "another file":
+        with path.open("wb") as file:
+            np.savez(file, images=np.zeros((2, 1), np.uint8))
+    else:
+        path.write_bytes(whole[: {"cut": 40, "empty": 0}[kind]])
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "flipped", "missing", "another file"]
+)
 def test_parts_after_a_gap_or_damage_are_made_again(tmp_path, damage):
     parts = Parts(tmp_path / "parts", "a", pause=0.0)
     for first in (0, 2, 4):
         parts.add(_batch(first, 2), 1.0, last=False)
     middle = sorted((tmp_path / "parts/a").iterdir())[1]
-    if damage == "cut":
-        middle.write_bytes(middle.read_bytes()[:40])
-    else:
-        middle.unlink()
+    _damage(middle, damage)
     again = Parts(tmp_path / "parts", "a", pause=0.0)
     assert again.done == 2
     again.add(_batch(2, 4), 1.0, last=True)

@@ -36,6 +36,9 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
             model, attack, config.seed, width=width, solver=settings.solver
         )
         mapped = parallel.BatchMap(defend, settings.batch)
+        if given.own:
+            workdir.check_outside(settings.input)
+        workdir.check_own("purified")
     folder = workdir.open()
     kept = _kept(folder, workdir.hash, given, card, settings.save_seconds)
     variables = {
@@ -131,11 +134,16 @@ def _kept(
         "version": pixeldefend.__version__,
     }
     kept = Parts(folder / "parts", config_hash(identity), pause)
+    # What earlier runs of this config wrote here, perhaps of other images.
+    for suffix in (".npz", ".png"):
+        for old in (folder / "purified").glob(f"*{suffix}"):
+            old.unlink()
     if kept.done:
         print(f"going on after {kept.done} of {len(given.images)} images")
-    else:
-        for old in (folder / "purified").glob("*"):  # of an earlier, equal run
-            old.unlink()
+        first = 0
+        for part in kept.results:
+            _write_pictures(folder, given, first, part)
+            first += len(part["purified"])
     return kept
 
 
