@@ -220,7 +220,27 @@ def test_the_benchmark_prints_its_ratio():
     )
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
-    assert found["ratio_to_forward"] > 0 and found["shape"] == [2, 4, 4, 1]
+    for name in ("ratio_to_forward", "ratio_fixed_point", "ratio_naive"):
+        assert found[name] > 0
+    for name in ("compile_seconds_cached", "temporary_bytes", "images_per_second"):
+        assert found[name] > 0
+    assert found["images"] == [2, 4, 4, 1] and 1 <= found["rounds_per_row"] <= 4
+
+
+def test_agreement_tells_where_images_part():
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.agreement", "--count=2", "--batch=2"]
+        + ["--other_batch=1", "--weights=fashion_mnist/pixelcnn"],
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["n"] == 2 and found["fixed_point"]["levels_equal"] > 0.9
+    assert found["bfloat16"]["images_equal"] < 1
+    assert found["bfloat16"]["first_difference_nats_largest"] > 0
 
 
 def test_list_names_every_mode():
