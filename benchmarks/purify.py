@@ -165,8 +165,10 @@ def _benchmark() -> None:
         "fixed_point": lambda *arguments: purify(*arguments, "fixed_point"),
         "naive_step": functools.partial(_naive_step, model),
     }
-    wanted = {"forward", *_PROGRAMS.value} if _REPEATS.value else {"scan"}
-    functions = {name: f for name, f in functions.items() if name in wanted | {"scan"}}
+    wanted = {"scan"}
+    if _REPEATS.value:
+        wanted |= {"forward", *_PROGRAMS.value}
+    functions = {name: f for name, f in functions.items() if name in wanted}
     programs, compile_seconds = {}, {}
     for name, function in functions.items():
         programs[name], compile_seconds[name] = _compiled(function, arguments)

@@ -1,4 +1,4 @@
-"""The one scan over raster positions: everything sequential in this project.
+"""The one scan over raster positions, row by row.
 
 `decode` visits the positions of an image row by row, left to right, and at each one
 lets a policy choose the levels of the channels, one after the other, given all that was

@@ -184,17 +184,17 @@ def sweeps(model: pixelcnn.PixelCNN, visit: Visit, row: Problem) -> Solved:
             out=jax.tree.map(lambda a, b: _paste(a, b, state.front), state.out, out),
         )
 
-    first = jnp.int32(0)
+    zero = jnp.int32(0)
     heads = (mixture.outputs(model), span * batch)
     _, out = jax.eval_shape(
         visit,
         jax.ShapeDtypeStruct(heads, model.head_dtype),
-        jax.tree.map(_flat, window(inputs, first)),
+        jax.tree.map(_flat, window(inputs, zero)),
     )
     state = _Sweeping(
-        rounds=first,
-        front=first,
-        tries=first,
+        rounds=zero,
+        front=zero,
+        tries=zero,
         units=jnp.zeros((batch, model.channels + 1), jnp.dtype(model.dtype)),
         left=incremental.empty_left(row.given, doubled=False),
         levels=inputs["image"],
