@@ -18,6 +18,8 @@ TRAININGS = ("normal", "label_smoothing", "adversarial_fgsm", "adversarial_bim")
 PRESETS = ("paper", "code")
 SMOOTHED = 0.9  # of the right class under label smoothing; the others share the rest
 LAMBDA = 0.3  # weight of an attacked image in adversarial training, clean ones have 1
+# Training wants every attacked image, successful or not, and unrounded.
+_AS_MADE = {"quantise": False, "keep_failed": True}
 _GROUPS = 4  # of images that BIM training attacks together
 
 
@@ -116,15 +118,15 @@ def attacked(
     logits_fn = functools.partial(classifiers.logits, model)
     eps = drawn_eps(key, len(images), recipe.delta)
     if recipe.training == "adversarial_fgsm":
-        return attacks.fgsm(logits_fn, variables, images, None, eps=eps, quantise=False)
+        return attacks.fgsm(logits_fn, variables, images, None, eps=eps, **_AS_MADE)[0]
     true = recipe.preset == "code"
 
     def group(rows: tuple) -> chex.Array:
         images, labels, eps = rows
         shown = labels if true else None
         return attacks.bim(
-            logits_fn, variables, images, shown, eps=eps, ball=not true, quantise=False
-        )
+            logits_fn, variables, images, shown, eps=eps, ball=not true, **_AS_MADE
+        )[0]
 
     # In groups of like eps, each of which stops after the steps that it needs.
     groups = math.gcd(len(images), _GROUPS)
@@ -209,8 +211,8 @@ def evaluation(
     def correct(variables: dict, images: chex.Array, labels: chex.Array) -> dict:
         found = {"": images}
         if attack:
-            found["_attacked"] = attack(
-                logits_fn, variables, images, labels, eps=recipe.delta
+            found["_attacked"], _ = attack(
+                logits_fn, variables, images, labels, eps=recipe.delta, keep_failed=True
             )
         return {
             name: jnp.argmax(logits_fn(variables, shown), -1) == labels

@@ -1,6 +1,7 @@
 """Attacks as pure, batched functions, one file per family."""
 
-from pixeldefend.attacks.gradient_sign import bim, fgsm
-from pixeldefend.attacks.noise import uniform_noise
+from pixeldefend.attacks.noise import rand, uniform_noise
+from pixeldefend.attacks.outcome import Info, check_logits
+from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
 
-__all__ = ["bim", "fgsm", "uniform_noise"]
+__all__ = ["Info", "bim", "check_logits", "fgm", "fgsm", "pgd", "rand", "uniform_noise"]

@@ -1,20 +1,68 @@
-"""Perturbations that look at no classifier."""
+"""RAND: noise that looks at no classifier. Norm: L-infinity."""
+
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from pixeldefend.attacks import norms, outcome
+from pixeldefend.attacks.outcome import Info, LogitsFn
+
+
+def rand(
+    logits_fn: LogitsFn,
+    variables: Any,
+    images: chex.Array,
+    labels: chex.Array | None,
+    key: chex.PRNGKey | None = None,
+    *,
+    eps: chex.Array | float,
+    keep_failed: bool = False,
+) -> tuple[chex.Array, Info]:
+    """`uniform_noise` as an attack: judged by a classifier that it does not look at.
+
+    Args:
+      logits_fn: `logits_fn(variables, images) -> [B, K]`, of floating levels.
+      variables: for `logits_fn`, any pytree.
+      images: levels `[B, H, W, C]`, uint8.
+      labels: integers `[B]` to get away from; None for the predicted ones.
+      key: `[B]`, one an image.
+      eps: levels, a number or `[B]`; its fraction has no effect.
+      keep_failed: return the noisy image also where the label is still found; False
+        returns the clean one there.
+
+    Returns:
+      Levels `[B, H, W, C]`, uint8, within eps of `images`, and what was done.
+
+    Raises:
+      ValueError: wrong shapes, negative eps, labels out of range, no keys.
+    """
+    given = outcome.task(logits_fn, variables, images, labels, eps)
+    outcome.check_key(key, len(images))
+    found = uniform_noise(images, key, eps=eps)
+    return outcome.concluded(
+        logits_fn,
+        variables,
+        given,
+        found,
+        1,
+        0,
+        size=norms.linf,
+        keep_failed=keep_failed,
+    )
+
 
 def uniform_noise(
-    images: chex.Array, keys: chex.PRNGKey, *, eps: chex.Array | float
+    images: chex.Array, key: chex.PRNGKey, *, eps: chex.Array | float
 ) -> chex.Array:
-    """RAND: adds an integer drawn uniformly from [-eps, eps] to every value.
+    """Adds an integer drawn uniformly from [-eps, eps] to every value.
 
     Norm: L-infinity. PixelDefend, section 2.1.
 
     Args:
       images: levels `[B, H, W, C]`, uint8.
-      keys: `[B]`, one per image; an image's noise depends on its own key alone.
+      key: `[B]`, one per image; an image's noise depends on its own key alone.
       eps: levels, a number or `[B]`; its fraction has no effect.
 
     Returns:
@@ -27,4 +75,4 @@ def uniform_noise(
         noise = jax.random.randint(key, image.shape, -radius, radius + 1, jnp.int32)
         return jnp.clip(image.astype(jnp.int32) + noise, 0, 255).astype(jnp.uint8)
 
-    return jax.vmap(noisy)(images, keys, radius)
+    return jax.vmap(noisy)(images, key, radius)

@@ -1,0 +1,199 @@
+"""What attacks begin with and what they hand back, the same for all of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from pixeldefend import pixels
+
+# `logits_fn(variables, images) -> [B, K]`, of floating levels `[B, H, W, C]`.
+LogitsFn = Callable[[Any, chex.Array], chex.Array]
+
+
+@struct.dataclass
+class Info:
+    """What an attack did to each image.
+
+    Attributes:
+      success: `[B]` bool, whether the returned image is not taken for its label.
+      distance: `[B]` from the given to the returned image in the attack's norm: levels
+        for L-infinity and L2; the number of values that differ for L0.
+      steps: `[B]` int32, how often the image was moved.
+      queries: `[B]` int32, how often the network was shown the image or a variant of
+        it; gradients taken there count with it as one.
+    """
+
+    success: chex.Array
+    distance: chex.Array
+    steps: chex.Array
+    queries: chex.Array
+
+
+@struct.dataclass
+class Task:
+    """What an attack is given, made ready for arithmetic.
+
+    Attributes:
+      images: floating levels `[B, H, W, C]`, at least float32.
+      labels: int32 `[B]`, the ones to get away from.
+      radius: eps as `[B]`, of the type of `images`.
+      queries: `[B]` int32, spent so far.
+    """
+
+    images: chex.Array
+    labels: chex.Array
+    radius: chex.Array
+    queries: chex.Array
+
+
+def task(
+    logits_fn: LogitsFn,
+    variables: Any,
+    images: chex.Array,
+    labels: chex.Array | None,
+    eps: chex.Array | float,
+) -> Task:
+    """Checks and prepares what an attack is given.
+
+    Args:
+      logits_fn: see `LogitsFn`.
+      variables: any pytree, for `logits_fn`.
+      images: levels `[B, H, W, C]`, `uint8` or floating.
+      labels: integers `[B]`, or None for the predicted ones, which tell nothing about
+        the true ones.
+      eps: levels, a number or `[B]`; may be infinite.
+
+    Raises:
+      ValueError: wrong shapes; also negative eps and labels that the network does not
+        know, where these are no tracers.
+    """
+    if images.ndim != 4:
+        raise ValueError(f"images must be [B, H, W, C]: {list(images.shape)}")
+    kept = jnp.issubdtype(images.dtype, jnp.floating)
+    images = images.astype(
+        pixels.at_least_float32(images.dtype if kept else jnp.float32)
+    )
+    count = len(images)
+    shape = jax.eval_shape(logits_fn, variables, images).shape
+    if len(shape) != 2 or shape[0] != count:
+        raise ValueError(
+            f"logits_fn must return [B, K] for {count} images: {list(shape)}"
+        )
+    check_eps(eps)
+    if jnp.shape(eps) not in ((), (count,)):
+        raise ValueError(
+            f"eps must be a number or one for each of {count} images: "
+            f"{list(jnp.shape(eps))}"
+        )
+    queries = jnp.zeros(count, jnp.int32)
+    if labels is None:
+        labels = jnp.argmax(logits_fn(variables, images), -1)
+        queries += 1
+    elif jnp.shape(labels) != (count,):
+        raise ValueError(
+            f"labels must be [{count}], one for each image: {list(jnp.shape(labels))}"
+        )
+    else:
+        check_labels(labels, shape[1])
+    radius = jnp.broadcast_to(jnp.asarray(eps, images.dtype), (count,))
+    return Task(images, jnp.asarray(labels).astype(jnp.int32), radius, queries)
+
+
+def check_eps(eps: chex.Array | float) -> None:
+    """Raises ValueError where eps is negative or no number; tracers pass."""
+    if not isinstance(eps, jax.core.Tracer) and not np.all(np.asarray(eps) >= 0):
+        raise ValueError(f"eps must not be negative, in levels: {eps}")
+
+
+def check_key(key: chex.PRNGKey | None, count: int) -> None:
+    """Raises ValueError where a random attack has no key for each of its images."""
+    if key is None or jnp.shape(key)[:1] != (count,):
+        found = "none" if key is None else list(jnp.shape(key))
+        raise ValueError(
+            f"a random attack needs keys [{count}], one for each image "
+            f"(jax.random.split(key, {count})): {found}"
+        )
+
+
+def check_labels(labels: chex.Array, classes: int) -> None:
+    """Raises ValueError for labels other than 0..classes-1; tracers pass."""
+    if isinstance(labels, jax.core.Tracer):
+        return
+    found = np.asarray(labels)
+    if not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(f"labels must be integers: {found.dtype}")
+    if found.size and not 0 <= found.min() <= found.max() < classes:
+        wrong = found[(found < 0) | (found >= classes)][0]
+        raise ValueError(f"labels must be 0 to {classes - 1}: {wrong}")
+
+
+def check_logits(logits_fn: LogitsFn, variables: Any, images: chex.Array) -> None:
+    """Shows the network some images, on the host, for what tracing cannot see.
+
+    Raises:
+      ValueError: logits that are not `[B, K]` or not finite.
+    """
+    logits = np.asarray(logits_fn(variables, jnp.asarray(images)))
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise ValueError(
+            f"logits_fn must return [B, K] for {len(images)} images: "
+            f"{list(logits.shape)}"
+        )
+    if not np.all(np.isfinite(logits)):
+        bad = int(np.sum(~np.all(np.isfinite(logits), -1)))
+        raise ValueError(f"logits of {bad} of {len(images)} images are not finite")
+
+
+def fooled(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """`[B]` bool: logits `[B, K]` whose largest is not that of the label."""
+    return jnp.argmax(logits, -1).astype(labels.dtype) != labels
+
+
+def concluded(
+    logits_fn: LogitsFn,
+    variables: Any,
+    given: Task,
+    found: chex.Array,
+    steps: chex.Array | int,
+    queries: chex.Array | int,
+    *,
+    size: Callable[[chex.Array], chex.Array],
+    keep_failed: bool,
+) -> tuple[chex.Array, Info]:
+    """The end of every attack: judges what was found, on the image that is returned.
+
+    Args:
+      logits_fn: see `LogitsFn`.
+      variables: for `logits_fn`.
+      given: what the attack was given.
+      found: levels `[B, H, W, C]`, whole ones as `uint8`, or floating.
+      steps: for `Info`, a number or `[B]`.
+      queries: likewise, beyond those of `given` and without the one made here.
+      size: of a perturbation, `norms.linf`, `l2` or `l0`.
+      keep_failed: return what was found also where it is taken for its label; False
+        gives the clean image there.
+
+    Returns:
+      Images like `found`, and what was done to them.
+    """
+    count = (len(found),)
+    queries = given.queries + jnp.broadcast_to(jnp.int32(queries), count) + 1
+    success = fooled(
+        logits_fn(variables, found.astype(given.images.dtype)), given.labels
+    )
+    if not keep_failed:
+        kept = success[:, None, None, None]
+        found = jnp.where(kept, found, given.images.astype(found.dtype))
+    moved = found.astype(given.images.dtype) - given.images
+    info = Info(
+        success=success,
+        distance=size(moved),
+        steps=jnp.broadcast_to(jnp.int32(steps), count),
+        queries=queries,
+    )
+    return found, info

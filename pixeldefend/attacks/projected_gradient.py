@@ -1,0 +1,347 @@
+"""Steps up the gradient of the loss, kept in a ball: FGSM, FGM, BIM and PGD."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from pixeldefend.attacks import norms, outcome
+from pixeldefend.attacks.lanes import until_done
+from pixeldefend.attacks.outcome import Info, LogitsFn, Task
+
+LOSS_LABELS = ("given", "predicted")
+
+
+def fgsm(
+    logits_fn: LogitsFn,
+    variables: Any,
+    images: chex.Array,
+    labels: chex.Array | None,
+    key: chex.PRNGKey | None = None,
+    *,
+    eps: chex.Array | float,
+    loss_labels: str = "given",
+    quantise: bool = True,
+    keep_failed: bool = False,
+) -> tuple[chex.Array, Info]:
+    """The fast gradient sign method: one step of eps levels up the loss.
+
+    Norm: L-infinity. PixelDefend, section 2.1, after Goodfellow et al. (2015).
+
+    Args:
+      logits_fn: `logits_fn(variables, images) -> [B, K]`, of floating levels.
+      variables: for `logits_fn`, any pytree.
+      images: levels `[B, H, W, C]`, `uint8` or floating.
+      labels: integers `[B]` to get away from; None for the predicted ones, which tell
+        nothing about the true ones (as adversarial training wants it).
+      key: not used.
+      eps: levels, a number or `[B]`; may be fractional.
+      loss_labels: whose cross-entropy rises: of the "given" labels, or of those
+        "predicted" for `images`, as in the authors' code. Success is always told of the
+        given ones.
+      quantise: return whole levels, `uint8`, rounded inside the ball; False returns
+        floating ones. It presumes that `images` are whole levels.
+      keep_failed: return the attacked image also where the label is still found; False
+        returns the clean one there.
+
+    Returns:
+      Levels `[B, H, W, C]` within eps of `images` and within 0..255, and what was done.
+
+    Raises:
+      ValueError: wrong shapes, negative eps, labels out of range.
+    """
+    del key
+    options = quantise, keep_failed
+    return _single(
+        norms.LINF, logits_fn, variables, images, labels, eps, loss_labels, options
+    )
+
+
+def fgm(
+    logits_fn: LogitsFn,
+    variables: Any,
+    images: chex.Array,
+    labels: chex.Array | None,
+    key: chex.PRNGKey | None = None,
+    *,
+    eps: chex.Array | float,
+    loss_labels: str = "given",
+    quantise: bool = True,
+    keep_failed: bool = False,
+) -> tuple[chex.Array, Info]:
+    """The fast gradient method: one step along the gradient, of L2 length eps levels.
+
+    Norm: L2. Goodfellow et al. (2015); arguments and result as for `fgsm`.
+    """
+    del key
+    options = quantise, keep_failed
+    return _single(
+        norms.L2, logits_fn, variables, images, labels, eps, loss_labels, options
+    )
+
+
+def bim(
+    logits_fn: LogitsFn,
+    variables: Any,
+    images: chex.Array,
+    labels: chex.Array | None,
+    key: chex.PRNGKey | None = None,
+    *,
+    eps: chex.Array | float,
+    steps: int | None = None,
+    relative_step: float | None = None,
+    ball: bool = True,
+    quantise: bool = True,
+    keep_failed: bool = False,
+) -> tuple[chex.Array, Info]:
+    """The basic iterative method: small sign steps, kept within the eps ball.
+
+    Norm: L-infinity. As it stands floor(min(eps + 4, 1.25 eps)) steps of one level,
+    from the image itself: PixelDefend, section 2.1, after Kurakin et al. (2016). Images
+    of small eps wait for those of a large one.
+
+    Args:
+      logits_fn: as for `fgsm`.
+      variables: for `logits_fn`.
+      images: as for `fgsm`.
+      labels: as for `fgsm`; the predicted ones are those of `images`.
+      key: not used.
+      eps: levels, a number or `[B]`; may be fractional.
+      steps: how many; None for the formula above.
+      relative_step: size of a step as a share of eps; None for one level.
+      ball: False forgets the ball, as the authors' adversarial training does; an image
+        may then move by as many levels as there are steps.
+      quantise: as for `fgsm`.
+      keep_failed: as for `fgsm`.
+
+    Returns:
+      Levels `[B, H, W, C]`, within 0..255 and, with `ball`, within eps of `images`; and
+      what was done.
+
+    Raises:
+      ValueError: as for `fgsm`, or not at least one step.
+    """
+    del key
+    given = outcome.task(logits_fn, variables, images, labels, eps)
+    if steps is None:
+        formula = jnp.minimum(given.radius + 4, 1.25 * given.radius)
+        counts = jnp.floor(formula).astype(jnp.int32)
+    else:
+        counts = jnp.full_like(given.queries, _at_least_one("steps", steps))
+    one = jnp.ones_like(given.radius)
+    length = one if relative_step is None else relative_step * given.radius
+    if not ball:
+        given = given.replace(radius=counts.astype(length.dtype) * length)
+    moved = _ascended(
+        norms.LINF, logits_fn, variables, given, given.images, counts, length
+    )
+    return outcome.concluded(
+        logits_fn,
+        variables,
+        given,
+        _levels(norms.LINF, given, moved, quantise),
+        counts,
+        counts,
+        size=norms.linf,
+        keep_failed=keep_failed,
+    )
+
+
+def pgd(
+    logits_fn: LogitsFn,
+    variables: Any,
+    images: chex.Array,
+    labels: chex.Array | None,
+    key: chex.PRNGKey | None = None,
+    *,
+    eps: chex.Array | float,
+    norm: str = "linf",
+    steps: int = 100,
+    relative_step: float = 0.025,
+    random_start: bool = True,
+    restarts: int = 1,
+    lanes: int | None = None,
+    quantise: bool = True,
+    keep_failed: bool = False,
+) -> tuple[chex.Array, Info]:
+    """Projected gradient descent: from a point of the ball, steps up the loss in it.
+
+    Madry et al. (2018). With several restarts an image stops at its first success, and
+    its place is taken by another image (`lanes.until_done`).
+
+    Args:
+      logits_fn: as for `fgsm`.
+      variables: for `logits_fn`.
+      images: as for `fgsm`.
+      labels: as for `fgsm`; the predicted ones are those of `images`.
+      key: `[B]`, one an image; needed for random starts.
+      eps: levels, a number or `[B]`, in `norm`; may be fractional.
+      norm: "linf" or "l2"; steps go along the sign of the gradient, or along itself.
+      steps: how many from each start.
+      relative_step: size of a step as a share of eps.
+      random_start: begin at a point drawn from the ball; False: at the image.
+      restarts: how many starts at most.
+      lanes: images at once where there are restarts; see `lanes.until_done`.
+      quantise: as for `fgsm`.
+      keep_failed: as for `fgsm`; the image of the last start.
+
+    Returns:
+      Levels `[B, H, W, C]`, within eps of `images` and 0..255, and what was done.
+
+    Raises:
+      ValueError: as for `fgsm`; unknown norm; no key for random starts; several starts
+        that are not random.
+    """
+    if norm not in norms.NORMS:
+        raise ValueError(f"norm must be one of {', '.join(norms.NORMS)}: {norm!r}")
+    ball = norms.NORMS[norm]
+    _at_least_one("steps", steps)
+    if _at_least_one("restarts", restarts) > 1 and not random_start:
+        raise ValueError("restarts differ only where random_start is True")
+    given = outcome.task(logits_fn, variables, images, labels, eps)
+    if random_start:
+        outcome.check_key(key, len(images))
+
+    def attempt(given: Task, keys: chex.PRNGKey | None) -> chex.Array:
+        first = given.images
+        if random_start:
+            first = ball.draw(keys, given.images, given.radius)
+        counts = jnp.full_like(given.queries, steps)
+        length = relative_step * given.radius
+        moved = _ascended(ball, logits_fn, variables, given, first, counts, length)
+        return _levels(ball, given, moved, quantise)
+
+    if restarts == 1:
+        found, taken, queries = attempt(given, key), steps, steps
+    else:
+        found, starts = _first_success(
+            attempt, logits_fn, variables, given, key, restarts, lanes
+        )
+        taken, queries = starts * steps, starts * (steps + 1)
+    return outcome.concluded(
+        logits_fn,
+        variables,
+        given,
+        found,
+        taken,
+        queries,
+        size=ball.size,
+        keep_failed=keep_failed,
+    )
+
+
+@struct.dataclass
+class _Starts:
+    """One image's attempts: what the last one found, how many there were."""
+
+    found: chex.Array
+    count: chex.Array
+    done: chex.Array
+
+
+def _first_success(
+    attempt: Any,
+    logits_fn: LogitsFn,
+    variables: Any,
+    given: Task,
+    key: chex.PRNGKey,
+    restarts: int,
+    lanes: int | None,
+) -> tuple[chex.Array, chex.Array]:
+    def step(rows: tuple, state: _Starts) -> _Starts:
+        given, key = rows
+        found = attempt(given, jax.vmap(jax.random.fold_in)(key, state.count))
+        logits = logits_fn(variables, found.astype(given.images.dtype))
+        count = state.count + 1
+        success = outcome.fooled(logits, given.labels)
+        return _Starts(found, count, success | (count >= restarts))
+
+    shape = jax.eval_shape(attempt, given, key)
+    none = _Starts(
+        found=jnp.zeros(shape.shape, shape.dtype),
+        count=jnp.zeros_like(given.queries),
+        done=jnp.zeros(given.queries.shape, bool),
+    )
+    last = until_done(step, (given, key), none, lanes=lanes)
+    return last.found, last.count
+
+
+def _single(
+    norm: norms.Norm,
+    logits_fn: LogitsFn,
+    variables: Any,
+    images: chex.Array,
+    labels: chex.Array | None,
+    eps: chex.Array | float,
+    loss_labels: str,
+    options: tuple[bool, bool],
+) -> tuple[chex.Array, Info]:
+    """One step of length eps."""
+    if loss_labels not in LOSS_LABELS:
+        known = ", ".join(LOSS_LABELS)
+        raise ValueError(f"loss_labels must be one of {known}: {loss_labels!r}")
+    quantise, keep_failed = options
+    given = outcome.task(logits_fn, variables, images, labels, eps)
+    climbed = given
+    if loss_labels == "predicted":
+        climbed = outcome.task(logits_fn, variables, images, None, eps)
+    slope = _slope(logits_fn, variables, given.images, climbed.labels)
+    moved = given.images + norms.each(given.radius) * norm.direction(slope)
+    moved = norm.project(given.images, moved, given.radius)
+    return outcome.concluded(
+        logits_fn,
+        variables,
+        given,
+        _levels(norm, given, moved, quantise),
+        1,
+        1,
+        size=norm.size,
+        keep_failed=keep_failed,
+    )
+
+
+def _ascended(
+    norm: norms.Norm,
+    logits_fn: LogitsFn,
+    variables: Any,
+    given: Task,
+    first: chex.Array,
+    steps: chex.Array,
+    length: chex.Array,
+) -> chex.Array:
+    """`first` after `steps [B]` projected steps of `length [B]` levels."""
+
+    def step(i: chex.Array, moved: chex.Array) -> chex.Array:
+        slope = _slope(logits_fn, variables, moved, given.labels)
+        next_ = moved + norms.each(length) * norm.direction(slope)
+        next_ = norm.project(given.images, next_, given.radius)
+        return jnp.where(norms.each(i < steps), next_, moved)
+
+    return jax.lax.fori_loop(0, jnp.max(steps, initial=0), step, first)
+
+
+def _slope(
+    logits_fn: LogitsFn, variables: Any, images: chex.Array, labels: chex.Array
+) -> chex.Array:
+    """The gradient of the cross-entropy with respect to the images."""
+
+    def loss(images: chex.Array) -> chex.Array:
+        logits = logits_fn(variables, images)
+        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    return jax.grad(loss)(images)
+
+
+def _levels(
+    norm: norms.Norm, given: Task, moved: chex.Array, quantise: bool
+) -> chex.Array:
+    return norm.whole(given.images, moved, given.radius) if quantise else moved
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} must be at least 1: {value}")
+    return value
