@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # A classifier: which weights to use, and how to train new ones.
     classifier = config.classifier = ml_collections.ConfigDict()
-    # As for the density model.
+    # As for the density model; purify can do without one ("").
     classifier.weights = "cifar10/resnet"
     # normal, label_smoothing, adversarial_fgsm, adversarial_bim
     classifier.training = "normal"
@@ -91,8 +91,10 @@ def get_config() -> ml_collections.ConfigDict:
     purify.solver = "auto"  # scan, fixed_point; auto: as measured
     # bits/dim below which an image is left alone (adaptive); 0: purify every image.
     purify.threshold = 0.0
-    # rand, none; "auto": rand for the sample and the splits, none for your own images.
+    # none, or an attack on the classifier (see `attack`); "auto": bim, or without a
+    # classifier rand, for the sample and the splits, none for your own images.
     purify.attack = "auto"
+    purify.preset = ""  # of the attack, as for `attack`
     purify.eps_attack = 8.0  # levels
     purify.save_seconds = 10.0  # between writings of results, for runs that are killed
 
@@ -102,14 +104,23 @@ def get_config() -> ml_collections.ConfigDict:
     score.count = 0  # images at most; 0: all
     score.batch = 200
 
-    # Accuracy of a classifier, clean and attacked.
+    # Adversarial images of a classifier.
+    attack = config.attack = ml_collections.ConfigDict()
+    attack.input = "sample"  # as for purify
+    attack.count = -1  # as for purify
+    attack.batch = 128
+    # rand, fgsm, bim, pgd, pgd_l2, fgm
+    attack.name = "bim"
+    # Of its arguments: paper, code, strong, thesis, report; "": the attack's usual one.
+    attack.preset = ""
+    attack.eps = 8.0  # levels, in the attack's norm
+    attack.save_seconds = 10.0  # between writings of results, for runs that are killed
+
+    # Accuracy of a classifier.
     classify = config.classify = ml_collections.ConfigDict()
     classify.input = "sample"  # as for purify
     classify.count = 0  # images at most; 0: all
     classify.batch = 200
-    classify.attack = "none"  # none, fgsm, bim; on the classifier itself
-    classify.eps_attack = 8.0  # levels
-    classify.preset = "paper"  # paper: true labels; code: FGSM takes the predicted ones
 
     # Makes a released model of a finished training run (`pixelcnn.weights`, or in
     # release_classifier `classifier.weights`).
@@ -142,6 +153,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.classifier.model.divisor = 16
     if config.classifier.model.architecture == "resnet":  # it takes long to compile
         config.classifier.model.architecture = "vgg"
+        config.classifier.weights = f"{config.dataset}/vgg"
     train = config.classifier.train
     train.on_sample, train.eval_images = True, 16
     train.steps, train.hours, train.batch = 8, 0.0, 8
@@ -150,6 +162,8 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.purify.save_seconds = 0.0
     config.sample.count = config.sample.batch = 4
     config.score.count = config.score.batch = 8
+    config.attack.count = config.attack.batch = 8
+    config.attack.save_seconds = 0.0
     config.classify.count = config.classify.batch = 64
     config.release.on_sample, config.release.batch = True, 64
     config.release.to = "runs/smoke/pixelcnn"

@@ -1,19 +1,59 @@
-"""Whole defences as one function each: perturb, score, adapt, purify."""
+"""Whole defences as one function each: perturb, score, adapt, purify, classify."""
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
-import jax
+import jax.numpy as jnp
 
-from pixeldefend import attacks, density, pixelcnn, purification
+from pixeldefend import density, keys, pixelcnn, purification
+from pixeldefend.attacks import LogitsFn
 
-ATTACKS = ("none", "rand")
+STAGES = ("clean", "perturbed", "purified")
+
+
+def blind(variables: Any, images: chex.Array) -> chex.Array:
+    """Logits `[B, 2]` of a classifier that tells nothing apart, where there is none."""
+    del variables
+    return jnp.zeros((len(images), 2))
+
+
+def perturbed(
+    attack: Callable,
+    logits_fn: LogitsFn,
+    variables: Any,
+    clean: chex.Array,
+    labels: chex.Array,
+    indices: chex.Array,
+    *,
+    key: chex.PRNGKey,
+    eps: chex.Array | float,
+) -> tuple[chex.Array, Any]:
+    """Attacks images of which some may have no label.
+
+    Args:
+      attack: see `attacks.named`.
+      logits_fn: `logits_fn(variables, images) -> [B, K]`, of floating levels.
+      variables: for `logits_fn`.
+      clean: levels `[B, H, W, C]` uint8.
+      labels: integers `[B]`; a negative one stands for the predicted class.
+      indices: `[B]`, the images' places in their set, for their keys.
+      key: of all images together.
+      eps: levels, in the norm of the attack.
+
+    Returns:
+      What the attack returns, levels and `attacks.Info`.
+    """
+    guesses = jnp.argmax(logits_fn(variables, clean), -1).astype(labels.dtype)
+    wanted = jnp.where(labels < 0, guesses, labels)
+    image_keys = keys.for_images(key, indices)
+    return attack(logits_fn, variables, clean, wanted, image_keys, eps=eps)
 
 
 def perturb_and_purify(
     model: pixelcnn.PixelCNN,
-    attack: str,
-    seed: int,
+    attack: Callable | None,
+    logits_fn: LogitsFn | None,
     *,
     width: int | None = None,
     solver: str = "scan",
@@ -21,43 +61,60 @@ def perturb_and_purify(
     """The main job as one pure function, so that it compiles to one program.
 
     Args:
-      model: the description.
-      attack: "none", or "rand" for uniform noise.
-      seed: of the noise; image i depends on it and on its index alone.
+      model: the density model's description.
+      attack: see `attacks.named`; None for none.
+      logits_fn: of the classifier that is attacked and defended; None where there is
+        none, which only an attack that does not look at it can do without.
       width: static bound on `2 eps + 1`, see `purification.width_for`; None for any.
       solver: see `purification.purify`.
 
     Returns:
-      `defend(variables, clean, indices) -> dict`: `variables` holds `params`, `eps`
-      (int32 levels), `threshold` (bits/dim, 0 for none) and `eps_attack` (levels),
-      `clean` is `[B, H, W, C]` uint8 and `indices` `[B]` the images' places in their
-      set. The result has the images `perturbed` and `purified`, the log-probabilities
-      `[B]` of all three, and the `eps` of each image.
+      `defend(variables, clean, labels, indices) -> dict`: `variables` holds `params`,
+      `classifier` (what `logits_fn` takes), `eps` (int32 levels), `threshold`
+      (bits/dim, 0 for none), `eps_attack` (levels) and `key`; `clean` is `[B, H, W, C]`
+      uint8, `labels` `[B]` (negative where unknown) and `indices` `[B]` the images'
+      places in their set. The result has the images `perturbed` and `purified`, the
+      log-probabilities `[B]` of all three stages, with a classifier their predicted
+      classes `[B]`, and the `eps` of each image.
     """
 
-    def defend(variables: dict, clean: chex.Array, indices: chex.Array) -> dict:
-        params = variables["params"]
-        perturbed = clean
-        if attack == "rand":
-            key = jax.random.key(seed)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
-            perturbed = attacks.uniform_noise(clean, keys, eps=variables["eps_attack"])
-        before = density.log_prob(model, params, perturbed)
+    def defend(
+        variables: dict, clean: chex.Array, labels: chex.Array, indices: chex.Array
+    ) -> dict:
+        params, classifier = variables["params"], variables["classifier"]
+        images = {"clean": clean, "perturbed": clean}
+        if attack is not None:
+            images["perturbed"], _ = perturbed(
+                attack,
+                logits_fn or blind,
+                classifier,
+                clean,
+                labels,
+                indices,
+                key=variables["key"],
+                eps=variables["eps_attack"],
+            )
+        before = density.log_prob(model, params, images["perturbed"])
         eps = purification.adaptive_eps(
             density.to_bits_per_dim(before, clean.shape[1:]),
             eps=variables["eps"],
             threshold=variables["threshold"],
         )
-        purified = purification.purify(
-            model, params, perturbed, eps=eps, width=width, solver=solver
+        images["purified"] = purification.purify(
+            model, params, images["perturbed"], eps=eps, width=width, solver=solver
         )
-        return {
-            "perturbed": perturbed,
-            "purified": purified,
-            "clean_log_prob": density.log_prob(model, params, clean),
-            "perturbed_log_prob": before,
-            "purified_log_prob": density.log_prob(model, params, purified),
-            "eps": eps,
+        found = {name: images[name] for name in ("perturbed", "purified")} | {
+            "eps": eps
         }
+        for name in STAGES:
+            found[f"{name}_log_prob"] = (
+                before
+                if name == "perturbed"
+                else density.log_prob(model, params, images[name])
+            )
+            if logits_fn is not None:
+                logits = logits_fn(classifier, images[name])
+                found[f"{name}_prediction"] = jnp.argmax(logits, -1)
+        return found
 
     return defend

@@ -15,11 +15,13 @@ class Stage:
     """Images at one point of the defence.
 
     Attributes:
-      name: "clean", "perturbed" or "purified".
+      name: one of `defence.STAGES`.
       title: for a table.
       bits_per_dim: `[N]`.
       distance: L-infinity to the clean image, `[N]` levels.
       p_values: `[N]`, or None without reference scores.
+      correct: `[N]` bool, whether the classifier is right; None without a classifier or
+        labels.
     """
 
     name: str
@@ -27,40 +29,55 @@ class Stage:
     bits_per_dim: np.ndarray
     distance: np.ndarray
     p_values: np.ndarray | None
+    correct: np.ndarray | None
 
 
 def stages(
     titles: dict[str, str],
     clean: np.ndarray,
     result: dict[str, np.ndarray],
+    *,
     reference: np.ndarray | None,
+    labels: np.ndarray | None,
 ) -> list[Stage]:
     """Gathers what happened to some images.
 
     Args:
       titles: of the stages to gather, by name, in order.
       clean: `[N, H, W, C]` uint8.
-      result: for each stage but "clean" the images by its name, and for all of them
-        `<name>_log_prob [N]` nats.
+      result: of `defence.perturb_and_purify`.
       reference: sorted log-probabilities of the training images, or None.
+      labels: the true ones `[N]`, or None.
     """
-    found = []
-    for name, title in titles.items():
-        images = clean if name == "clean" else result[name]
-        log_probs = result[f"{name}_log_prob"]
-        ranks = None
-        if reference is not None:
-            ranks = np.asarray(detection.p_values(log_probs, reference))
-        found.append(
-            Stage(
-                name,
-                title,
-                np.asarray(density.to_bits_per_dim(log_probs, clean.shape[1:])),
-                np.abs(images.astype(int) - clean).max((1, 2, 3)),
-                ranks,
-            )
-        )
-    return found
+    return [
+        _stage(name, title, clean, result, reference, labels)
+        for name, title in titles.items()
+    ]
+
+
+def _stage(
+    name: str,
+    title: str,
+    clean: np.ndarray,
+    result: dict[str, np.ndarray],
+    reference: np.ndarray | None,
+    labels: np.ndarray | None,
+) -> Stage:
+    images = clean if name == "clean" else result[name]
+    log_probs = result[f"{name}_log_prob"]
+    guesses = result.get(f"{name}_prediction")
+    known = labels is not None and guesses is not None
+    ranked = reference is not None
+    return Stage(
+        name,
+        title,
+        bits_per_dim=np.asarray(density.to_bits_per_dim(log_probs, clean.shape[1:])),
+        distance=np.abs(images.astype(int) - clean).max((1, 2, 3)),
+        p_values=np.asarray(detection.p_values(log_probs, reference))
+        if ranked
+        else None,
+        correct=guesses == labels if known else None,
+    )
 
 
 def summary(bits: np.ndarray) -> dict:
@@ -81,30 +98,40 @@ def interval(bits: np.ndarray) -> str:
 
 def purification_table(found: list[Stage]) -> str:
     """What purifying did, a line for each stage."""
-    header = ["", "bits/dim (mean, 95 %)", "p-value (median)", "p < 0.05"]
-    header.append("L-inf to clean (mean, max)")
-    rows = []
-    for stage in found:
-        ranks = ["no reference"] * 2
-        if stage.p_values is not None:
-            median, rare = np.median(stage.p_values), np.mean(stage.p_values < 0.05)
-            ranks = [f"{median:.4f}", f"{rare:.0%}"]
-        distance = f"{stage.distance.mean():.1f}, {stage.distance.max()} levels"
-        rows.append([stage.title, interval(stage.bits_per_dim), *ranks, distance])
-    return report.table(header, rows)
+    columns = [("", [stage.title for stage in found])]
+    if found[0].correct is not None:
+        columns.append(("accuracy (95 %)", [_share_right(stage) for stage in found]))
+    columns.append(
+        ("bits/dim (mean, 95 %)", [interval(stage.bits_per_dim) for stage in found])
+    )
+    if found[0].p_values is not None:
+        middle = [f"{np.median(stage.p_values):.4f}" for stage in found]
+        rare = [f"{np.mean(stage.p_values < 0.05):.0%}" for stage in found]
+        columns += [("p-value (median)", middle), ("p < 0.05", rare)]
+    moved = [f"{s.distance.mean():.1f}, {s.distance.max()} levels" for s in found]
+    columns.append(("L-inf to clean (mean, max)", moved))
+    header = [title for title, _ in columns]
+    return report.table(
+        header, list(zip(*(cells for _, cells in columns), strict=True))
+    )
 
 
-def purification_row(identity: dict, found: list[Stage]) -> dict:
-    """A row: what was done, and the means (medians of p-values) at each stage."""
-    # No classifier takes part yet.
-    nothing = dict.fromkeys(("classifier", "training", "preset", "source", "through"))
-    row = identity | nothing | {"n": len(found[0].bits_per_dim)}
-    for stage in found:
-        row[f"bits_per_dim_{stage.name}"] = float(np.mean(stage.bits_per_dim))
-        row[f"distance_{stage.name}"] = float(np.mean(stage.distance))
-        if stage.p_values is not None:
-            row[f"p_value_{stage.name}"] = float(np.median(stage.p_values))
-    return row
+def _share_right(stage: Stage) -> str:
+    figures = accuracy(stage.correct)
+    low, high = figures["low"], figures["high"]
+    return f"{figures['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def stage_figures(stage: Stage) -> dict:
+    """What a row tells of a stage: accuracy and means (the median of p-values)."""
+    figures = {"n": len(stage.bits_per_dim)}
+    if stage.correct is not None:
+        figures |= accuracy(stage.correct)
+    figures["bits_per_dim"] = float(np.mean(stage.bits_per_dim))
+    figures["distance"] = float(np.mean(stage.distance))
+    if stage.p_values is not None:
+        figures["p_value"] = float(np.median(stage.p_values))
+    return figures
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:

@@ -260,8 +260,14 @@ def test_the_attack_sees_the_model_in_inference_mode(arrays):
     found, images = _attacked(recipe, labels, arrays)
     eps = classifier_training.drawn_eps(jax.random.key(3), 16, recipe.delta)
     logits_fn = functools.partial(classifiers.logits, MODEL)
-    expected = attacks.fgsm(
-        logits_fn, _variables(), images, None, eps=eps, quantise=False
+    expected, _ = attacks.fgsm(
+        logits_fn,
+        _variables(),
+        images,
+        None,
+        eps=eps,
+        quantise=False,
+        keep_failed=True,
     )
     np.testing.assert_allclose(found, expected, atol=1e-3)
 

@@ -22,6 +22,7 @@ PURE = {
     "purification",
     "defence",
     "attacks",
+    "keys",
     "classifiers",
     "convolution",
     "squeeze",

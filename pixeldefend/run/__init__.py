@@ -11,6 +11,7 @@ import jax
 from etils import epath
 
 from pixeldefend.run import inputs
+from pixeldefend.run.attacking import attack
 from pixeldefend.run.classifier import (
     classify,
     release_classifier,
@@ -24,6 +25,7 @@ __all__ = ["MODES", "UserError", "describe_modes", "start"]
 
 MODES: dict[str, Callable[[inputs.Config, Workdir], None]] = {
     "purify": purify,
+    "attack": attack,
     "score": score,
     "classify": classify,
     "sample": sample,
@@ -32,8 +34,13 @@ MODES: dict[str, Callable[[inputs.Config, Workdir], None]] = {
     "release": release,
     "release_classifier": release_classifier,
 }
-# Those that use a classifier and no density model.
-CLASSIFIER_MODES = ("classify", "release_classifier")
+# Whose weights a mode uses, where that is not the density model alone.
+MODELS = {
+    "purify": ("pixelcnn", "classifier"),
+    "attack": ("classifier",),
+    "classify": ("classifier",),
+    "release_classifier": ("classifier",),
+}
 
 
 def start(mode: str, config: inputs.Config, workdir: str = "") -> None:
@@ -69,8 +76,8 @@ def _sections(mode: str, config: inputs.Config) -> dict:
         section = trained[mode]
         kept[section] = {k: v for k, v in whole[section].items() if k != "weights"}
     else:
-        section = "classifier" if mode in CLASSIFIER_MODES else "pixelcnn"
-        kept[section] = {"weights": whole[section]["weights"]}
+        for section in MODELS.get(mode, ("pixelcnn",)):
+            kept[section] = {"weights": whole[section]["weights"]}
         kept[mode] = whole[mode.removesuffix("_classifier")]
         kept[mode].pop("save_seconds", None)  # when results are written, not which
     return kept

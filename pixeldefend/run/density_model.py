@@ -14,13 +14,15 @@ from pixeldefend import (
     detection,
     evaluate,
     figures,
+    keys,
     parallel,
     pixelcnn,
     report,
     train,
 )
 from pixeldefend.run import inputs
-from pixeldefend.workdir import UserError, Workdir, command_line, user_errors
+from pixeldefend.run import training as training_
+from pixeldefend.workdir import Workdir, user_errors
 
 
 def train_pixelcnn(config: inputs.Config, workdir: Workdir) -> None:
@@ -52,36 +54,23 @@ def train_pixelcnn(config: inputs.Config, workdir: Workdir) -> None:
         density_training.loss_fn(model), train.adam(plan), plan.polyak
     )
     scores = density_training.evaluation(model, validation, plan.batch)
-    progress = report.Progress("training")
 
-    def show(line: dict) -> None:
+    def told(line: dict) -> str:
         bits = line.get("validation_bits_per_dim")
         found = "" if bits is None else f", {bits:.3f} on validation images"
-        rate = line["images_per_second"]
-        progress.update(
-            line["progress"], f"{line['loss']:.3f} bits/dim{found}, {rate:.1f} images/s"
-        )
+        return f"{line['loss']:.3f} bits/dim{found}"
 
     first = train.start(params, {}, train.adam(plan))
-    try:
-        state, line = train.fit(first, step, training, plan, folder, scores, show)
-    except (train.NonFiniteLossError, checkpoint.UnreadableError) as error:
-        raise UserError(str(error)) from error
-    progress.close()
-    card = {
-        "kind": "pixelcnn",
-        "dataset": config.dataset,
-        "image_shape": list(shape),
-        "training": {
-            "command": command_line(),
-            "config": json.loads(settings.to_json_best_effort()),
-            "device": parallel.devices(),
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.average)),
-            **line,
-        },
-    }
-    checkpoint.save_released(folder / "model", model, state.average, card)
-    print(f"model written to {folder / 'model'}")
+    last, line = training_.fitted(first, step, training, plan, folder, scores, told)
+    training_.save(
+        folder,
+        model,
+        last.average,
+        kind="pixelcnn",
+        dataset=config.dataset,
+        shape=shape,
+        training=training_.told_on_card(settings, last.average, line),
+    )
 
 
 def sample(config: inputs.Config, workdir: Workdir) -> None:
@@ -102,12 +91,10 @@ def sample(config: inputs.Config, workdir: Workdir) -> None:
     labels = fixed if settings.label >= 0 else indices % max(model.classes, 1)
 
     def draw(params: Any, indices: Any, labels: Any) -> Any:
-        key = jax.random.key(config.seed)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
         return density.sample(
             model,
             params,
-            keys,
+            keys.for_images(jax.random.key(config.seed), indices),
             height=height,
             width=width,
             labels=labels if model.classes else None,

@@ -1,19 +1,31 @@
-"""What several modes read: images, splits and the density model of a config."""
+"""What several modes read of a config: images, splits, models and attacks."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 from etils import epath
 
-from pixeldefend import checkpoint, classifiers, data, parallel, pixelcnn, train
+from pixeldefend import (
+    __version__,
+    attacks,
+    checkpoint,
+    classifiers,
+    data,
+    parallel,
+    pixelcnn,
+    train,
+)
+from pixeldefend.parts import Parts
+from pixeldefend.workdir import config_hash
 
 Config = ml_collections.ConfigDict
 
 
 def chosen(config: Config, mode: str, shape: Sequence[int]) -> data.Input:
-    """What `purify` and `score` work on."""
+    """The images that a mode works on."""
     settings = config[mode]
     count = settings.count
     if count == -1:
@@ -76,6 +88,65 @@ def classifier(config: Config) -> tuple[classifiers.Classifier, dict, dict]:
     if card["kind"] != "classifier":
         raise ValueError(f"{config.classifier.weights} is no classifier")
     return model, variables, card
+
+
+def logits_fn(model: classifiers.Classifier) -> attacks.LogitsFn:
+    """A classifier's logits as attacks and defences take them."""
+    return functools.partial(classifiers.logits, model)
+
+
+def check_labels(given: data.Input, weights: str, classes: int) -> None:
+    """Raises ValueError where images have labels that a classifier does not know."""
+    if given.labels is not None and given.labels.max() >= classes:
+        raise ValueError(
+            f"{weights} knows {classes} classes, but there are labels up to "
+            f"{given.labels.max()}"
+        )
+
+
+def labels_or_unknown(given: data.Input) -> np.ndarray:
+    """Labels `[N]` int32; -1 for all where there are none."""
+    if given.labels is None:
+        return np.full(len(given.images), -1, np.int32)
+    return given.labels.astype(np.int32)
+
+
+def attack(name: str, preset: str, eps: float) -> Callable:
+    """An attack by name, after the checks of what a user gave for it.
+
+    Raises:
+      ValueError: unknown attack or preset, negative eps.
+    """
+    attacks.check_eps(eps)
+    return attacks.named(name, preset)
+
+
+def kept_parts(
+    folder: epath.Path, config: str, given: data.Input, cards: list[dict], pause: float
+) -> Parts:
+    """What a killed run of the same work on the same images left; else, none."""
+    identity = {
+        "config": config,
+        "images": checkpoint.fingerprint(given.images),
+        "labels": checkpoint.fingerprint(labels_or_unknown(given)),
+        "names": given.names,
+        "weights": [card["sha256"] for card in cards],
+        "version": __version__,
+    }
+    kept = Parts(folder / "parts", config_hash(identity), pause)
+    if kept.done:
+        print(f"going on after {kept.done} of {len(given.images)} images")
+    return kept
+
+
+def provenance(config: str, seconds: float) -> dict:
+    """What a row says of its making; not compared."""
+    return {
+        "seconds": round(seconds, 3),
+        "device": parallel.devices(),
+        "config": config,
+        "version": __version__,
+    }
 
 
 def release_folder(config: Config, weights: str, card: dict) -> epath.Path:

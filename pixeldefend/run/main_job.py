@@ -1,113 +1,223 @@
 """The main job: purify images and show what that did."""
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-import pixeldefend
 from pixeldefend import (
+    attacks,
     checkpoint,
+    classifiers,
     data,
     defence,
     evaluate,
     figures,
     parallel,
+    pixelcnn,
     purification,
     report,
 )
-from pixeldefend.parts import Parts
 from pixeldefend.run import inputs
-from pixeldefend.workdir import Workdir, config_hash, user_errors
+from pixeldefend.workdir import Workdir, user_errors
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What the config names, read and checked."""
+
+    density_model: pixelcnn.PixelCNN
+    params: Any
+    classifier: classifiers.Classifier | None
+    classifier_variables: Any
+    training: str | None
+    cards: list[dict]
+    given: data.Input
+    attack: Callable | None
+    attack_name: str
+    preset: str | None
 
 
 def purify(config: inputs.Config, workdir: Workdir) -> None:
-    """Perturbs images if asked, purifies them, and shows what that did."""
+    """Attacks images if asked, purifies them, and shows what that did."""
     settings = config.purify
     with user_errors():
-        model, params, card = inputs.density_model(config)
-        reference = checkpoint.load_reference(config.pixelcnn.weights)
         _check(settings)
-        width = purification.width_for(settings.eps)
-        given = inputs.chosen(config, "purify", card["image_shape"])
-        attack = settings.attack
-        if attack == "auto":
-            attack = "none" if given.own else "rand"
+        job = _read(config)
+        reference = checkpoint.load_reference(config.pixelcnn.weights)
         defend = defence.perturb_and_purify(
-            model, attack, config.seed, width=width, solver=settings.solver
+            job.density_model,
+            job.attack,
+            inputs.logits_fn(job.classifier) if job.classifier else None,
+            width=purification.width_for(settings.eps),
+            solver=settings.solver,
         )
         mapped = parallel.BatchMap(defend, settings.batch)
-        if given.own:
+        if job.given.own:
             workdir.check_outside(settings.input)
         workdir.check_own("purified")
     folder = workdir.open()
-    kept = _kept(folder, workdir.hash, given, card, settings.save_seconds)
+    _remove_old(folder)
+    kept = inputs.kept_parts(
+        folder, workdir.hash, job.given, job.cards, settings.save_seconds
+    )
+    first = 0
+    for part in kept.results:
+        _write_pictures(folder, job.given, first, part)
+        first += len(part["purified"])
     variables = {
-        "params": params,
+        "params": job.params,
+        "classifier": job.classifier_variables,
         "eps": jnp.int32(settings.eps),
         "threshold": jnp.float32(settings.threshold),
         "eps_attack": jnp.float32(settings.eps_attack),
+        "key": jax.random.key(config.seed),
     }
-    clean = given.images
-    indices = np.arange(len(clean), dtype=np.uint32)
+    clean = job.given.images
     result, seconds = report.run_batches(
         mapped,
         "purifying",
         variables,
         clean,
-        indices,
+        inputs.labels_or_unknown(job.given),
+        np.arange(len(clean), dtype=np.uint32),
         parts=kept,
-        each=lambda first, batch: _write_pictures(folder, given, first, batch),
+        each=lambda first, batch: _write_pictures(folder, job.given, first, batch),
     )
-    _write_purified(folder, given, result)
-    titles = {"clean": "as given" if given.own else "clean"}
-    if attack != "none":
-        titles["perturbed"] = f"{attack.upper()}, eps {settings.eps_attack:g}"
-    titles["purified"] = f"purified, eps {settings.eps}"
-    if settings.threshold:
-        titles["purified"] += f" from {settings.threshold:g} bits/dim"
-    stages = evaluate.stages(titles, clean, result, reference)
-    identity = {
-        "dataset": config.dataset,
-        "density_model": config.pixelcnn.weights,
-        "defence": "purify_adaptive" if settings.threshold else "purify",
-        "attack": attack,
-        "eps_attack": settings.eps_attack if attack != "none" else 0.0,
-        "eps_defend": settings.eps,
-        "threshold": settings.threshold,
-        "input": given.source,
-        "own": given.own,
-        # The noise looks at nothing.
-        "threat": None if attack == "none" else "grey-box",
-    }
-    provenance = {
-        "seconds": round(seconds, 3),
-        "device": parallel.devices(),
-        "config": workdir.hash,
-        "version": pixeldefend.__version__,
-    }
-    row = evaluate.purification_row(identity, stages) | provenance
-    evaluate.write_rows(folder / "rows.jsonl", [row])
+    _write_purified(folder, job.given, result)
+    stages = evaluate.stages(
+        _titles(config, job),
+        clean,
+        result,
+        reference=reference,
+        labels=job.given.labels,
+    )
+    _write_outcomes(folder, job.given, result, stages)
+    provenance = inputs.provenance(workdir.hash, seconds)
+    rows = [
+        _identity(config, job, stage.name) | evaluate.stage_figures(stage) | provenance
+        for stage in stages
+    ]
+    evaluate.write_rows(folder / "rows.jsonl", rows)
     kept.remove()  # only now is everything elsewhere
     print(evaluate.purification_table(stages))
+    print(_who_saw_what(config, job))
     print(
-        f"{len(clean)} images, {len(clean) / seconds:.1f} images/s (three scorings and "
-        f"the purification) on {parallel.devices()}, compiled in "
-        f"{mapped.compile_seconds:.1f} s"
+        f"{len(clean)} images, {len(clean) / seconds:.1f} images/s (all of the above) "
+        f"on {parallel.devices()}, compiled in {mapped.compile_seconds:.1f} s"
     )
     print(f"results in {folder}")
 
 
+def _read(config: inputs.Config) -> _Job:
+    """Reads what the config names; raises ValueError where it does not fit together."""
+    settings = config.purify
+    model, params, card = inputs.density_model(config)
+    cards = [card]
+    given = inputs.chosen(config, "purify", card["image_shape"])
+    classifier, variables, training = None, {}, None
+    if config.classifier.weights:
+        classifier, variables, other = inputs.classifier(config)
+        if other["image_shape"] != card["image_shape"]:
+            raise ValueError(
+                f"{config.classifier.weights} takes images {other['image_shape']}, "
+                f"{config.pixelcnn.weights} {card['image_shape']}"
+            )
+        if not given.own:
+            inputs.check_dataset(config, config.classifier.weights, other)
+        inputs.check_labels(given, config.classifier.weights, classifier.classes)
+        training = other["training"]["training"]
+        cards.append(other)
+    name = settings.attack
+    if name == "auto":
+        usual = "bim" if classifier else "rand"
+        name = "none" if given.own else usual
+    attack, preset = None, None
+    if name != "none":
+        attack = inputs.attack(name, settings.preset, settings.eps_attack)
+        preset = attacks.usual(name, settings.preset)
+        if attacks.ATTACKS[name].looks and classifier is None:
+            raise ValueError(
+                f"{name} attacks a classifier: give --config.classifier.weights"
+            )
+    return _Job(
+        model,
+        params,
+        classifier,
+        variables,
+        training,
+        cards,
+        given,
+        attack,
+        name,
+        preset,
+    )
+
+
+def _titles(config: inputs.Config, job: _Job) -> dict[str, str]:
+    """Lines of the table, by stage."""
+    settings = config.purify
+    titles = {"clean": "as given" if job.given.own else "clean"}
+    if job.attack is not None:
+        titles["perturbed"] = f"{job.attack_name.upper()}, eps {settings.eps_attack:g}"
+    titles["purified"] = f"purified, eps {settings.eps}"
+    if settings.threshold:
+        titles["purified"] += f" from {settings.threshold:g} bits/dim"
+    return titles
+
+
+def _identity(config: inputs.Config, job: _Job, stage: str) -> dict:
+    """The identity of a row."""
+    settings = config.purify
+    attacked = job.attack is not None and stage != "clean"
+    purified = stage == "purified"
+    looks = attacked and attacks.ATTACKS[job.attack_name].looks
+    defence_name = "purify_adaptive" if settings.threshold else "purify"
+    threat = "grey-box" if purified or not looks else "white-box"
+    return {
+        "dataset": config.dataset,
+        "classifier": config.classifier.weights or None,
+        "training": job.training,
+        "density_model": config.pixelcnn.weights,
+        "defence": defence_name if purified else "none",
+        "attack": job.attack_name if attacked else "none",
+        "preset": job.preset if attacked else None,
+        "eps_attack": settings.eps_attack if attacked else 0.0,
+        "eps_defend": settings.eps if purified else 0,
+        "threshold": settings.threshold if purified else 0.0,
+        "threat": threat if attacked else None,
+        "source": config.classifier.weights if looks else None,
+        "through": "classifier" if looks else None,
+        "input": job.given.source,
+        "own": job.given.own,
+    }
+
+
+def _who_saw_what(config: inputs.Config, job: _Job) -> str:
+    """The threat model, in words."""
+    who = config.classifier.weights or "no classifier"
+    if job.attack is None:
+        return f"classified by {who}; no attack"
+    if not attacks.ATTACKS[job.attack_name].looks:
+        return f"classified by {who}; {job.attack_name.upper()} looks at nothing"
+    return (
+        f"{job.attack_name.upper()} sees all of {who} and nothing of the purifier "
+        "(grey-box): an attacker who looks through the purifier does more harm"
+    )
+
+
 def _check(settings: inputs.Config) -> None:
     """Raises ValueError for fields of `purify` that are out of range or unknown."""
-    if settings.attack not in ("auto", *defence.ATTACKS):
+    known = ("auto", "none", *attacks.ATTACKS)
+    if settings.attack not in known:
         raise ValueError(
-            f"unknown attack {settings.attack!r}: one of auto, "
-            f"{', '.join(defence.ATTACKS)}"
+            f"unknown attack {settings.attack!r}: one of {', '.join(known)}"
         )
-    if not 0 <= settings.eps_attack <= 255:
-        raise ValueError(
-            f"eps_attack must be between 0 and 255 levels: {settings.eps_attack}"
-        )
+    attacks.check_eps(settings.eps_attack)
     if not 0 <= settings.threshold < float("inf"):
         raise ValueError(
             f"threshold must be finite, in bits/dim from 0: {settings.threshold}"
@@ -122,29 +232,31 @@ def _check(settings: inputs.Config) -> None:
     parallel.check_batch(settings.batch, "purify.batch")
 
 
-def _kept(
-    folder: epath.Path, config: str, given: data.Input, card: dict, pause: float
-) -> Parts:
-    """What a killed run of the same purification left; else, a clean start."""
-    identity = {
-        "config": config,
-        "images": checkpoint.fingerprint(given.images),
-        "names": given.names,
-        "weights": card["sha256"],
-        "version": pixeldefend.__version__,
-    }
-    kept = Parts(folder / "parts", config_hash(identity), pause)
-    # What earlier runs of this config wrote here, perhaps of other images.
+def _remove_old(folder: epath.Path) -> None:
+    """Removes what earlier runs of this config wrote here, perhaps of other images."""
     for suffix in (".npz", ".png"):
         for old in (folder / "purified").glob(f"*{suffix}"):
             old.unlink()
-    if kept.done:
-        print(f"going on after {kept.done} of {len(given.images)} images")
-        first = 0
-        for part in kept.results:
-            _write_pictures(folder, given, first, part)
-            first += len(part["purified"])
-    return kept
+
+
+def _write_outcomes(
+    folder: epath.Path,
+    given: data.Input,
+    result: dict[str, np.ndarray],
+    stages: list[evaluate.Stage],
+) -> None:
+    """Predicted classes by stage, and which of them are right."""
+    guesses = {
+        stage.name: result[f"{stage.name}_prediction"]
+        for stage in stages
+        if f"{stage.name}_prediction" in result
+    }
+    correct = {s.name: s.correct for s in stages if s.correct is not None}
+    if guesses:
+        names = {"names": np.array(given.names)}
+        checkpoint.write_arrays(folder / "predictions.npz", **guesses, **names)
+    if correct:
+        checkpoint.write_arrays(folder / "correct" / f"{given.source}.npz", **correct)
 
 
 def _write_pictures(
@@ -172,8 +284,8 @@ def _write_purified(folder: epath.Path, given: data.Input, result: dict) -> None
         purified=purified,
         **labels,
     )
-    rows = {"clean": given.images, "perturbed": perturbed, "purified": purified}
+    shown = {"clean": given.images, "perturbed": perturbed, "purified": purified}
     if np.array_equal(given.images, perturbed):
-        del rows["perturbed"]
-    shown = [images[:12] for images in rows.values()]
-    figures.save(figures.grid(shown, list(rows)), folder / "figures/before_after.png")
+        del shown["perturbed"]
+    first = [images[:12] for images in shown.values()]
+    figures.save(figures.grid(first, list(shown)), folder / "figures/before_after.png")

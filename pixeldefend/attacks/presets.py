@@ -1,0 +1,101 @@
+"""Attacks by name, with the arguments that a paper or its authors' code gave them.
+
+A preset is a set of arguments, never a second implementation:
+  paper: PixelDefend as it is written.
+  code: as its authors' code has it, where that differs.
+  strong: the attack as its inventors meant it, or stronger.
+  thesis: foolbox's defaults, which the thesis on PuVAE presumably took.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pixeldefend.attacks.noise import rand
+from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """An attack as configs and rows name it.
+
+    Attributes:
+      function: see `projected_gradient.fgsm` for what all of them share.
+      norm: of its distance: "linf", "l2" or "l0".
+      presets: options by preset, the usual one first.
+      looks: whether it looks at the classifier.
+    """
+
+    function: Callable
+    norm: str
+    presets: Mapping[str, Mapping[str, Any]]
+    looks: bool = True
+
+
+# In the paper an image is attacked with a given strength, and what comes out goes on to
+# the defence whether it fools the bare classifier or not.
+_MADE = {"keep_failed": True}
+
+ATTACKS: dict[str, Known] = {
+    "rand": Known(rand, "linf", {"paper": _MADE}, looks=False),
+    "fgsm": Known(
+        fgsm,
+        "linf",
+        {"paper": _MADE, "code": _MADE | {"loss_labels": "predicted"}, "thesis": _MADE},
+    ),
+    "bim": Known(
+        bim,
+        "linf",
+        {"paper": _MADE, "thesis": _MADE | {"steps": 10, "relative_step": 0.2}},
+    ),
+    "pgd": Known(
+        pgd,
+        "linf",
+        {
+            "strong": {"steps": 100, "relative_step": 0.025, "restarts": 5},
+            "thesis": _MADE | {"steps": 40, "relative_step": 0.01 / 0.3},
+        },
+    ),
+    "pgd_l2": Known(
+        pgd,
+        "l2",
+        {
+            "strong": {
+                "norm": "l2",
+                "steps": 100,
+                "relative_step": 0.025,
+                "restarts": 5,
+            },
+            "thesis": _MADE | {"norm": "l2", "steps": 50, "relative_step": 0.025},
+        },
+    ),
+    "fgm": Known(fgm, "l2", {"report": _MADE}),
+}
+
+
+def usual(name: str, preset: str = "") -> str:
+    """The preset itself, or for "" the one that an attack usually takes.
+
+    Raises:
+      ValueError: no such attack or preset; the message lists those that exist.
+    """
+    if name not in ATTACKS:
+        raise ValueError(f"unknown attack {name!r}: one of {', '.join(ATTACKS)}")
+    presets = ATTACKS[name].presets
+    if preset and preset not in presets:
+        raise ValueError(
+            f"{name} has no preset {preset!r}: one of {', '.join(presets)}"
+        )
+    return preset or next(iter(presets))
+
+
+def named(name: str, preset: str = "") -> Callable:
+    """An attack with the options of a preset; takes what `fgsm` takes.
+
+    Raises:
+      ValueError: as for `usual`.
+    """
+    preset = usual(name, preset)
+    known = ATTACKS[name]
+    return functools.partial(known.function, **known.presets[preset])

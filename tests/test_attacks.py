@@ -1,0 +1,132 @@
+"""What holds for every attack, by name and preset."""
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pixeldefend import attacks
+from pixeldefend.attacks import norms
+
+SHAPE = (6, 5, 1)
+KINDS = [(name, p) for name, known in attacks.ATTACKS.items() for p in known.presets]
+SIZES = {"linf": norms.linf, "l2": norms.l2, "l0": norms.l0}
+EPS = {"linf": 20.0, "l2": 120.0, "l0": 12.0}
+
+
+def logits_fn(variables, images):
+    flat = images.reshape(images.shape[0], -1).astype(jnp.float32)
+    return jnp.tanh(flat @ variables["first"]) @ variables["second"]
+
+
+def constant(variables, images):
+    del variables
+    return jnp.broadcast_to(jnp.asarray([0.0, 1.0, 0.5]), (images.shape[0], 3))
+
+
+def _problem(seed, count=5):
+    rng = np.random.default_rng(seed)
+    variables = {
+        "first": jnp.asarray(rng.normal(size=(30, 12)) / 60, jnp.float32),
+        "second": jnp.asarray(rng.normal(size=(12, 3)), jnp.float32),
+    }
+    images = jnp.asarray(rng.integers(0, 256, (count, *SHAPE), dtype=np.uint8))
+    labels = jnp.argmax(logits_fn(variables, images), -1)
+    # One that is misclassified from the start.
+    labels = labels.at[0].set((labels[0] + 1) % 3)
+    keys = jax.random.split(jax.random.key(seed), count)
+    return variables, images, labels, keys
+
+
+@functools.cache
+def _compiled(name, preset, net=logits_fn):
+    return jax.jit(functools.partial(attacks.named(name, preset), net))
+
+
+@pytest.mark.parametrize("name, preset", KINDS)
+@hypothesis.given(seed=st.integers(0, 10_000), share=st.floats(0, 1))
+@hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
+def test_levels_ball_and_outcome(name, preset, seed, share):
+    variables, images, labels, keys = _problem(seed)
+    norm = attacks.ATTACKS[name].norm
+    eps = share * EPS[norm]
+    found, info = _compiled(name, preset)(variables, images, labels, keys, eps=eps)
+    assert found.dtype == jnp.uint8 and found.shape == images.shape
+    moved = found.astype(jnp.float32) - images.astype(jnp.float32)
+    sizes = SIZES[norm](moved)
+    assert np.all(sizes <= eps * (1 + 1e-5))
+    np.testing.assert_allclose(info.distance, sizes, rtol=1e-5)
+    guesses = jnp.argmax(logits_fn(variables, found), -1)
+    np.testing.assert_array_equal(info.success, guesses != labels)
+    assert np.all(info.steps >= 0) and np.all(info.queries >= 1)
+    assert info.steps.dtype == info.queries.dtype == jnp.int32
+    options = attacks.ATTACKS[name].presets[preset]
+    if not options.get("keep_failed"):
+        failed = ~np.asarray(info.success)
+        np.testing.assert_array_equal(found[failed], images[failed])
+
+
+@pytest.mark.parametrize("name, preset", KINDS)
+def test_the_same_again_alone_and_in_another_order(name, preset):
+    variables, images, labels, keys = _problem(3)
+    eps = EPS[attacks.ATTACKS[name].norm]
+    run = functools.partial(_compiled(name, preset), eps=eps)
+    found, info = run(variables, images, labels, keys)
+    again, _ = run(variables, images, labels, keys)
+    np.testing.assert_array_equal(found, again)
+    turned, told = run(variables, images[::-1], labels[::-1], keys[::-1])
+    np.testing.assert_array_equal(found[::-1], turned)
+    np.testing.assert_array_equal(info.steps[::-1], told.steps)
+    few, _ = run(variables, images[2:3], labels[2:3], keys[2:3])
+    np.testing.assert_array_equal(found[2:3], few)
+
+
+@pytest.mark.parametrize("name, preset", KINDS)
+def test_one_trace_serves_every_eps(name, preset):
+    variables, images, labels, keys = _problem(4)
+    run = jax.jit(functools.partial(attacks.named(name, preset), logits_fn))
+    norm = attacks.ATTACKS[name].norm
+    distances = [
+        float(
+            np.max(run(variables, images, labels, keys, eps=e * EPS[norm])[1].distance)
+        )
+        for e in (0.0, 0.3, 1.0)
+    ]
+    assert run._cache_size() == 1 and distances[0] == 0 < distances[2]
+
+
+@pytest.mark.parametrize("name, preset", KINDS)
+def test_nothing_but_the_image_where_the_classifier_never_changes(name, preset):
+    _, images, _, keys = _problem(5)
+    labels = jnp.ones(len(images), jnp.int32)
+    clean = functools.partial(attacks.named(name, preset), constant, keep_failed=False)
+    eps = EPS[attacks.ATTACKS[name].norm]
+    found, info = jax.jit(clean)((), images, labels, keys, eps=eps)
+    np.testing.assert_array_equal(found, images)
+    assert not np.any(info.success) and np.all(info.distance == 0)
+
+
+@pytest.mark.parametrize("name, preset", KINDS)
+def test_four_devices_make_the_images_of_one(name, preset):
+    variables, images, labels, keys = _problem(6, count=8)
+    eps = EPS[attacks.ATTACKS[name].norm]
+    attack = functools.partial(attacks.named(name, preset), logits_fn, eps=eps)
+    parts = jax.tree.map(
+        lambda a: a.reshape(4, 2, *a.shape[1:]), (images, labels, keys)
+    )
+    spread, _ = jax.pmap(attack, in_axes=(None, 0, 0, 0))(variables, *parts)
+    for device, rows in enumerate(spread):
+        alone, _ = jax.jit(attack)(variables, *(part[device] for part in parts))
+        np.testing.assert_array_equal(rows, alone)
+
+
+def test_names_and_presets_that_there_are_not_are_listed():
+    with pytest.raises(ValueError, match="unknown attack 'x': one of rand, fgsm"):
+        attacks.named("x")
+    with pytest.raises(ValueError, match="fgsm has no preset 'y': one of paper, code"):
+        attacks.named("fgsm", "y")
+    assert attacks.usual("fgsm") == "paper"
