@@ -82,6 +82,11 @@ def told_on_card(
       line: the last metrics.
       **more: besides.
     """
+    before = {}
+    if settings.start:  # the runs that its weights come from, the first one first
+        first = checkpoint.load_card(checkpoint.find_released(settings.start))
+        earlier = first["training"].pop("before", [])
+        before = {"before": [*earlier, first["training"]]}
     return {
         "command": command_line(),
         **more,
@@ -89,4 +94,5 @@ def told_on_card(
         "device": parallel.devices(),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         **line,
+        **before,
     }
