@@ -5,11 +5,12 @@ levels, P head outputs, F features, N reference set or positions, S a candidate 
 
 Images are `uint8` levels `[B, H, W, C]`; eps is in levels; log-probabilities in nats.
 Functions take `(model, params, arrays...)`, options by keyword; the caller jits.
+`attacks` holds the attacks, `data` the data sets.
 """
 
-from pixeldefend.attacks import bim, fgsm, uniform_noise
+from pixeldefend import attacks, data
 from pixeldefend.checkpoint import load_reference, load_released
-from pixeldefend.classifiers import CNN, VGG, ResNet, logits
+from pixeldefend.classifiers import CNN, VGG, ResNet, logits, logits_fn
 from pixeldefend.density import bits_per_dim, log_prob, sample
 from pixeldefend.detection import p_values
 from pixeldefend.pixelcnn import PixelCNN, apply, init
@@ -31,20 +32,20 @@ __all__ = [
     "VGG",
     "adaptive_eps",
     "apply",
-    "bim",
+    "attacks",
     "bits_per_dim",
+    "data",
     "decode",
-    "fgsm",
     "init",
     "load_reference",
     "load_released",
     "log_prob",
     "logits",
+    "logits_fn",
     "p_values",
     "purify",
     "purify_with_rounds",
     "sample",
     "squeeze_features",
-    "uniform_noise",
     "width_for",
 ]

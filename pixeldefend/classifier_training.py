@@ -1,7 +1,6 @@
 """What is particular to training a classifier: recipes, loss, evaluation."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -115,7 +114,7 @@ def attacked(
       labels: the true ones `[B]`.
       key: of the sizes.
     """
-    logits_fn = functools.partial(classifiers.logits, model)
+    logits_fn = classifiers.logits_fn(model)
     eps = drawn_eps(key, len(images), recipe.delta)
     if recipe.training == "adversarial_fgsm":
         return attacks.fgsm(logits_fn, variables, images, None, eps=eps, **_AS_MADE)[0]
@@ -202,7 +201,7 @@ def evaluation(
       held_out: `images [N, H, W, C]` uint8 and `labels [N]`.
       batch: images at a time, over all devices.
     """
-    logits_fn = functools.partial(classifiers.logits, model)
+    logits_fn = classifiers.logits_fn(model)
     attack = {
         "adversarial_fgsm": attacks.fgsm,
         "adversarial_bim": attacks.bim,

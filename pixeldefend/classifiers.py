@@ -6,6 +6,7 @@ where nothing is batch-normalised.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -263,9 +264,6 @@ def init(model: Classifier, key: chex.PRNGKey, images: chex.Array) -> dict:
 def logits(model: Classifier, variables: dict, images: chex.Array) -> chex.Array:
     """Logits in inference mode: stored batch statistics, no dropout.
 
-    `functools.partial(logits, model)` is the `logits_fn(variables, images)` that
-    attacks and defences take.
-
     Args:
       model: the description.
       variables: from `init`, training or a released model.
@@ -275,3 +273,8 @@ def logits(model: Classifier, variables: dict, images: chex.Array) -> chex.Array
       `[B, K]`.
     """
     return model.apply(variables, images, train=False)
+
+
+def logits_fn(model: Classifier) -> Callable[[Any, chex.Array], chex.Array]:
+    """`logits` of a model as the `logits_fn(variables, images)` that attacks take."""
+    return functools.partial(logits, model)

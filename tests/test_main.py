@@ -40,6 +40,18 @@ def _run(config, mode, *options, devices=1):
     )
 
 
+def kill_once(command, folder, pattern):
+    """Runs a command and kills it as soon as a file of that name is there."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL
+    )
+    while not list(folder.glob(pattern)) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(folder.glob(pattern)), "ended before it came so far"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished smoke training run, never disturbed."""
@@ -56,15 +68,7 @@ def test_train_pixelcnn_killed_and_run_again_ends_with_the_same_bytes(
     command = _command(
         f"{FASHION}:smoke", "train_pixelcnn", f"--workdir={tmp_path}/run"
     )
-    first = tmp_path / "run/checkpoints/2"
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL
-    )
-    while not first.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert first.exists(), "never reached a checkpoint"
+    kill_once(command, tmp_path, "run/checkpoints/2")
     assert not (tmp_path / "run/model").exists(), "killed too late to prove anything"
     before = (tmp_path / "run/metrics.jsonl").read_text().splitlines()[0]
     subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
@@ -90,7 +94,8 @@ def test_purify_smoke(config, tmp_path):
     assert result.returncode == 0, result.stderr
     assert (
         "bundled first 256 test images" in result.stdout
-        and "RAND, eps 8" in result.stdout
+        and "BIM, eps 8" in result.stdout
+        and "grey-box" in result.stdout
     )
     name = pathlib.Path(config).stem
     with np.load(tmp_path / "a/purified/sample.npz") as file:
@@ -103,12 +108,39 @@ def test_purify_smoke(config, tmp_path):
     assert np.abs(perturbed.astype(int) - images[:4]).max() == 8
     eps = 32 if name == "fashion_mnist" else 16
     assert 8 < np.abs(purified.astype(int) - perturbed).max() <= eps
-    row = json.loads((tmp_path / "a/rows.jsonl").read_text())
-    assert row["n"] == 4 and row["attack"] == "rand" and row["eps_defend"] == eps
-    assert row["bits_per_dim_purified"] < row["bits_per_dim_perturbed"]
-    assert row["bits_per_dim_clean"] < row["bits_per_dim_perturbed"]
+    clean, attacked, defended = _rows(tmp_path / "a")
+    assert clean["attack"] == "none" and clean["threat"] is None
+    assert attacked["attack"] == defended["attack"] == "bim"
+    assert attacked["defence"] == "none" and attacked["threat"] == "white-box"
+    assert defended["defence"] == "purify" and defended["threat"] == "grey-box"
+    assert defended["eps_defend"] == eps and defended["source"] == f"{name}/vgg"
+    assert defended["bits_per_dim"] < attacked["bits_per_dim"]
+    assert clean["bits_per_dim"] < attacked["bits_per_dim"]
+    with np.load(tmp_path / "a/predictions.npz") as file:
+        guesses = {stage: file[stage] for stage in ("clean", "perturbed", "purified")}
+    stages = zip(guesses, (clean, attacked, defended), strict=True)
+    for stage, row in stages:
+        assert row["correct"] == np.sum(guesses[stage] == labels) and row["n"] == 4
+    assert np.all(guesses["perturbed"] != labels), "BIM failed"
     with Image.open(tmp_path / "a/figures/before_after.png") as picture:
         assert picture.size[0] > 4 * 28
+
+
+def _rows(folder):
+    return [json.loads(s) for s in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def test_purify_without_a_classifier_perturbs_with_noise(tmp_path):
+    blind = "--config.classifier.weights="
+    result = _run(f"{FASHION}:smoke", "purify", blind, f"--workdir={tmp_path}/a")
+    assert result.returncode == 0, result.stderr
+    assert "RAND, eps 8" in result.stdout and "accuracy" not in result.stdout
+    with np.load(tmp_path / "a/purified/sample.npz") as file:
+        moved = file["images"].astype(int) - file["clean"]
+    assert np.abs(moved).max() == 8 and len(np.unique(moved)) == 17
+    for row in _rows(tmp_path / "a"):
+        assert row["source"] is None and "accuracy" not in row
+    assert not (tmp_path / "a/predictions.npz").exists()
 
 
 def test_purify_killed_and_run_again_ends_with_the_same_file(tmp_path):
@@ -116,15 +148,8 @@ def test_purify_killed_and_run_again_ends_with_the_same_file(tmp_path):
     whole = _run(f"{FASHION}:smoke", "purify", f"--workdir={tmp_path}/a", *many)
     assert whole.returncode == 0, whole.stderr
     command = _command(f"{FASHION}:smoke", "purify", f"--workdir={tmp_path}/b", *many)
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL
-    )
-    while not list(tmp_path.glob("b/parts/*/*.npz")) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_once(command, tmp_path, "b/parts/*/*.npz")
     result = tmp_path / "b/purified/sample.npz"
-    assert list(tmp_path.glob("b/parts/*/*.npz")), "never reached a part"
     assert not result.exists(), "killed too late to prove anything"
     again = _run(f"{FASHION}:smoke", "purify", f"--workdir={tmp_path}/b", *many)
     assert again.returncode == 0, again.stderr
@@ -157,7 +182,9 @@ def test_purify_ones_own_pictures(trained, tmp_path):
     )
     result = _run(f"{FASHION}:smoke", "purify", *options)
     assert result.returncode == 0, result.stderr
-    assert "RAND" not in result.stdout
+    assert "BIM" not in result.stdout and "no attack" in result.stdout
+    with np.load(tmp_path / "out/predictions.npz") as file:
+        assert file["names"].tolist() == ["a", "b"] and len(file["purified"]) == 2
     for name, image in zip("ab", images[:2], strict=True):
         found = np.asarray(Image.open(tmp_path / f"out/purified/{name}.png"))
         assert 0 < np.abs(found.astype(int) - image[..., 0]).max() <= 3
@@ -273,6 +300,8 @@ def _mistakes(folder):
     write("floats.npz", images=np.zeros((2, 28, 28, 1), np.float32))
     write("size.npz", images=np.zeros((2, 32, 32, 1), np.uint8))
     write("range.npz", images=np.full((2, 28, 28, 1), 300))
+    labels = np.array([3, 12])
+    write("labels.npz", images=np.zeros((2, 28, 28, 1), np.uint8), labels=labels)
     write("empty.npz", images=np.zeros((0, 28, 28, 1), np.uint8))
     np.save(folder / "objects.npy", np.array([{}], object), allow_pickle=True)
     (folder / "pictures").mkdir()
@@ -288,6 +317,20 @@ def _mistakes(folder):
         ("purify", ["--config.purify.eps=16.5"], "eps"),
         ("purify", ["--config.purify.eps=-1"], "between 0 and 255"),
         ("purify", ["--config.purify.attack=fgsm2"], "auto, none, rand"),
+        ("purify", ["--config.purify.preset=y"], "bim has no preset 'y': one of paper"),
+        ("purify", [f"{classifier}weights=no/model"], "no model"),
+        ("purify", [f"{classifier}weights=cifar10/resnet"], "takes images [32, 32, 3]"),
+        (
+            "purify",
+            [f"{classifier}weights=", "--config.purify.attack=bim"],
+            "give --config.classifier.weights",
+        ),
+        ("attack", ["--config.attack.name=fgsm2"], "one of rand, fgsm"),
+        ("attack", ["--config.attack.preset=y"], "one of paper"),
+        ("attack", ["--config.attack.eps=-1"], "eps must not be negative"),
+        ("attack", ["--config.attack.batch=0"], "batch must be"),
+        ("attack", [f"--config.attack.input={folder}/labels.npz"], "labels up to 12"),
+        ("attack", [pixelcnn], "is no classifier"),
         ("purify", ["--config.purify.input=test"], "needs --config.data_dir"),
         (
             "purify",
@@ -320,6 +363,7 @@ def _mistakes(folder):
         ("purify", [f"--config.pixelcnn.weights={folder}/misfit"], "weights"),
         ("purify", [f"--workdir={folder}/size.npz"], "is a file"),
         ("score", ["--config.score.batch=-1"], "score.batch"),
+        ("classify", ["--config.classify.batch=0"], "classify.batch"),
         ("train_pixelcnn", ["--config.seed=-1"], "seed"),
         ("train_pixelcnn", ["--config.pixelcnn.train.learning_rate=nan"], "finite"),
         ("train_pixelcnn", ["--config.pixelcnn.train.warmup=-1"], "warmup"),

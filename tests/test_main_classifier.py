@@ -1,16 +1,13 @@
 """The classifier's modes on the command line, as a user runs them."""
 
-import json
 import shlex
-import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
-from test_main import FASHION, ROOT, _command, _environment, _run
+from test_main import FASHION, ROOT, _command, _environment, _rows, _run, kill_once
 
 from pixeldefend import checkpoint, data
 
@@ -52,15 +49,7 @@ def test_train_classifier_killed_and_run_again_ends_with_the_same_bytes(
 ):
     folder = tmp_path / "run"
     command = _command(SMOKE, "train_classifier", ATTACKED, f"--workdir={folder}")
-    first = folder / "checkpoints/2"
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL
-    )
-    while not first.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert first.exists(), "never reached a checkpoint"
+    kill_once(command, folder, "checkpoints/2")
     assert not (folder / "model").exists(), "killed too late to prove anything"
     before = (folder / "metrics.jsonl").read_text().splitlines()[0]
     subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
@@ -83,22 +72,90 @@ def test_classify_smoke(trained, tmp_path):
         SMOKE,
         "classify",
         f"--config.classifier.weights={trained}",
-        "--config.classify.attack=bim",
         f"--workdir={tmp_path}/a",
     )
     assert result.returncode == 0, result.stderr
-    assert "BIM, eps 8 (white-box)" in result.stdout and "Wilson" in result.stdout
-    lines = (tmp_path / "a/rows.jsonl").read_text().splitlines()
-    clean, attacked = map(json.loads, lines)
-    assert clean["attack"] == "none" and attacked["attack"] == "bim"
-    assert attacked["threat"] == "white-box" and attacked["eps_attack"] == 8
+    assert "Wilson" in result.stdout
+    (row,) = _rows(tmp_path / "a")
+    assert row["attack"] == "none" and row["threat"] is None
     _, labels = data.sample("fashion_mnist")
     with np.load(tmp_path / "a/predictions.npz") as file:
-        for name, row in (("clean", clean), ("bim", attacked)):
-            assert row["correct"] == np.sum(file[name] == labels[:64])
-            assert row["low"] <= row["accuracy"] <= row["high"] and row["n"] == 64
+        assert row["correct"] == np.sum(file["clean"] == labels[:64])
+    assert row["low"] <= row["accuracy"] <= row["high"] and row["n"] == 64
+
+
+def test_attack_smoke(trained, tmp_path):
+    result = _run(
+        SMOKE,
+        "attack",
+        f"--config.classifier.weights={trained}",
+        f"--workdir={tmp_path}/a",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "BIM, eps 8 (white-box)" in result.stdout
+    clean, attacked = _rows(tmp_path / "a")
+    assert clean["attack"] == "none" and attacked["attack"] == "bim"
+    assert attacked["threat"] == "white-box" and attacked["preset"] == "paper"
+    images, labels = data.sample("fashion_mnist")
+    with np.load(tmp_path / "a/adversarial/sample.npz") as file:
+        made = dict(file)
+    np.testing.assert_array_equal(made["clean"], images[:8])
+    np.testing.assert_array_equal(made["labels"], labels[:8])
+    moved = np.abs(made["images"].astype(int) - images[:8]).max((1, 2, 3))
+    np.testing.assert_array_equal(made["distance"], moved)
+    assert moved.max() == 8 and np.all(made["steps"] == 10)
+    np.testing.assert_array_equal(made["success"], made["prediction"] != labels[:8])
+    assert attacked["correct"] == np.sum(~made["success"]) and attacked["n"] == 8
     with np.load(tmp_path / "a/correct/sample.npz") as file:
         assert file["bim"].sum() == attacked["correct"]
+        assert file["clean"].sum() == clean["correct"]
+
+
+def test_attacks_of_own_pictures_without_labels_leave_the_predicted_class(
+    trained, tmp_path
+):
+    images, _ = data.sample("fashion_mnist")
+    np.save(tmp_path / "mine.npy", images[:5])
+    result = _run(
+        SMOKE,
+        "attack",
+        f"--config.classifier.weights={trained}",
+        f"--config.attack.input={tmp_path}/mine.npy",
+        "--config.attack.eps=30",
+        f"--workdir={tmp_path}/a",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "no labels" in result.stdout
+    with np.load(tmp_path / "a/adversarial/mine.npz") as file:
+        left = file["prediction"] != file["clean_prediction"]
+        np.testing.assert_array_equal(file["success"], left)
+        assert left.any() and "labels" not in file
+    # What was made can be purified like any other images.
+    again = _run(
+        SMOKE,
+        "purify",
+        f"--config.purify.input={tmp_path}/a/adversarial/mine.npz",
+        f"--workdir={tmp_path}/b",
+    )
+    assert again.returncode == 0, again.stderr
+
+
+def test_attack_killed_and_run_again_ends_with_the_same_file(trained, tmp_path):
+    many = (
+        f"--config.classifier.weights={trained}",
+        "--config.attack.count=240",  # 30 batches
+        "--config.attack.name=pgd",
+    )
+    whole = _run(SMOKE, "attack", f"--workdir={tmp_path}/a", *many)
+    assert whole.returncode == 0, whole.stderr
+    command = _command(SMOKE, "attack", f"--workdir={tmp_path}/b", *many)
+    kill_once(command, tmp_path, "b/parts/*/*.npz")
+    result = tmp_path / "b/adversarial/sample.npz"
+    assert not result.exists(), "killed too late to prove anything"
+    again = _run(SMOKE, "attack", f"--workdir={tmp_path}/b", *many)
+    assert again.returncode == 0, again.stderr
+    assert "going on after" in again.stdout
+    assert result.read_bytes() == (tmp_path / "a/adversarial/sample.npz").read_bytes()
 
 
 def test_classify_ones_own_pictures_without_labels(trained, tmp_path):
@@ -137,8 +194,7 @@ def test_the_command_on_a_card_gives_its_figures_again(released, tmp_path):
     subprocess.run(
         [sys.executable, "main.py", *options], cwd=ROOT, env=_environment(), check=True
     )
-    rows = [json.loads(s) for s in (tmp_path / "a/rows.jsonl").read_text().splitlines()]
-    for row, name in zip(rows, ("clean", "fgsm25"), strict=True):
+    for row, name in zip(_rows(tmp_path / "a"), ("clean", "fgsm25"), strict=True):
         assert row["n"] == figures[name]["n"] == 256
         # Another batch size may turn a near-tie.
         assert abs(row["correct"] - figures[name]["correct"]) <= 2

@@ -1,4 +1,19 @@
-"""Attacks as pure, batched functions, one file per family."""
+"""Attacks as pure, batched functions, one file per family.
+
+All of them are called alike:
+
+    adversarial, info = attack(logits_fn, variables, images, labels, key, eps=eps)
+
+`logits_fn(variables, images) -> [B, K]` is any network of floating levels 0..255, and
+`variables` any pytree; `images` are levels `[B, H, W, C]`, `labels` integers `[B]` (or
+None for the predicted ones), `key` is `[B]`, one an image, where the attack is random.
+eps is in levels, a number or `[B]`, and may be traced: one program serves every eps. It
+bounds the distance in the attack's norm. What comes back is `uint8`, inside the ball
+and 0..255, with `Info`; where an attack failed it is the clean image, unless
+`keep_failed=True`. An image depends on nothing but itself and its key. The caller jits.
+
+`named` gives an attack by name with the arguments of a paper, `ATTACKS` lists them.
+"""
 
 from pixeldefend.attacks.noise import rand, uniform_noise
 from pixeldefend.attacks.outcome import Info, LogitsFn, check_eps, check_logits

@@ -40,7 +40,7 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
         if given.own:
             workdir.check_outside(settings.input)
         workdir.check_own("adversarial")
-        attacks.check_logits(inputs.logits_fn(model), variables, given.images[:2])
+        attacks.check_logits(classifiers.logits_fn(model), variables, given.images[:2])
     folder = workdir.open()
     kept = inputs.kept_parts(folder, workdir.hash, given, [card], settings.save_seconds)
     found = outcomes(variables, given, settings.eps, kept)
@@ -80,7 +80,7 @@ class Outcomes:
           ValueError: unknown attack or preset; the devices do not divide `batch`.
         """
         move = attacks.named(name, preset)
-        logits_fn = inputs.logits_fn(model)
+        logits_fn = classifiers.logits_fn(model)
         self._name, self._key = name, jax.random.key(seed)
         self.seconds = 0.0
 

@@ -139,7 +139,7 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
 
 def _predictions(model: classifiers.Classifier, batch: int) -> parallel.BatchMap:
     """Maps images to predicted classes."""
-    logits_fn = inputs.logits_fn(model)
+    logits_fn = classifiers.logits_fn(model)
 
     def predict(variables: dict, images: chex.Array) -> chex.Array:
         return jnp.argmax(logits_fn(variables, images), -1)

@@ -1,6 +1,5 @@
 """What several modes read of a config: images, splits, models and attacks."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,11 +87,6 @@ def classifier(config: Config) -> tuple[classifiers.Classifier, dict, dict]:
     if card["kind"] != "classifier":
         raise ValueError(f"{config.classifier.weights} is no classifier")
     return model, variables, card
-
-
-def logits_fn(model: classifiers.Classifier) -> attacks.LogitsFn:
-    """A classifier's logits as attacks and defences take them."""
-    return functools.partial(classifiers.logits, model)
 
 
 def check_labels(given: data.Input, weights: str, classes: int) -> None:

@@ -52,7 +52,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         defend = defence.perturb_and_purify(
             job.density_model,
             job.attack,
-            inputs.logits_fn(job.classifier) if job.classifier else None,
+            classifiers.logits_fn(job.classifier) if job.classifier else None,
             width=purification.width_for(settings.eps),
             solver=settings.solver,
         )
