@@ -311,7 +311,7 @@ def _weakest(
         near = counts & (distance <= given.radius[:, None])
         near &= distance < state.distance[:, None]
         state = state.replace(tried=state.tried + jnp.sum(counts, 1, jnp.int32))
-        return _judged(state, search, place, shown, distance, near, fools)
+        return _judged(state, search, shown, distance, near, counts & fools)
 
     clean = logits_fn(variables, given.images)
     first = _first(given, outcome.fooled(clean, given.labels))
@@ -368,7 +368,6 @@ def _corrupted(
 def _judged(
     state: _Search,
     search: _Strengths,
-    place: chex.Array,
     shown: chex.Array,
     distance: chex.Array,
     near: chex.Array,
@@ -378,19 +377,20 @@ def _judged(
 
     `near`: which are within eps and nearer than what fooled before.
     """
-    hits = near & fools
-    hit, hope = jnp.any(hits, 1), jnp.any(near, 1)
+    first = jnp.argmax(fools, 1)
+    close = jnp.take_along_axis(fools & near, first[:, None], 1)[:, 0]
+    hope = jnp.any(near, 1)
     last = search.at_once - 1 - jnp.argmax(near[:, ::-1], 1)
-    chosen = jnp.where(hit, jnp.argmax(hits, 1), last)[:, None]
-    take = hit | (hope & jnp.isinf(state.distance))
+    chosen = jnp.where(close, first, last)[:, None]
+    take = close | (hope & jnp.isinf(state.distance))
     image = jnp.take_along_axis(shown, chosen[..., None, None, None], 1)[:, 0]
     nearest = jnp.take_along_axis(distance, chosen, 1)[:, 0]
     state = state.replace(
         found=jnp.where(norms.each(take), image, state.found),
-        distance=jnp.where(hit, nearest, state.distance),
+        distance=jnp.where(close, nearest, state.distance),
     )
-    found = jnp.take_along_axis(place, chosen, 1)[:, 0]
-    return _moved_on(state, search, hit, hope, found)
+    found = state.place + first
+    return _moved_on(state, search, jnp.any(fools, 1), hope, found)
 
 
 def _moved_on(
@@ -402,8 +402,9 @@ def _moved_on(
 ) -> _Search:
     """To a finer grid after a hit, along this one, or to the next draw.
 
-    `found [L]` is where on the grid the hit lies. Distances grow with the strength, so
-    that where none of several strengths was near enough, no stronger one is.
+    `found [L]` is where on the grid the hit lies; though it may be too far itself, what
+    lies below it may not. Distances grow with the strength, so that where none of
+    several strengths was near enough, no stronger one is.
     """
     finer = hit & (state.refined < search.refinements)
     behind = state.place + search.at_once
