@@ -122,9 +122,9 @@ def test_at_most_eps_values_are_moved_and_one_compile_serves_all(problem):
     assert successes[0] == 0 < successes[1] < successes[-1]
     assert run._cache_size() == 1
     each = np.array([0.0, 1.0, 2.0, 3.0] * 2, np.float32)
-    found, _ = _run(problem, eps=each, keep_failed=True)
+    found, _ = _run(problem, eps=each, keep_failed=True, moves_per_value=1)
     changed = np.sum(np.asarray(found != images), (1, 2, 3))
-    assert np.all(changed <= each) and np.any(changed == 2)
+    assert np.all(changed <= each) and np.any(changed > 1)
 
 
 def test_failed_images_come_back_clean_and_misclassified_ones_as_they_are(problem):
