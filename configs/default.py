@@ -109,11 +109,13 @@ def get_config() -> ml_collections.ConfigDict:
     attack.input = "sample"  # as for purify
     attack.count = -1  # as for purify
     attack.batch = 128
-    # rand, fgsm, bim, pgd, pgd_l2, fgm
+    # rand, fgsm, bim, pgd, pgd_l2, fgm, deepfool, deepfool_l2, cw, cw_l2,
+    # gaussian_blur, contrast_reduction, salt_and_pepper, saliency_map, lbfgs
     attack.name = "bim"
     # Of its arguments: paper, code, strong, thesis, report; "": the attack's usual one.
     attack.preset = ""
-    attack.eps = 8.0  # levels, in the attack's norm
+    # In the attack's norm: levels, or values for saliency_map; inf: no bound.
+    attack.eps = 8.0
     attack.save_seconds = 10.0  # between writings of results, for runs that are killed
 
     # Accuracy of a classifier.

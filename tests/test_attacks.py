@@ -15,7 +15,7 @@ from pixeldefend.attacks import norms
 SHAPE = (6, 5, 1)
 KINDS = [(name, p) for name, known in attacks.ATTACKS.items() for p in known.presets]
 SIZES = {"linf": norms.linf, "l2": norms.l2, "l0": norms.l0}
-EPS = {"linf": 20.0, "l2": 120.0, "l0": 12.0}
+EPS = {"linf": 20.0, "l2": 600.0, "l0": 12.0}
 
 
 def logits_fn(variables, images):

@@ -7,18 +7,25 @@ All of them are called alike:
 `logits_fn(variables, images) -> [B, K]` is any network of floating levels 0..255, and
 `variables` any pytree; `images` are levels `[B, H, W, C]`, `labels` integers `[B]` (or
 None for the predicted ones), `key` is `[B]`, one an image, where the attack is random.
-eps is in levels, a number or `[B]`, and may be traced: one program serves every eps. It
-bounds the distance in the attack's norm. What comes back is `uint8`, inside the ball
+eps, a number or `[B]`, bounds the distance in the attack's norm: levels, or values that
+differ for L0. It may be traced, so that one program serves every eps. What comes back is `uint8`, inside the ball
 and 0..255, with `Info`; where an attack failed it is the clean image, unless
 `keep_failed=True`. An image depends on nothing but itself and its key. The caller jits.
 
 `named` gives an attack by name with the arguments of a paper, `ATTACKS` lists them.
 """
 
+from pixeldefend.attacks.corruption import (
+    contrast_reduction,
+    gaussian_blur,
+    salt_and_pepper,
+)
+from pixeldefend.attacks.lbfgs import lbfgs
 from pixeldefend.attacks.noise import rand, uniform_noise
 from pixeldefend.attacks.outcome import Info, LogitsFn, check_eps, check_logits
 from pixeldefend.attacks.presets import ATTACKS, named, usual
 from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
+from pixeldefend.attacks.saliency import saliency_map
 
 __all__ = [
     "ATTACKS",
@@ -27,11 +34,16 @@ __all__ = [
     "bim",
     "check_eps",
     "check_logits",
+    "contrast_reduction",
     "fgm",
     "fgsm",
+    "gaussian_blur",
+    "lbfgs",
     "named",
     "pgd",
     "rand",
+    "saliency_map",
+    "salt_and_pepper",
     "uniform_noise",
     "usual",
 ]

@@ -4,7 +4,8 @@ A preset is a set of arguments, never a second implementation:
   paper: PixelDefend as it is written.
   code: as its authors' code has it, where that differs.
   strong: the attack as its inventors meant it, or stronger.
-  thesis: foolbox's defaults, which the thesis on PuVAE presumably took.
+  thesis: foolbox 3's defaults, which the thesis on PuVAE presumably took.
+  report: those of foolbox 1 and 2, which the reproducibility report presumably took.
 """
 
 import dataclasses
@@ -12,8 +13,15 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pixeldefend.attacks.corruption import (
+    contrast_reduction,
+    gaussian_blur,
+    salt_and_pepper,
+)
+from pixeldefend.attacks.lbfgs import lbfgs
 from pixeldefend.attacks.noise import rand
 from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
+from pixeldefend.attacks.saliency import saliency_map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Known:
 # In the paper an image is attacked with a given strength, and what comes out goes on to
 # the defence whether it fools the bare classifier or not.
 _MADE = {"keep_failed": True}
+# Every strength in turn.
+_THOUSAND = {"grid": 1000, "refinements": 0}
 
 ATTACKS: dict[str, Known] = {
     "rand": Known(rand, "linf", {"paper": _MADE}, looks=False),
@@ -71,6 +81,26 @@ ATTACKS: dict[str, Known] = {
         },
     ),
     "fgm": Known(fgm, "l2", {"report": _MADE}),
+    "gaussian_blur": Known(gaussian_blur, "l2", {"strong": {}, "report": _THOUSAND}),
+    "contrast_reduction": Known(
+        contrast_reduction, "l2", {"strong": {}, "report": _THOUSAND}
+    ),
+    "salt_and_pepper": Known(
+        salt_and_pepper,
+        "l2",
+        {"strong": {}, "report": {"grid": 100, "refinements": 0}},
+    ),
+    "saliency_map": Known(
+        saliency_map, "l0", {"strong": {}, "report": {"signs": "darker"}}
+    ),
+    "lbfgs": Known(
+        lbfgs,
+        "l2",
+        {
+            "strong": {},
+            "report": {"bisections": 10, "history": 15, "tolerance": 1e-6},
+        },
+    ),
 }
 
 
