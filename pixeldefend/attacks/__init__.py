@@ -8,9 +8,10 @@ All of them are called alike:
 `variables` any pytree; `images` are levels `[B, H, W, C]`, `labels` integers `[B]` (or
 None for the predicted ones), `key` is `[B]`, one an image, where the attack is random.
 eps, a number or `[B]`, bounds the distance in the attack's norm: levels, or values that
-differ for L0. It may be traced, so that one program serves every eps. What comes back is `uint8`, inside the ball
-and 0..255, with `Info`; where an attack failed it is the clean image, unless
-`keep_failed=True`. An image depends on nothing but itself and its key. The caller jits.
+differ for L0. It may be traced, so that one program serves every eps. What comes back
+is `uint8`, inside the ball and 0..255, with `Info`; where an attack failed it is the
+clean image, unless `keep_failed=True`. An image depends on nothing but itself and its
+key. The caller jits.
 
 `named` gives an attack by name with the arguments of a paper, `ATTACKS` lists them.
 """
