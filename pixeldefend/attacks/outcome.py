@@ -110,6 +110,12 @@ def check_eps(eps: chex.Array | float) -> None:
         raise ValueError(f"eps must not be negative, in levels: {eps}")
 
 
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Raises ValueError where `value` is no whole number of at least `least`."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} must be at least {least}: {value}")
+
+
 def check_key(key: chex.PRNGKey | None, count: int) -> None:
     """Raises ValueError where a random attack has no key for each of its images."""
     if key is None or jnp.shape(key)[:1] != (count,):
