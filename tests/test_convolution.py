@@ -52,7 +52,7 @@ def test_turned_kernels_give_the_usual_slopes(float64, rng, size, padding):
     def slopes(convolve):
         def loss(images, kernel):
             found = convolve(images, kernel, (1, 1), padding, **options)
-            return jnp.sum(jnp.sin(found) * jnp.arange(5))
+            return jnp.sum(jnp.sin(found) ** 3)
 
         return jax.grad(loss, (0, 1))(images, kernel)
 

@@ -75,7 +75,8 @@ def deepfool(
         and when it ends outside stretch its least and largest value to 0 and 255. That
         moves every value, and often undoes the attack. False cuts to 0..255 after each
         step.
-      lanes: images at once; see `lanes.until_done`.
+      lanes: images at once (`lanes.until_done`); None for an eighth of them, but at
+        least 4.
       quantise: return whole levels, `uint8`, that still succeed (`rounding.rounded`);
         False returns floating ones. It presumes that `images` are whole levels.
       keep_failed: return the moved image also where the label is still found; False
@@ -114,6 +115,9 @@ def deepfool(
         steps=jnp.zeros_like(given.queries),
         done=outcome.fooled(logits, given.labels),
     )
+    if lanes is None:
+        # Each lane is a batch of its own: one backward pass for each candidate.
+        lanes = max(len(images) // 8, 4)
     rows = given, _rivals(logits, given.labels, candidates)
     last = until_done(step, rows, first, lanes=lanes)
     found = _stretched(last.moved) if rescale else last.moved
