@@ -51,13 +51,13 @@ class _Here:
 
     Attributes:
       moved: levels `[B, H, W, C]`.
-      margin: `[B]`: the label's logit less the largest other.
+      fooled: `[B]` bool, whether it is an adversarial image, as confident as wanted.
       loss: `[B]`.
       slope: `[B, H, W, C]`, of the loss by the point.
     """
 
     moved: chex.Array
-    margin: chex.Array
+    fooled: chex.Array
     loss: chex.Array
     slope: chex.Array
 
@@ -186,7 +186,7 @@ def cw_linf(
         here = _look(
             logits_fn, variables, given, state.descent.point, cost, state.const, 0.0
         )
-        solved = (here.margin < 0) & (here.loss < _SOLVED * state.const)
+        solved = here.fooled & (here.loss < _SOLVED * state.const)
         size = norms.linf(here.moved - given.images) / _RANGE
         tau = decrease_factor * jnp.minimum(state.tau, size)
         descent = _descended(state.descent, here.slope, step_size)
@@ -282,7 +282,7 @@ def cw_l2(
 
         point, const = state.descent.point, state.const
         here = _look(logits_fn, variables, given, point, cost, const, confidence)
-        state = _noted(state, given, here, confidence)
+        state = _noted(state, given, here)
         descent = _descended(state.descent, here.slope, step_size)
         over = descent.steps >= steps
         if abort_early:
@@ -322,15 +322,12 @@ def _unsearched(given: Task, descent: _Descent, const: float) -> _Bisection:
     )
 
 
-def _noted(
-    state: _Bisection, given: Task, here: _Here, confidence: float
-) -> _Bisection:
+def _noted(state: _Bisection, given: Task, here: _Here) -> _Bisection:
     """Keeps the image, where it succeeds and none was nearer."""
-    success = (here.margin < 0) & (here.margin <= -confidence)
     distance = norms.l2(here.moved - given.images)
-    nearer = success & (distance < state.nearest)
+    nearer = here.fooled & (distance < state.nearest)
     return state.replace(
-        succeeded=state.succeeded | success,
+        succeeded=state.succeeded | here.fooled,
         best=_where(nearer, here.moved, state.best),
         nearest=jnp.where(nearer, distance, state.nearest),
     )
@@ -395,20 +392,15 @@ def _look(
 
     def total(point: chex.Array) -> tuple[chex.Array, tuple]:
         moved = pixels.to_floating_levels(jnp.tanh(point))
-        margin = _margin(logits_fn(variables, moved), given.labels)
-        margin = margin.astype(point.dtype)
+        logits = logits_fn(variables, moved)
+        margin = outcome.margin(logits, given.labels).astype(point.dtype)
+        fooled = outcome.surely_fooled(logits, given.labels)
+        fooled &= margin <= -confidence
         loss = cost(moved) + const * jnp.maximum(margin + confidence, 0)
-        return jnp.sum(loss), (moved, margin, loss)
+        return jnp.sum(loss), (moved, fooled, loss)
 
-    slope, (moved, margin, loss) = jax.grad(total, has_aux=True)(point)
-    return _Here(moved, margin, loss, slope)
-
-
-def _margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """`[B]`: the label's logit less the largest other; negative when fooled."""
-    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    label = jnp.sum(jnp.where(own, logits, 0), -1)
-    return label - jnp.max(jnp.where(own, -jnp.inf, logits), -1)
+    slope, (moved, fooled, loss) = jax.grad(total, has_aux=True)(point)
+    return _Here(moved, fooled, loss, slope)
 
 
 def _where(chosen: chex.Array, one: Any, other: Any) -> Any:

@@ -104,7 +104,7 @@ def deepfool(
         moved = given.images + (1 + overshoot) * total
         if not rescale:
             moved = norms.among_levels(moved)
-        fooled = outcome.fooled(logits_fn(variables, moved), given.labels)
+        fooled = outcome.surely_fooled(logits_fn(variables, moved), given.labels)
         taken = walk.steps + 1
         return _Walk(moved, total, taken, fooled | (taken >= steps))
 

@@ -160,6 +160,23 @@ def fooled(logits: chex.Array, labels: chex.Array) -> chex.Array:
     return jnp.argmax(logits, -1).astype(labels.dtype) != labels
 
 
+def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """`[B]`: the label's logit less the largest other; negative where fooled."""
+    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    label = jnp.sum(jnp.where(own, logits, 0), -1)
+    return label - jnp.max(jnp.where(own, -jnp.inf, logits), -1)
+
+
+def surely_fooled(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """`[B]` bool: `fooled`, and not by a rounding error.
+
+    Attacks that go no further than they must end next to a tie, which falls differently
+    when the image is judged in a batch of another shape.
+    """
+    noise = 64 * jnp.finfo(logits.dtype).eps * jnp.max(jnp.abs(logits), -1)
+    return margin(logits, labels) < -noise
+
+
 def concluded(
     logits_fn: LogitsFn,
     variables: Any,

@@ -62,7 +62,7 @@ def rounded(
         larger = norms.each(_scale(norm, change, state.tries)) * change
         levels = norm.whole(given.images, given.images + larger, given.radius)
         logits = logits_fn(variables, levels.astype(given.images.dtype))
-        success = outcome.fooled(logits, given.labels)
+        success = outcome.surely_fooled(logits, given.labels)
         tries = state.tries + 1
         found = jnp.where(norms.each(success), levels, state.found)
         return _Search(found, tries, success | (tries >= _TRIES))
