@@ -75,7 +75,7 @@ def _model() -> tuple[LogitsFn, Any, Images, Images]:
 
 
 def _foolbox(
-    logits_fn: LogitsFn, variables: Any, attack: Any, scale: float, **options: Any
+    logits_fn: LogitsFn, variables: Any, attack: Any, scale: float, eps: float | None
 ) -> Callable[[Images, Images], Images]:
     """A run of foolbox's attack, whose images have the range 255 / scale."""
     network = jax.jit(logits_fn)
@@ -85,7 +85,9 @@ def _foolbox(
 
     def run(images: Images, labels: Images) -> Images:
         criterion = foolbox.criteria.Misclassification(labels)
-        return scale * attack.run(model, images / scale, criterion, **options)
+        # It judges what it found, as we do.
+        found = attack(model, images / scale, criterion, epsilons=eps)[0]
+        return scale * found
 
     return run
 
@@ -107,10 +109,10 @@ def _contests(logits_fn: LogitsFn, variables: Any) -> dict[str, Contest]:
         "cw_l2": {"search_steps": _CW_SEARCH.value, "step_size": 5e-2} | cw | lanes,
     }
     others = {
-        "fgsm": theirs(fgsm, 1.0, epsilon=eps),
-        "pgd": theirs(pgd, 1.0, epsilon=eps),
-        "deepfool": theirs(foolbox.attacks.LinfDeepFoolAttack(), 1.0),
-        "cw_l2": theirs(cw_l2, 255.0),
+        "fgsm": theirs(fgsm, 1.0, eps),
+        "pgd": theirs(pgd, 1.0, eps),
+        "deepfool": theirs(foolbox.attacks.LinfDeepFoolAttack(), 1.0, None),
+        "cw_l2": theirs(cw_l2, 255.0, None),
     }
     return {
         name: Contest(
