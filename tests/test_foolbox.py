@@ -1,6 +1,10 @@
 """Our attacks beside foolbox's, on the same network and in the same units."""
 
 import functools
+import json
+import pathlib
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -126,3 +130,22 @@ def test_carlini_wagner_is_no_worse_than_foolboxs(problem):
     ours = functools.partial(attacks.cw_l2, search_steps=6, step_size=5e-2, **options)
     found, _ = compiled(ours, quantise=False)(*problem)
     _no_worse(problem, "l2", found, expected)
+
+
+def test_the_benchmark_prints_its_ratios():
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.attacks", "--weights=", "--images=3"]
+        + ["--repeats=1", "--attacks=fgsm", "--attacks=deepfool"],
+        cwd=pathlib.Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["images"] == [3, 28, 28, 1]
+    for name in ("fgsm", "deepfool"):
+        assert found[name]["ratio"] > 0
+        assert found[name]["ours_seconds"] > 0 and found[name]["foolbox_seconds"] > 0
+    # The smallest perturbations are smaller than those of a fixed size.
+    distance = "ours_median_distance"
+    assert 0 < found["deepfool"][distance] < found["fgsm"][distance]
