@@ -112,6 +112,21 @@ def test_rescaling_harms(rng):
     assert distance[True][1] <= distance[False][1] == 1
 
 
+def test_bounded_steps_are_fewer_on_black_and_white(rng):
+    variables, images, labels = draw(rng, 32)
+    images = jnp.where(images < 128, 0, 255).astype(jnp.uint8)
+    info = {}
+    for bounded in (False, True):
+        run = compiled(attacks.deepfool, bounded=bounded, quantise=False)
+        found, info[bounded] = run(variables, images, None)
+        assert np.min(found) >= 0 and np.max(found) <= 255
+    assert np.mean(info[True].success) >= np.mean(info[False].success)
+    assert np.mean(info[True].steps) < 0.8 * np.mean(info[False].steps)
+    both = np.asarray(info[True].success & info[False].success)
+    distance = np.median(np.asarray(info[True].distance)[both])
+    assert distance <= 1.25 * np.median(np.asarray(info[False].distance)[both])
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_rounding_keeps_success_and_nearly_the_distance(rng, norm):
     variables, images, labels = draw(rng, 64)
