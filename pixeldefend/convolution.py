@@ -1,12 +1,21 @@
-"""Convolutions between few channels, which are slow on a CPU by the usual way.
+"""Convolutions that are slow on a CPU by the usual way.
 
+Between few channels:
 A processor's vectors hold eight numbers and more, so that four channels leave its
 convolution routines mostly idle. With the batch as the last axis the same sums are
 products of a number and a long vector: measured on one core, 128 images of 28 x 28 x 4,
 0.6 ms in place of 7, and a training step of the quartered ResNet-62 takes half the
 time.
+
+Backwards inside a loop: the slope by the images is a convolution by the kernel turned
+around, which XLA does by its fast routine only where the turned kernel is an array of
+its own. In a program without loops it makes one; in the body of a loop it reads the
+kernel backwards instead and falls back on a slow routine. So the kernel is turned here,
+by hand: measured on one core, all gradients of a quartered VGG take a third of the time
+in an attack's loop.
 """
 
+import functools
 from typing import Any
 
 import chex
@@ -24,9 +33,10 @@ def convolve(
     padding: Any,
     **options: Any,
 ) -> chex.Array:
-    """`lax.conv_general_dilated`, by sums where that is faster; for `nn.Conv`.
+    """`lax.conv_general_dilated`, faster where it can be; for `nn.Conv`.
 
-    The sums can be differentiated backwards only.
+    Where the stride is one it can be differentiated backwards only. Neither dilation
+    nor groups.
 
     Args:
       images: `[B, H, W, I]`.
@@ -39,17 +49,60 @@ def convolve(
       `[B, H', W', O]`.
     """
     pairs = kernel.shape[2] * kernel.shape[3]
-    plain = tuple(strides) == (1, 1) and padding == "SAME"
-    if plain and kernel.shape[:2] == (3, 3) and pairs <= _FEW:
+    size = kernel.shape[:2]
+    whole = tuple(strides) == (1, 1) and padding in ("SAME", "VALID")
+    if whole and padding == "SAME" and size == (3, 3) and pairs <= _FEW:
         return _narrow(images, kernel)
+    if whole and size[0] % 2 and size[1] % 2:
+        return _whole(images, kernel, padding)
     return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
 
 
-def _usual(images: chex.Array, kernel: chex.Array) -> chex.Array:
+def _usual(images: chex.Array, kernel: chex.Array, padding: Any = "SAME") -> chex.Array:
     dimensions = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
-        images, kernel, (1, 1), "SAME", dimension_numbers=dimensions
+        images, kernel, (1, 1), padding, dimension_numbers=dimensions
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _whole(images: chex.Array, kernel: chex.Array, padding: str) -> chex.Array:
+    """Stride one and a kernel of odd sizes."""
+    return _usual(images, kernel, padding)
+
+
+def _whole_forward(
+    images: chex.Array, kernel: chex.Array, padding: str
+) -> tuple[chex.Array, tuple]:
+    return _whole(images, kernel, padding), (images, kernel)
+
+
+def _whole_backward(
+    padding: str, saved: tuple, slope: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+    images, kernel = saved
+
+    def by_images(slope: chex.Array, kernel: chex.Array) -> chex.Array:
+        return jax.vjp(lambda x: _usual(x, kernel, padding), images)[1](slope)[0]
+
+    def by_images_on_cpu(slope: chex.Array, kernel: chex.Array) -> chex.Array:
+        turned = jax.lax.optimization_barrier(_turned(kernel))
+        full = [(size - 1, size - 1) for size in kernel.shape[:2]]
+        return _usual(slope, turned, "SAME" if padding == "SAME" else full)
+
+    _, by_kernel = jax.vjp(lambda k: _usual(images, k, padding), kernel)
+    found = jax.lax.platform_dependent(
+        slope, kernel, cpu=by_images_on_cpu, default=by_images
+    )
+    return found, by_kernel(slope)[0]
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
+
+
+def _turned(kernel: chex.Array) -> chex.Array:
+    """By which a slope is convolved on its way back: `[h, w, O, I]`."""
+    return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
 
 
 def _sums(images: chex.Array, kernel: chex.Array) -> chex.Array:
@@ -83,10 +136,9 @@ def _forward(images: chex.Array, kernel: chex.Array) -> tuple[chex.Array, tuple]
 
 def _backward(saved: tuple, slope: chex.Array) -> tuple[chex.Array, chex.Array]:
     images, kernel = saved
-    turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
     # The kernel's slope is no convolution of few channels; the usual way is fast.
     _, by_kernel = jax.vjp(lambda k: _usual(images, k), kernel)
-    return _narrow(slope, turned), by_kernel(slope)[0]
+    return _narrow(slope, _turned(kernel)), by_kernel(slope)[0]
 
 
 _narrow.defvjp(_forward, _backward)

@@ -36,3 +36,8 @@ def to_levels(units: chex.Array) -> chex.Array:
     """
     levels = jnp.round(units * HALF_RANGE + HALF_RANGE)
     return jnp.clip(levels, 0, LEVELS - 1).astype(jnp.uint8)
+
+
+def to_floating_levels(units: chex.Array) -> chex.Array:
+    """Maps units -1..1 to levels 0..255 that need not be whole, for optimisers."""
+    return (units + 1) * HALF_RANGE

@@ -40,3 +40,23 @@ def test_everything_else_is_left_to_the_usual_way(rng, kernel, strides):
         convolution.convolve(images, kernel, strides, "SAME", **options),
         jax.lax.conv_general_dilated(images, kernel, strides, "SAME", **options),
     )
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("size", [(3, 3), (5, 3), (1, 1)])
+def test_turned_kernels_give_the_usual_slopes(float64, rng, size, padding):
+    images = jnp.asarray(rng.normal(size=(2, 7, 6, 8)))
+    kernel = jnp.asarray(rng.normal(size=(*size, 8, 5)))
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+    def slopes(convolve):
+        def loss(images, kernel):
+            found = convolve(images, kernel, (1, 1), padding, **options)
+            return jnp.sum(jnp.sin(found) ** 3)
+
+        return jax.grad(loss, (0, 1))(images, kernel)
+
+    found = slopes(convolution.convolve)
+    expected = slopes(jax.lax.conv_general_dilated)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)

@@ -22,3 +22,9 @@ def test_floating_levels_are_the_same_scale():
     np.testing.assert_array_equal(
         pixels.to_units(levels.astype(jnp.float32)), pixels.to_units(levels)
     )
+
+
+def test_floating_levels_undo_units():
+    levels = jnp.asarray([0.0, 0.3, 127.5, 254.9, 255.0])
+    found = pixels.to_floating_levels(pixels.to_units(levels))
+    np.testing.assert_allclose(found, levels, atol=1e-4)

@@ -16,11 +16,13 @@ key. The caller jits.
 `named` gives an attack by name with the arguments of a paper, `ATTACKS` lists them.
 """
 
+from pixeldefend.attacks.carlini_wagner import cw_l2, cw_linf
 from pixeldefend.attacks.corruption import (
     contrast_reduction,
     gaussian_blur,
     salt_and_pepper,
 )
+from pixeldefend.attacks.deepfool import deepfool
 from pixeldefend.attacks.lbfgs import lbfgs
 from pixeldefend.attacks.noise import rand, uniform_noise
 from pixeldefend.attacks.outcome import Info, LogitsFn, check_eps, check_logits
@@ -36,6 +38,9 @@ __all__ = [
     "check_eps",
     "check_logits",
     "contrast_reduction",
+    "cw_l2",
+    "cw_linf",
+    "deepfool",
     "fgm",
     "fgsm",
     "gaussian_blur",

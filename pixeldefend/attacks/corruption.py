@@ -254,9 +254,7 @@ class _Strengths:
     def __post_init__(self):
         least = {"grid": 1, "refinements": 0, "at_once": 1, "repetitions": 1}
         for name, smallest in least.items():
-            value = getattr(self, name)
-            if type(value) is not int or value < smallest:
-                raise ValueError(f"{name} must be at least {smallest}: {value}")
+            outcome.check_at_least(name, getattr(self, name), smallest)
 
 
 @struct.dataclass
@@ -304,7 +302,7 @@ def _weakest(
         shown = _corrupted(corrupt, given, keys, state, search, place)
         logits = logits_fn(variables, shown.reshape(-1, *shown.shape[2:]))
         logits = logits.reshape(*place.shape, -1)
-        fools = outcome.fooled(logits, given.labels[:, None])
+        fools = outcome.surely_fooled(logits, given.labels[:, None])
         moved = shown - given.images[:, None]
         distance = jax.vmap(norms.l2, 1, 1)(moved)
         counts = place < search.grid

@@ -353,7 +353,7 @@ def _judged(
     bisections: int,
 ) -> _Search:
     """Keeps a minimum that fools and is the nearest; the constant after it."""
-    success = outcome.fooled(logits, given.labels)
+    success = outcome.surely_fooled(logits, given.labels)
     distance = norms.l2(shown - given.images)
     near = distance <= given.radius
     hit = near & success & (distance < state.distance)
@@ -403,5 +403,4 @@ def _check(
     least = {"doublings": 0, "bisections": 0, "steps": 1, "history": 1}
     values = doublings, bisections, steps, history
     for (name, smallest), value in zip(least.items(), values, strict=True):
-        if type(value) is not int or value < smallest:
-            raise ValueError(f"{name} must be at least {smallest}: {value}")
+        outcome.check_at_least(name, value, smallest)

@@ -23,6 +23,7 @@ class Norm:
     Attributes:
       name: "linf" or "l2", as rows and configs have it.
       size: `size(moved) -> [B]`.
+      dual: `dual(slope) -> [B]`: how fast a linear loss rises along `direction`.
       direction: `direction(slope) -> [B, H, W, C]`, of size one (zero for a slope of
         zero), along which a linear loss rises fastest.
       project: `project(start, moved, radius)`: the nearest levels in the ball around
@@ -35,6 +36,7 @@ class Norm:
 
     name: str
     size: Callable[[chex.Array], chex.Array]
+    dual: Callable[[chex.Array], chex.Array]
     direction: Callable[[chex.Array], chex.Array]
     project: Callable[[chex.Array, chex.Array, chex.Array], chex.Array]
     draw: Callable[[chex.PRNGKey, chex.Array, chex.Array], chex.Array]
@@ -72,6 +74,11 @@ def _linf_whole(start: chex.Array, moved: chex.Array, radius: chex.Array) -> che
 def linf(moved: chex.Array) -> chex.Array:
     """`[B]`: the largest of the absolute values."""
     return jnp.max(jnp.abs(moved), _AXES)
+
+
+def l1(moved: chex.Array) -> chex.Array:
+    """`[B]`: the sum of the absolute values."""
+    return jnp.sum(jnp.abs(moved), _AXES)
 
 
 def l2(moved: chex.Array) -> chex.Array:
@@ -134,6 +141,13 @@ def l0(moved: chex.Array) -> chex.Array:
     return jnp.sum((moved != 0).astype(moved.dtype), _AXES)
 
 
-LINF = Norm("linf", linf, jnp.sign, _linf_project, _linf_draw, _linf_whole)
-L2 = Norm("l2", l2, _l2_direction, _l2_project, _l2_draw, _l2_whole)
+LINF = Norm("linf", linf, l1, jnp.sign, _linf_project, _linf_draw, _linf_whole)
+L2 = Norm("l2", l2, l2, _l2_direction, _l2_project, _l2_draw, _l2_whole)
 NORMS = {norm.name: norm for norm in (LINF, L2)}
+
+
+def named(name: str) -> Norm:
+    """The norm of that name; raises ValueError where there is none."""
+    if name not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}: {name!r}")
+    return NORMS[name]

@@ -110,6 +110,12 @@ def check_eps(eps: chex.Array | float) -> None:
         raise ValueError(f"eps must not be negative, in levels: {eps}")
 
 
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Raises ValueError where `value` is no whole number of at least `least`."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} must be at least {least}: {value}")
+
+
 def check_key(key: chex.PRNGKey | None, count: int) -> None:
     """Raises ValueError where a random attack has no key for each of its images."""
     if key is None or jnp.shape(key)[:1] != (count,):
@@ -152,6 +158,23 @@ def check_logits(logits_fn: LogitsFn, variables: Any, images: chex.Array) -> Non
 def fooled(logits: chex.Array, labels: chex.Array) -> chex.Array:
     """`[B]` bool: logits `[B, K]` whose largest is not that of the label."""
     return jnp.argmax(logits, -1).astype(labels.dtype) != labels
+
+
+def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """`[B]`: the label's logit less the largest other; negative where fooled."""
+    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    label = jnp.sum(jnp.where(own, logits, 0), -1)
+    return label - jnp.max(jnp.where(own, -jnp.inf, logits), -1)
+
+
+def surely_fooled(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """`[B]` bool: `fooled`, and not by a rounding error.
+
+    Attacks that go no further than they must end next to a tie, which falls differently
+    when the image is judged in a batch of another shape.
+    """
+    noise = 64 * jnp.finfo(logits.dtype).eps * jnp.max(jnp.abs(logits), -1)
+    return margin(logits, labels) < -noise
 
 
 def concluded(

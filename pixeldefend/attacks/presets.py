@@ -13,11 +13,13 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pixeldefend.attacks.carlini_wagner import cw_l2, cw_linf
 from pixeldefend.attacks.corruption import (
     contrast_reduction,
     gaussian_blur,
     salt_and_pepper,
 )
+from pixeldefend.attacks.deepfool import deepfool
 from pixeldefend.attacks.lbfgs import lbfgs
 from pixeldefend.attacks.noise import rand
 from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
@@ -44,6 +46,13 @@ class Known:
 # In the paper an image is attacked with a given strength, and what comes out goes on to
 # the defence whether it fools the bare classifier or not.
 _MADE = {"keep_failed": True}
+# 100 steps at one constant; the next one is out of reach.
+_ONE_CONSTANT = {
+    "steps": 100,
+    "initial_const": 1e-5,
+    "largest_const": 2e-5,
+    "const_factor": 100.0,
+}
 # Every strength in turn.
 _THOUSAND = {"grid": 1000, "refinements": 0}
 
@@ -79,6 +88,30 @@ ATTACKS: dict[str, Known] = {
             },
             "thesis": _MADE | {"norm": "l2", "steps": 50, "relative_step": 0.025},
         },
+    ),
+    "deepfool": Known(
+        deepfool,
+        "linf",
+        {"paper": {}, "code": {"rescale": True}, "strong": {"steps": 100}},
+    ),
+    "deepfool_l2": Known(deepfool, "l2", {"strong": {"norm": "l2", "steps": 100}}),
+    "cw": Known(
+        cw_linf,
+        "linf",
+        {
+            "paper": _ONE_CONSTANT,
+            "strong": {
+                "steps": 1000,
+                "initial_const": 1e-5,
+                "largest_const": 20.0,
+                "const_factor": 2.0,
+            },
+        },
+    ),
+    "cw_l2": Known(
+        cw_l2,
+        "l2",
+        {"strong": {"search_steps": 9, "steps": 1000, "step_size": 0.01}},
     ),
     "fgm": Known(fgm, "l2", {"report": _MADE}),
     "gaussian_blur": Known(gaussian_blur, "l2", {"strong": {}, "report": _THOUSAND}),

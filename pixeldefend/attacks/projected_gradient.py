@@ -125,12 +125,14 @@ def bim(
       ValueError: as for `fgsm`, or not at least one step.
     """
     del key
+    if steps is not None:
+        outcome.check_at_least("steps", steps, 1)
     given = outcome.task(logits_fn, variables, images, labels, eps)
     if steps is None:
         formula = jnp.minimum(given.radius + 4, 1.25 * given.radius)
         counts = jnp.floor(formula).astype(jnp.int32)
     else:
-        counts = jnp.full_like(given.queries, _at_least_one("steps", steps))
+        counts = jnp.full_like(given.queries, steps)
     one = jnp.ones_like(given.radius)
     length = one if relative_step is None else relative_step * given.radius
     if not ball:
@@ -195,11 +197,10 @@ def pgd(
       ValueError: as for `fgsm`; unknown norm; no key for random starts; several starts
         that are not random.
     """
-    if norm not in norms.NORMS:
-        raise ValueError(f"norm must be one of {', '.join(norms.NORMS)}: {norm!r}")
-    ball = norms.NORMS[norm]
-    _at_least_one("steps", steps)
-    if _at_least_one("restarts", restarts) > 1 and not random_start:
+    ball = norms.named(norm)
+    outcome.check_at_least("steps", steps, 1)
+    outcome.check_at_least("restarts", restarts, 1)
+    if restarts > 1 and not random_start:
         raise ValueError("restarts differ only where random_start is True")
     given = outcome.task(logits_fn, variables, images, labels, eps)
     if random_start:
@@ -256,7 +257,7 @@ def _first_success(
         found = attempt(given, jax.vmap(jax.random.fold_in)(key, state.count))
         logits = logits_fn(variables, found.astype(given.images.dtype))
         count = state.count + 1
-        success = outcome.fooled(logits, given.labels)
+        success = outcome.surely_fooled(logits, given.labels)
         return _Starts(found, count, success | (count >= restarts))
 
     shape = jax.eval_shape(attempt, given, key)
@@ -339,9 +340,3 @@ def _levels(
     norm: norms.Norm, given: Task, moved: chex.Array, quantise: bool
 ) -> chex.Array:
     return norm.whole(given.images, moved, given.radius) if quantise else moved
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} must be at least 1: {value}")
-    return value

@@ -75,9 +75,8 @@ def saliency_map(
     del key
     if signs not in SIGNS:
         raise ValueError(f"signs must be one of {', '.join(SIGNS)}: {signs!r}")
-    for name, value in (("moves_per_value", moves_per_value), ("steps", steps)):
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} must be at least 1: {value}")
+    outcome.check_at_least("moves_per_value", moves_per_value, 1)
+    outcome.check_at_least("steps", steps, 1)
     if not theta > 0:
         raise ValueError(f"theta must be above 0, a share of the range: {theta}")
     given = outcome.task(logits_fn, variables, images, labels, eps)
@@ -89,7 +88,7 @@ def saliency_map(
         slope, logits = _slope(logits_fn, variables, state.image, targets)
         slope = slope if signs == "both" else jnp.maximum(slope, 0)
         salience = jnp.abs(slope) * _movable(given, state, slope, moves_per_value)
-        fooled = outcome.fooled(logits, given.labels)
+        fooled = outcome.surely_fooled(logits, given.labels)
         stop = fooled | (jnp.max(salience, (1, 2, 3)) == 0)
         chosen = _largest(salience) & ~norms.each(stop)
         moved = norms.among_levels(state.image - length * jnp.sign(slope))

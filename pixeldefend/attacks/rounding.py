@@ -1,0 +1,91 @@
+"""Whole levels for perturbations so small that plain rounding undoes them."""
+
+from typing import Any
+
+import chex
+import jax.numpy as jnp
+from flax import struct
+
+from pixeldefend.attacks import norms, outcome
+from pixeldefend.attacks.lanes import until_done
+from pixeldefend.attacks.outcome import LogitsFn, Task
+
+_TRIES = 8
+
+
+@struct.dataclass
+class _Search:
+    """One image's search: the levels to return, how many scales were tried."""
+
+    found: chex.Array
+    tries: chex.Array
+    done: chex.Array
+
+
+def rounded(
+    logits_fn: LogitsFn,
+    variables: Any,
+    given: Task,
+    norm: norms.Norm,
+    moved: chex.Array,
+    *,
+    lanes: int | None = None,
+) -> tuple[chex.Array, chex.Array]:
+    """Rounds to whole levels, without losing what was won by fractions of a level.
+
+    An attack that looks for the smallest perturbation ends just behind the decision
+    boundary, from where rounding leads back as often as not. So the perturbation is
+    scaled up, little by little, until its rounded form is not taken for the label. To
+    first order this is the best that whole levels can do: of all whole perturbations
+    that raise a linear function by so much, those of least L2 length are the rounded
+    multiples of its gradient, and those of least L-infinity size are whole multiples of
+    its sign.
+
+    Images whose label is still found before rounding are rounded to the nearest, so
+    that rounding adds no success either.
+
+    Args:
+      logits_fn: see `LogitsFn`.
+      variables: for `logits_fn`.
+      given: what the attack was given; its images must be whole levels.
+      norm: whose ball bounds the result.
+      moved: floating levels `[B, H, W, C]`, inside the ball and within 0..255.
+      lanes: images at once; see `lanes.until_done`.
+
+    Returns:
+      Levels `[B, H, W, C]`, uint8, inside the ball; and queries `[B]`.
+    """
+    change = moved - given.images
+
+    def step(rows: tuple, state: _Search) -> _Search:
+        given, change = rows
+        larger = norms.each(_scale(norm, change, state.tries)) * change
+        levels = norm.whole(given.images, given.images + larger, given.radius)
+        logits = logits_fn(variables, levels.astype(given.images.dtype))
+        success = outcome.surely_fooled(logits, given.labels)
+        tries = state.tries + 1
+        found = jnp.where(norms.each(success), levels, state.found)
+        return _Search(found, tries, success | (tries >= _TRIES))
+
+    first = _Search(
+        found=norm.whole(given.images, moved, given.radius),
+        tries=jnp.zeros_like(given.queries),
+        done=~outcome.fooled(logits_fn(variables, moved), given.labels),
+    )
+    last = until_done(step, (given, change), first, lanes=lanes)
+    return last.found, last.tries + 1
+
+
+def _scale(norm: norms.Norm, change: chex.Array, tries: chex.Array) -> chex.Array:
+    """`[B]`: by how much to scale `change`, 1 at first, in steps that double."""
+    growth = 2.0 ** tries.astype(change.dtype)
+    largest = norms.linf(change)
+    safe = jnp.where(largest > 0, largest, 1)
+    if norm.name == "linf":
+        # Sizes that are whole: the next one, then 1, 3, 7.. more.
+        size = jnp.ceil(largest - 1e-3) + growth / 2 - 1
+        scale = size / safe
+    else:
+        # By 1, 3, 7.. %, from where the first value is not rounded to zero.
+        scale = jnp.maximum(1, 0.50001 / safe) * (1 + 0.01 * (growth - 1))
+    return jnp.where(tries > 0, scale, 1)
