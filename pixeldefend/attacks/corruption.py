@@ -375,10 +375,10 @@ def _judged(
 
     `near`: which are within eps and nearer than what fooled before.
     """
-    first = jnp.argmax(fools, 1)
+    first = jnp.argmax(fools, 1).astype(jnp.int32)
     close = jnp.take_along_axis(fools & near, first[:, None], 1)[:, 0]
     hope = jnp.any(near, 1)
-    last = search.at_once - 1 - jnp.argmax(near[:, ::-1], 1)
+    last = search.at_once - 1 - jnp.argmax(near[:, ::-1], 1).astype(jnp.int32)
     chosen = jnp.where(close, first, last)[:, None]
     take = close | (hope & jnp.isinf(state.distance))
     image = jnp.take_along_axis(shown, chosen[..., None, None, None], 1)[:, 0]
