@@ -13,7 +13,12 @@ from pixeldefend import attacks
 from pixeldefend.attacks import norms
 
 SHAPE = (6, 5, 1)
-KINDS = [(name, p) for name, known in attacks.ATTACKS.items() for p in known.presets]
+KINDS = [
+    (name, preset)
+    for name, known in attacks.ATTACKS.items()
+    for i, (preset, options) in enumerate(known.presets.items())
+    if options not in list(known.presets.values())[:i]
+]
 USUAL = [(name, attacks.usual(name)) for name in attacks.ATTACKS]
 # As many steps as these small problems can use.
 FEWER = {"cw": {"steps": 40}, "cw_l2": {"steps": 60, "search_steps": 4}}

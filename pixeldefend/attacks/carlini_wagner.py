@@ -1,65 +1,24 @@
 """Carlini and Wagner's attacks: Adam on the image, for the smallest perturbation.
 
 Both work in the paper's units, in which the range of a value is 1 (constants and
-tolerances published elsewhere are in these), on images that are the tanh of what is
-optimised, so that no value leaves its range.
+tolerances published elsewhere are in these).
 """
 
 from typing import Any
 
 import chex
-import jax
 import jax.numpy as jnp
 from flax import struct
 
 from pixeldefend import pixels
 from pixeldefend.attacks import norms, outcome, rounding
-from pixeldefend.attacks.lanes import until_done
+from pixeldefend.attacks.box_descent import Descent, Here, descended, look, started
+from pixeldefend.attacks.lanes import until_done, where
 from pixeldefend.attacks.outcome import Info, LogitsFn, Task
 
 _RANGE = pixels.LEVELS - 1
-# Levels 0 and 255 would lie at infinity.
-_INSIDE = 0.999999
 # What of the constant counts as no loss at all.
 _SOLVED = 1e-4
-# Memories of Adam, for slopes and for their squares.
-_FIRST, _SECOND = 0.9, 0.999
-
-
-@struct.dataclass
-class _Descent:
-    """One image's Adam.
-
-    Attributes:
-      point: `[B, H, W, C]`, whose tanh is the image in units -1..1.
-      mean: `[B, H, W, C]`, running sum of the slopes.
-      square: `[B, H, W, C]`, that of their squares.
-      updates: `[B]` int32, since Adam was started.
-      steps: `[B]` int32, taken with this constant.
-    """
-
-    point: chex.Array
-    mean: chex.Array
-    square: chex.Array
-    updates: chex.Array
-    steps: chex.Array
-
-
-@struct.dataclass
-class _Here:
-    """What is seen at a point: the image, and the terms of the loss.
-
-    Attributes:
-      moved: levels `[B, H, W, C]`.
-      fooled: `[B]` bool, whether it is an adversarial image, as confident as wanted.
-      loss: `[B]`.
-      slope: `[B, H, W, C]`, of the loss by the point.
-    """
-
-    moved: chex.Array
-    fooled: chex.Array
-    loss: chex.Array
-    slope: chex.Array
 
 
 @struct.dataclass
@@ -75,7 +34,7 @@ class _Shrinking:
       done: `[B]` bool.
     """
 
-    descent: _Descent
+    descent: Descent
     const: chex.Array
     tau: chex.Array
     best: chex.Array
@@ -101,7 +60,7 @@ class _Bisection:
       done: `[B]` bool.
     """
 
-    descent: _Descent
+    descent: Descent
     const: chex.Array
     lower: chex.Array
     upper: chex.Array
@@ -183,29 +142,29 @@ def cw_linf(
             excess = jnp.abs(moved - given.images) / _RANGE - norms.each(state.tau)
             return jnp.sum(jnp.maximum(excess, 0), (1, 2, 3))
 
-        here = _look(
+        here = look(
             logits_fn, variables, given, state.descent.point, cost, state.const, 0.0
         )
         solved = here.fooled & (here.loss < _SOLVED * state.const)
         size = norms.linf(here.moved - given.images) / _RANGE
         tau = decrease_factor * jnp.minimum(state.tau, size)
-        descent = _descended(state.descent, here.slope, step_size)
+        descent = descended(state.descent, here.slope, step_size)
         failed = ~solved & (descent.steps >= steps)
         const = jnp.where(failed, const_factor * state.const, state.const)
         # Adam goes on with the new constant, as in the authors' code.
         descent = descent.replace(steps=jnp.where(failed, 0, descent.steps))
         return _Shrinking(
-            descent=_where(solved, _started(here.moved), descent),
+            descent=where(solved, started(here.moved), descent),
             const=const,
             tau=jnp.where(solved, tau, state.tau),
-            best=_where(solved, here.moved, state.best),
+            best=where(solved, here.moved, state.best),
             taken=state.taken + 1,
             done=(failed & (const >= largest_const)) | (solved & (tau <= 1 / 256)),
         )
 
     full = jnp.ones_like(given.radius)
     first = _Shrinking(
-        descent=_started(given.images),
+        descent=started(given.images),
         const=initial_const * full,
         tau=full,
         best=given.images,
@@ -213,9 +172,17 @@ def cw_linf(
         done=outcome.fooled(logits_fn(variables, given.images), given.labels),
     )
     last = until_done(step, given, first, lanes=lanes)
-    options = lanes, quantise, keep_failed
-    return _ended(
-        logits_fn, variables, given, norms.LINF, last.best, last.taken, options
+    return rounding.ended(
+        logits_fn,
+        variables,
+        given,
+        last.best,
+        last.taken,
+        last.taken + 1,
+        norm=norms.LINF,
+        lanes=lanes,
+        quantise=quantise,
+        keep_failed=keep_failed,
     )
 
 
@@ -281,9 +248,9 @@ def cw_l2(
             return jnp.sum(((moved - given.images) / _RANGE) ** 2, (1, 2, 3))
 
         point, const = state.descent.point, state.const
-        here = _look(logits_fn, variables, given, point, cost, const, confidence)
+        here = look(logits_fn, variables, given, point, cost, const, confidence)
         state = _noted(state, given, here)
-        descent = _descended(state.descent, here.slope, step_size)
+        descent = descended(state.descent, here.slope, step_size)
         over = descent.steps >= steps
         if abort_early:
             state, stuck = _checked(state, here.loss, -(-steps // 10))
@@ -291,19 +258,29 @@ def cw_l2(
         state = state.replace(descent=descent, taken=state.taken + 1)
         # Afresh from the image itself.
         next_ = _next_constant(state, search_steps).replace(
-            descent=_started(given.images)
+            descent=started(given.images)
         )
-        state = _where(over, next_, state)
+        state = where(over, next_, state)
         return state.replace(done=state.searched >= search_steps)
 
-    first = _unsearched(given, _started(given.images), initial_const)
+    first = _unsearched(given, started(given.images), initial_const)
     clean = outcome.fooled(logits_fn(variables, given.images), given.labels)
     last = until_done(step, given, first.replace(done=clean), lanes=lanes)
-    options = lanes, quantise, keep_failed
-    return _ended(logits_fn, variables, given, norms.L2, last.best, last.taken, options)
+    return rounding.ended(
+        logits_fn,
+        variables,
+        given,
+        last.best,
+        last.taken,
+        last.taken + 1,
+        norm=norms.L2,
+        lanes=lanes,
+        quantise=quantise,
+        keep_failed=keep_failed,
+    )
 
 
-def _unsearched(given: Task, descent: _Descent, const: float) -> _Bisection:
+def _unsearched(given: Task, descent: Descent, const: float) -> _Bisection:
     """Nothing tried yet."""
     zeros = jnp.zeros_like(given.radius)
     none = jnp.zeros_like(given.queries)
@@ -322,13 +299,13 @@ def _unsearched(given: Task, descent: _Descent, const: float) -> _Bisection:
     )
 
 
-def _noted(state: _Bisection, given: Task, here: _Here) -> _Bisection:
+def _noted(state: _Bisection, given: Task, here: Here) -> _Bisection:
     """Keeps the image, where it succeeds and none was nearer."""
     distance = norms.l2(here.moved - given.images)
     nearer = here.fooled & (distance < state.nearest)
     return state.replace(
         succeeded=state.succeeded | here.fooled,
-        best=_where(nearer, here.moved, state.best),
+        best=where(nearer, here.moved, state.best),
         nearest=jnp.where(nearer, distance, state.nearest),
     )
 
@@ -359,85 +336,4 @@ def _next_constant(state: _Bisection, search_steps: int) -> _Bisection:
         succeeded=jnp.zeros_like(state.succeeded),
         previous=jnp.full_like(state.previous, jnp.inf),
         searched=searched,
-    )
-
-
-def _started(levels: chex.Array) -> _Descent:
-    point = jnp.arctanh(_INSIDE * pixels.to_units(levels, levels.dtype))
-    none = jnp.zeros(len(levels), jnp.int32)
-    return _Descent(point, jnp.zeros_like(point), jnp.zeros_like(point), none, none)
-
-
-def _descended(descent: _Descent, slope: chex.Array, step_size: float) -> _Descent:
-    """One step of Adam; each image counts its own (Kingma & Ba, 2015)."""
-    updates = descent.updates + 1
-    mean = _FIRST * descent.mean + (1 - _FIRST) * slope
-    square = _SECOND * descent.square + (1 - _SECOND) * slope**2
-    count = norms.each(updates.astype(slope.dtype))
-    unbiased = jnp.sqrt(square / (1 - _SECOND**count)) + 1e-8
-    point = descent.point - step_size * mean / (1 - _FIRST**count) / unbiased
-    return _Descent(point, mean, square, updates, descent.steps + 1)
-
-
-def _look(
-    logits_fn: LogitsFn,
-    variables: Any,
-    given: Task,
-    point: chex.Array,
-    cost: Any,
-    const: chex.Array,
-    confidence: float,
-) -> _Here:
-    """One forward and one backward pass at `point`."""
-
-    def total(point: chex.Array) -> tuple[chex.Array, tuple]:
-        moved = pixels.to_floating_levels(jnp.tanh(point))
-        logits = logits_fn(variables, moved)
-        margin = outcome.margin(logits, given.labels).astype(point.dtype)
-        fooled = outcome.surely_fooled(logits, given.labels)
-        fooled &= margin <= -confidence
-        loss = cost(moved) + const * jnp.maximum(margin + confidence, 0)
-        return jnp.sum(loss), (moved, fooled, loss)
-
-    slope, (moved, fooled, loss) = jax.grad(total, has_aux=True)(point)
-    return _Here(moved, fooled, loss, slope)
-
-
-def _where(chosen: chex.Array, one: Any, other: Any) -> Any:
-    """By image, of two pytrees `[B, ...]`."""
-
-    def pick(one: chex.Array, other: chex.Array) -> chex.Array:
-        shape = chosen.shape + (1,) * (one.ndim - 1)
-        return jnp.where(chosen.reshape(shape), one, other)
-
-    return jax.tree.map(pick, one, other)
-
-
-def _ended(
-    logits_fn: LogitsFn,
-    variables: Any,
-    given: Task,
-    norm: norms.Norm,
-    found: chex.Array,
-    taken: chex.Array,
-    options: tuple[int | None, bool, bool],
-) -> tuple[chex.Array, Info]:
-    """Cut to the ball, rounded and judged."""
-    lanes, quantise, keep_failed = options
-    found = norm.project(given.images, found, given.radius)
-    queries = 1 + taken
-    if quantise:
-        found, more = rounding.rounded(
-            logits_fn, variables, given, norm, found, lanes=lanes
-        )
-        queries += more
-    return outcome.concluded(
-        logits_fn,
-        variables,
-        given,
-        found,
-        taken,
-        queries,
-        size=norm.size,
-        keep_failed=keep_failed,
     )

@@ -126,21 +126,16 @@ def deepfool(
     rows = given, _rivals(logits, given.labels, candidates)
     last = until_done(step, rows, first, lanes=lanes)
     found = _stretched(last.moved) if rescale else last.moved
-    found = ball.project(given.images, found, given.radius)
-    queries = 1 + 2 * last.steps
-    if quantise:
-        found, more = rounding.rounded(
-            logits_fn, variables, given, ball, found, lanes=lanes
-        )
-        queries += more
-    return outcome.concluded(
+    return rounding.ended(
         logits_fn,
         variables,
         given,
         found,
         last.steps,
-        queries,
-        size=ball.size,
+        2 * last.steps + 1,
+        norm=ball,
+        lanes=lanes,
+        quantise=quantise,
         keep_failed=keep_failed,
     )
 

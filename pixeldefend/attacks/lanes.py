@@ -59,3 +59,12 @@ def until_done(
 
     first = states, taken(turns), jnp.asarray(lanes - 1, turns.dtype)
     return jax.lax.while_loop(working, step_lanes, first)[0]
+
+
+def where(which: chex.Array, one: Any, other: Any) -> Any:
+    """Of two pytrees `[B, ...]` each image's own: `one` where `which [B]` is true."""
+
+    def pick(one: chex.Array, other: chex.Array) -> chex.Array:
+        return jnp.where(which.reshape(-1, *[1] * (one.ndim - 1)), one, other)
+
+    return jax.tree.map(pick, one, other)

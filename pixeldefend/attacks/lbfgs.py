@@ -25,7 +25,7 @@ from flax import struct
 
 from pixeldefend import pixels
 from pixeldefend.attacks import norms, outcome
-from pixeldefend.attacks.lanes import until_done
+from pixeldefend.attacks.lanes import until_done, where
 from pixeldefend.attacks.outcome import Info, LogitsFn, Task
 from pixeldefend.attacks.targets import aimed
 
@@ -110,7 +110,7 @@ def lbfgs(
         judged = _judged(state, given, shown, logits, doublings, bisections)
         begun = _begun(given, judged.constant, *clean, history)
         judged = judged.replace(descent=begun)
-        return _where(at.over, judged, onward)
+        return where(at.over, judged, onward)
 
     first = _first(
         given, clean, outcome.fooled(logits, given.labels), constant, history
@@ -341,7 +341,7 @@ def _advanced(
     there = there.replace(over=there.over | (-promised <= tolerance * value))
     shorter = at.length / 2
     here = at.replace(length=shorter, over=shorter < 2.0**-_HALVINGS)
-    return _where(accepted, there, here)
+    return where(accepted, there, here)
 
 
 def _judged(
@@ -378,15 +378,6 @@ def _judged(
 
 def _returned(moved: chex.Array, quantise: bool) -> chex.Array:
     return jnp.round(moved) if quantise else moved
-
-
-def _where(which: chex.Array, yes: Any, no: Any) -> Any:
-    """Of two pytrees `[B, ...]`, each image's own."""
-
-    def choose(yes: chex.Array, no: chex.Array) -> chex.Array:
-        return jnp.where(which.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
-
-    return jax.tree.map(choose, yes, no)
 
 
 def _check(

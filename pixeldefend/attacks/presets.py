@@ -2,7 +2,8 @@
 
 A preset is a set of arguments, never a second implementation:
   paper: PixelDefend as it is written.
-  code: as its authors' code has it, where that differs.
+  code: as its authors' code has it. (There DeepFool leaves the predicted label; here
+    all leave the true one, so that what is misclassified anyway stays as it is.)
   strong: the attack as its inventors meant it, or stronger.
   thesis: foolbox 3's defaults, which the thesis on PuVAE presumably took.
   report: those of foolbox 1 and 2, which the reproducibility report presumably took.
@@ -57,7 +58,7 @@ _ONE_CONSTANT = {
 _THOUSAND = {"grid": 1000, "refinements": 0}
 
 ATTACKS: dict[str, Known] = {
-    "rand": Known(rand, "linf", {"paper": _MADE}, looks=False),
+    "rand": Known(rand, "linf", {"paper": _MADE, "code": _MADE}, looks=False),
     "fgsm": Known(
         fgsm,
         "linf",
@@ -66,7 +67,11 @@ ATTACKS: dict[str, Known] = {
     "bim": Known(
         bim,
         "linf",
-        {"paper": _MADE, "thesis": _MADE | {"steps": 10, "relative_step": 0.2}},
+        {
+            "paper": _MADE,
+            "code": _MADE,
+            "thesis": _MADE | {"steps": 10, "relative_step": 0.2},
+        },
     ),
     "pgd": Known(
         pgd,
@@ -100,6 +105,7 @@ ATTACKS: dict[str, Known] = {
         "linf",
         {
             "paper": _ONE_CONSTANT,
+            "code": _ONE_CONSTANT,
             "strong": {
                 "steps": 1000,
                 "initial_const": 1e-5,

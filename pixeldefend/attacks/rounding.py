@@ -8,7 +8,7 @@ from flax import struct
 
 from pixeldefend.attacks import norms, outcome
 from pixeldefend.attacks.lanes import until_done
-from pixeldefend.attacks.outcome import LogitsFn, Task
+from pixeldefend.attacks.outcome import Info, LogitsFn, Task
 
 _TRIES = 8
 
@@ -74,6 +74,49 @@ def rounded(
     )
     last = until_done(step, (given, change), first, lanes=lanes)
     return last.found, last.tries + 1
+
+
+def ended(
+    logits_fn: LogitsFn,
+    variables: Any,
+    given: Task,
+    found: chex.Array,
+    steps: chex.Array,
+    queries: chex.Array,
+    *,
+    norm: norms.Norm,
+    lanes: int | None,
+    quantise: bool,
+    keep_failed: bool,
+) -> tuple[chex.Array, Info]:
+    """The end of attacks for the smallest perturbation: cut, rounded and judged.
+
+    Args:
+      logits_fn: see `LogitsFn`.
+      variables: for `logits_fn`.
+      given: what the attack was given.
+      found: floating levels `[B, H, W, C]`, to be cut to the ball.
+      steps: `[B]`, for `Info`.
+      queries: `[B]`, spent so far beyond those of `given`.
+      norm: of the ball.
+      lanes: images at once; see `lanes.until_done`.
+      quantise: whether to round.
+      keep_failed: see `outcome.concluded`.
+    """
+    found = norm.project(given.images, found, given.radius)
+    if quantise:
+        found, more = rounded(logits_fn, variables, given, norm, found, lanes=lanes)
+        queries += more
+    return outcome.concluded(
+        logits_fn,
+        variables,
+        given,
+        found,
+        steps,
+        queries,
+        size=norm.size,
+        keep_failed=keep_failed,
+    )
 
 
 def _scale(norm: norms.Norm, change: chex.Array, tries: chex.Array) -> chex.Array:
