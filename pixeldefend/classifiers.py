@@ -275,6 +275,10 @@ def logits(model: Classifier, variables: dict, images: chex.Array) -> chex.Array
     return model.apply(variables, images, train=False)
 
 
+@functools.cache
 def logits_fn(model: Classifier) -> Callable[[Any, chex.Array], chex.Array]:
-    """`logits` of a model as the `logits_fn(variables, images)` that attacks take."""
+    """`logits` of a model as the `logits_fn(variables, images)` that attacks take.
+
+    The same object for equal models, so that it can be a static argument of `jax.jit`.
+    """
     return functools.partial(logits, model)

@@ -319,7 +319,7 @@ def _mistakes(folder):
         ("purify", ["--config.purify.attack=fgsm2"], "auto, none, rand"),
         ("purify", ["--config.purify.preset=y"], "bim has no preset 'y': one of paper"),
         ("purify", [f"{classifier}weights=no/model"], "no model"),
-        ("purify", [f"{classifier}weights=cifar10/resnet"], "takes images [32, 32, 3]"),
+        ("purify", [f"{classifier}weights=cifar10/vgg"], "takes images [32, 32, 3]"),
         (
             "purify",
             [f"{classifier}weights=", "--config.purify.attack=bim"],

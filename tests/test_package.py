@@ -12,9 +12,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def _snippet():
+def _snippet(name):
     text = (ROOT / "README.md").read_text()
-    return re.search(r"<!-- snippet -->\n```python\n(.*?)```", text, re.S).group(1)
+    found = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", text, re.S)
+    return found.group(1)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def site(tmp_path_factory):
 
 def test_the_readme_snippet_runs_as_one_program_from_the_wheel(site, tmp_path):
     script = (
-        _snippet()
+        _snippet("snippet")
         + f"""
 import numpy as np
 assert pixeldefend.__file__.startswith({str(site)!r}), pixeldefend.__file__
@@ -57,6 +58,28 @@ again = defended(params, weights, images[:8], 8, 0.0)[2]
 assert 0 < np.abs(np.asarray(again, int) - images[:8]).max() <= 8
 assert defended._cache_size() == 1, "another eps compiled again"
 assert pixeldefend.load_reference("cifar10/pixelcnn").ndim == 1
+"""
+    )
+    (tmp_path / "project.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(site), "XLA_FLAGS": ""}
+    subprocess.run(
+        [sys.executable, "project.py"], cwd=tmp_path, env=environment, check=True
+    )
+
+
+def test_the_readme_attack_runs_in_five_lines_from_the_wheel(site, tmp_path):
+    lines = _snippet("attack")
+    assert len([line for line in lines.splitlines() if line]) == 5
+    assert lines.count("import ") == 1 and "import jax, pixeldefend as pd" in lines
+    script = (
+        lines
+        + """
+import numpy as np
+moved = np.abs(np.asarray(adversarial, int) - images).max((1, 2, 3))
+assert adversarial.dtype == np.uint8 and moved.max() == 8
+assert np.mean(info.success) > 0.5 and np.all(info.distance == moved)
+attack(pd.logits_fn(model), variables, images, labels, eps=2.5)
+assert attack._cache_size() == 1, "another eps compiled again"
 """
     )
     (tmp_path / "project.py").write_text(script)
