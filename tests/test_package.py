@@ -78,7 +78,7 @@ import numpy as np
 moved = np.abs(np.asarray(adversarial, int) - images).max((1, 2, 3))
 assert adversarial.dtype == np.uint8 and moved.max() == 8
 assert np.mean(info.success) > 0.5 and np.all(info.distance == moved)
-attack(pd.logits_fn(model), variables, images, labels, eps=2.5)
+attack(pd.logits_fn(model), variables, images, labels, eps=3)
 assert attack._cache_size() == 1, "another eps compiled again"
 """
     )
