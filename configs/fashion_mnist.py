@@ -11,9 +11,9 @@ Train a classifier (an hour on one core; `default.py` lists the other trainings)
 see how many of the bundled images it gets right, clean and attacked:
   python main.py --config=configs/fashion_mnist.py --mode=train_classifier \
     --config.data_dir=DATA_DIR --workdir=runs/fashion_mnist/resnet
-  python main.py --config=configs/fashion_mnist.py --mode=classify \
+  python main.py --config=configs/fashion_mnist.py --mode=attack \
     --config.classifier.weights=runs/fashion_mnist/resnet \
-    --config.classify.attack=fgsm --config.classify.eps_attack=8
+    --config.attack.name=fgsm --config.attack.eps=8
 
 Train the released density model again (see its card for time and bits/dim):
   python main.py --config=configs/fashion_mnist.py --mode=train_pixelcnn \

@@ -6,7 +6,7 @@ from typing import Any
 import chex
 import jax.numpy as jnp
 
-from pixeldefend import density, keys, pixelcnn, purification
+from pixeldefend import attacks, density, keys, pixelcnn, purification
 from pixeldefend.attacks import LogitsFn
 
 STAGES = ("clean", "perturbed", "purified")
@@ -44,7 +44,7 @@ def perturbed(
     Returns:
       What the attack returns, levels and `attacks.Info`.
     """
-    guesses = jnp.argmax(logits_fn(variables, clean), -1).astype(labels.dtype)
+    guesses = attacks.predicted(logits_fn, variables, clean).astype(labels.dtype)
     wanted = jnp.where(labels < 0, guesses, labels)
     image_keys = keys.for_images(key, indices)
     return attack(logits_fn, variables, clean, wanted, image_keys, eps=eps)
@@ -113,8 +113,8 @@ def perturb_and_purify(
                 else density.log_prob(model, params, images[name])
             )
             if logits_fn is not None:
-                logits = logits_fn(classifier, images[name])
-                found[f"{name}_prediction"] = jnp.argmax(logits, -1)
+                guesses = attacks.predicted(logits_fn, classifier, images[name])
+                found[f"{name}_prediction"] = guesses
         return found
 
     return defend

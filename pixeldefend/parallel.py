@@ -26,6 +26,12 @@ def check_batch(batch: int, field: str = "batch") -> int:
     return batch // count
 
 
+def whole_batch(images: int) -> int:
+    """The smallest global batch that holds so many images."""
+    count = jax.local_device_count()
+    return -(-images // count) * count
+
+
 def devices() -> str:
     """Which devices there are, in words."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

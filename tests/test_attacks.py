@@ -141,6 +141,57 @@ def test_four_devices_make_the_images_of_one(name, preset):
         np.testing.assert_array_equal(rows, alone)
 
 
+BALLS = ["rand", "fgsm", "bim", "fgm", "pgd", "pgd_l2"]
+
+
+@pytest.mark.parametrize("name", BALLS)
+def test_a_ball_without_end_is_one_that_holds_every_image(name):
+    variables, images, labels, keys = _problem(7)
+    # A value that the network does not look at stays where it is.
+    variables["first"] = variables["first"].at[3].set(0)
+    run = jax.jit(functools.partial(attacks.named(name), logits_fn, keep_failed=True))
+    found, info = run(variables, images, labels, keys, eps=jnp.inf)
+    assert np.all(np.isfinite(info.distance)) and np.all(info.steps <= 500)
+    if name in ("fgsm", "bim", "fgm"):
+        np.testing.assert_array_equal(found[:, 0, 3], images[:, 0, 3])
+    if name in ("fgsm", "rand"):
+        wide, _ = run(variables, images, labels, keys, eps=255.0)
+        np.testing.assert_array_equal(found, wide)
+
+
+@pytest.mark.parametrize("name", BALLS[1:])
+def test_slopes_and_logits_that_are_no_numbers_move_nothing(name):
+    variables, images, labels, keys = _problem(8)
+
+    def broken(variables, images):
+        # The root has no slope at zero, though its value is a number.
+        root = jnp.sqrt(jnp.sum(jnp.maximum(images - 300, 0) ** 2, (1, 2, 3)))
+        return logits_fn(variables, images) + root[:, None]
+
+    run = functools.partial(attacks.named(name), broken, random_start=False)
+    if not name.startswith("pgd"):
+        run = functools.partial(attacks.named(name), broken)
+    else:
+        run = functools.partial(run, restarts=1)
+    found, _ = jax.jit(run)(variables, images, labels, keys, eps=8.0)
+    np.testing.assert_array_equal(found, images)
+    never = lambda v, x: logits_fn(v, x) * jnp.nan  # noqa: E731
+    _, info = jax.jit(functools.partial(attacks.named(name), never))(
+        variables, images, labels, keys, eps=8.0
+    )
+    assert not np.any(info.success) and np.all(info.distance <= 8.001)
+
+
+def test_images_that_are_no_levels_are_refused():
+    variables, images, labels, _ = _problem(9)
+    units = images.astype(jnp.float32) / 255
+    with pytest.raises(ValueError, match="not 0 to 1"):
+        attacks.fgsm(logits_fn, variables, units, labels, eps=8 / 255)
+    with pytest.raises(ValueError, match="0 to 255"):
+        attacks.fgsm(logits_fn, variables, units - 1, labels, eps=8, quantise=False)
+    attacks.fgsm(logits_fn, variables, units * 255, labels, eps=8, quantise=False)
+
+
 def test_names_and_presets_that_there_are_not_are_listed():
     with pytest.raises(ValueError, match="unknown attack 'x': one of rand, fgsm"):
         attacks.named("x")

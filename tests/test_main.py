@@ -135,6 +135,7 @@ def test_purify_without_a_classifier_perturbs_with_noise(tmp_path):
     result = _run(f"{FASHION}:smoke", "purify", blind, f"--workdir={tmp_path}/a")
     assert result.returncode == 0, result.stderr
     assert "RAND, eps 8" in result.stdout and "accuracy" not in result.stdout
+    assert all(row["threat"] is None for row in _rows(tmp_path / "a"))
     with np.load(tmp_path / "a/purified/sample.npz") as file:
         moved = file["images"].astype(int) - file["clean"]
     assert np.abs(moved).max() == 8 and len(np.unique(moved)) == 17
@@ -325,6 +326,12 @@ def _mistakes(folder):
             [f"{classifier}weights=", "--config.purify.attack=bim"],
             "give --config.classifier.weights",
         ),
+        (
+            "purify",
+            ["--config.purify.attack=none", "--config.purify.preset=y"],
+            "without an attack",
+        ),
+        ("purify", ["--config.seed=99999999999999999999"], "seed must be"),
         ("attack", ["--config.attack.name=fgsm2"], "one of rand, fgsm"),
         ("attack", ["--config.attack.preset=y"], "one of paper"),
         ("attack", ["--config.attack.eps=-1"], "eps must not be negative"),

@@ -13,6 +13,10 @@ is `uint8`, inside the ball and 0..255, with `Info`; where an attack failed it i
 clean image, unless `keep_failed=True`. An image depends on nothing but itself and its
 key. The caller jits.
 
+Values are checked where they can be seen: an eager call tells of labels that do not
+exist, a negative eps or images that are no levels; a traced one cannot, so check before
+with `check_labels`, `check_eps` and, for the network itself, `check_logits`.
+
 `named` gives an attack by name with the arguments of a paper, `ATTACKS` lists them.
 """
 
@@ -25,7 +29,14 @@ from pixeldefend.attacks.corruption import (
 from pixeldefend.attacks.deepfool import deepfool
 from pixeldefend.attacks.lbfgs import lbfgs
 from pixeldefend.attacks.noise import rand, uniform_noise
-from pixeldefend.attacks.outcome import Info, LogitsFn, check_eps, check_logits
+from pixeldefend.attacks.outcome import (
+    Info,
+    LogitsFn,
+    check_eps,
+    check_labels,
+    check_logits,
+    predicted,
+)
 from pixeldefend.attacks.presets import ATTACKS, named, usual
 from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
 from pixeldefend.attacks.saliency import saliency_map
@@ -36,6 +47,7 @@ __all__ = [
     "LogitsFn",
     "bim",
     "check_eps",
+    "check_labels",
     "check_logits",
     "contrast_reduction",
     "cw_l2",
@@ -47,6 +59,7 @@ __all__ = [
     "lbfgs",
     "named",
     "pgd",
+    "predicted",
     "rand",
     "saliency_map",
     "salt_and_pepper",

@@ -135,7 +135,7 @@ def cw_linf(
             "const_factor must be above 1 and decrease_factor between 0 and 1: "
             f"{const_factor}, {decrease_factor}"
         )
-    given = outcome.task(logits_fn, variables, images, labels, eps)
+    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
 
     def step(given: Task, state: _Shrinking) -> _Shrinking:
         def cost(moved: chex.Array) -> chex.Array:
@@ -241,7 +241,7 @@ def cw_l2(
     outcome.check_at_least("search_steps", search_steps, 1)
     if confidence < 0:
         raise ValueError(f"confidence must not be negative: {confidence}")
-    given = outcome.task(logits_fn, variables, images, labels, eps)
+    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
 
     def step(given: Task, state: _Bisection) -> _Bisection:
         def cost(moved: chex.Array) -> chex.Array:

@@ -71,7 +71,7 @@ def gaussian_blur(
         del keys, attempt
         return blurred(images, sigma=strength * longest)
 
-    given = outcome.task(logits_fn, variables, images, labels, eps)
+    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
     search = Strengths(grid, refinements, at_once, quantise)
     return weakest(
         corrupt, logits_fn, variables, given, None, search, lanes, keep_failed
@@ -108,7 +108,7 @@ def contrast_reduction(
         del keys, attempt
         return images + norms.each(strength) * (MIDDLE - images)
 
-    given = outcome.task(logits_fn, variables, images, labels, eps)
+    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
     search = Strengths(grid, refinements, at_once, quantise)
     return weakest(
         corrupt, logits_fn, variables, given, None, search, lanes, keep_failed
@@ -161,7 +161,7 @@ def salt_and_pepper(
       ValueError: as for `gaussian_blur`; no keys; less than one repetition.
     """
     outcome.check_key(key, len(images))
-    given = outcome.task(logits_fn, variables, images, labels, eps)
+    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
     search = Strengths(grid, refinements, at_once, quantise, repetitions)
     return weakest(
         _speckled, logits_fn, variables, given, key, search, lanes, keep_failed

@@ -99,7 +99,7 @@ def deepfool(
     ball = norms.named(norm)
     outcome.check_at_least("steps", steps, 1)
     outcome.check_at_least("candidates", candidates, 2)
-    given = outcome.task(logits_fn, variables, images, labels, eps)
+    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
 
     def step(rows: tuple, walk: _Walk) -> _Walk:
         given, rivals = rows

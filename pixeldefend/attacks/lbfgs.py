@@ -92,7 +92,7 @@ def lbfgs(
     """
     del key
     _check(constant, tolerance, doublings, bisections, steps, history)
-    given = outcome.task(logits_fn, variables, images, labels, eps)
+    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
     given, targets, logits = aimed(logits_fn, variables, given, targets)
     clean = _crossed(logits_fn, variables, given.images, targets)[:2]
     given = given.replace(queries=given.queries + 1)

@@ -38,7 +38,7 @@ def rand(
     Raises:
       ValueError: wrong shapes, negative eps, labels out of range, no keys.
     """
-    given = outcome.task(logits_fn, variables, images, labels, eps)
+    given = outcome.task(logits_fn, variables, images, labels, eps, True)
     outcome.check_key(key, len(images))
     found = uniform_noise(images, key, eps=eps)
     return outcome.concluded(
@@ -68,7 +68,9 @@ def uniform_noise(
     Returns:
       Levels `[B, H, W, C]`, uint8, clipped to 0..255.
     """
-    radius = jnp.broadcast_to(jnp.floor(eps).astype(jnp.int32), images.shape[:1])
+    # No noise of more levels than there are differs from that of 255.
+    whole = jnp.floor(jnp.minimum(eps, 255)).astype(jnp.int32)
+    radius = jnp.broadcast_to(whole, images.shape[:1])
 
     def noisy(image: chex.Array, key: chex.PRNGKey, radius: chex.Array) -> chex.Array:
         # Fixed type: the draws would differ under double precision.

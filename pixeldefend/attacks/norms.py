@@ -28,10 +28,12 @@ class Norm:
         zero), along which a linear loss rises fastest.
       project: `project(start, moved, radius)`: the nearest levels in the ball around
         `start` and within 0..255.
+      widest: `widest(images) -> float`: no two images are farther apart.
       draw: `draw(keys, start, radius)`: levels drawn uniformly from the ball, then cut
         to 0..255; `keys` is `[B]`.
       whole: `whole(start, moved, radius)`: `uint8` levels near `moved` and inside the
-        ball; `start` must be whole.
+        ball; `start` must be whole. Like `project` it takes what is no number for the
+        value in `start`.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Norm:
     dual: Callable[[chex.Array], chex.Array]
     direction: Callable[[chex.Array], chex.Array]
     project: Callable[[chex.Array, chex.Array, chex.Array], chex.Array]
+    widest: Callable[[chex.Array], float]
     draw: Callable[[chex.PRNGKey, chex.Array, chex.Array], chex.Array]
     whole: Callable[[chex.Array, chex.Array, chex.Array], chex.Array]
 
@@ -53,9 +56,15 @@ def among_levels(moved: chex.Array) -> chex.Array:
     return jnp.clip(moved, 0, pixels.LEVELS - 1)
 
 
+def _numbers(start: chex.Array, moved: chex.Array) -> chex.Array:
+    """A network with slopes that are no numbers moves nothing by them."""
+    return jnp.where(jnp.isnan(moved), start, moved)
+
+
 def _linf_project(
     start: chex.Array, moved: chex.Array, radius: chex.Array
 ) -> chex.Array:
+    moved = _numbers(start, moved)
     return among_levels(jnp.clip(moved, start - each(radius), start + each(radius)))
 
 
@@ -95,6 +104,7 @@ def _l2_direction(slope: chex.Array) -> chex.Array:
 
 
 def _l2_project(start: chex.Array, moved: chex.Array, radius: chex.Array) -> chex.Array:
+    moved = _numbers(start, moved)
     size = l2(moved - start)
     shrunk = jnp.where(size > radius, radius / jnp.where(size > 0, size, 1), 1)
     return among_levels(start + (moved - start) * each(shrunk))
@@ -120,6 +130,7 @@ def _l2_whole(start: chex.Array, moved: chex.Array, radius: chex.Array) -> chex.
     rounded so, while their squares fit.
     """
     count = len(start)
+    moved = _numbers(start, moved)
     change = (among_levels(moved) - start).reshape(count, -1)
     near = jnp.trunc(change)
     rest = jnp.abs(change) - jnp.abs(near)
@@ -141,8 +152,26 @@ def l0(moved: chex.Array) -> chex.Array:
     return jnp.sum((moved != 0).astype(moved.dtype), _AXES)
 
 
-LINF = Norm("linf", linf, l1, jnp.sign, _linf_project, _linf_draw, _linf_whole)
-L2 = Norm("l2", l2, l2, _l2_direction, _l2_project, _l2_draw, _l2_whole)
+LINF = Norm(
+    "linf",
+    linf,
+    l1,
+    jnp.sign,
+    _linf_project,
+    lambda images: pixels.LEVELS - 1,
+    _linf_draw,
+    _linf_whole,
+)
+L2 = Norm(
+    "l2",
+    l2,
+    l2,
+    _l2_direction,
+    _l2_project,
+    lambda images: (pixels.LEVELS - 1) * images[0].size ** 0.5,
+    _l2_draw,
+    _l2_whole,
+)
 NORMS = {norm.name: norm for norm in (LINF, L2)}
 
 

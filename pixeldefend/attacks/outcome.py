@@ -57,6 +57,7 @@ def task(
     images: chex.Array,
     labels: chex.Array | None,
     eps: chex.Array | float,
+    quantise: bool,
 ) -> Task:
     """Checks and prepares what an attack is given.
 
@@ -67,17 +68,18 @@ def task(
       labels: integers `[B]`, or None for the predicted ones, which tell nothing about
         the true ones.
       eps: levels, a number or `[B]`; may be infinite.
+      quantise: whether whole levels are to come back.
 
     Raises:
-      ValueError: wrong shapes; also negative eps and labels that the network does not
-        know, where these are no tracers.
+      ValueError: wrong shapes; also, where these are no tracers, negative eps, labels
+        that the network does not know, and images that are not levels (whole ones, if
+        whole ones are to come back).
     """
+    images = jnp.asarray(images)
     if images.ndim != 4:
         raise ValueError(f"images must be [B, H, W, C]: {list(images.shape)}")
-    kept = jnp.issubdtype(images.dtype, jnp.floating)
-    images = images.astype(
-        pixels.at_least_float32(images.dtype if kept else jnp.float32)
-    )
+    check_levels(images, quantise)
+    images = floating(images)
     count = len(images)
     shape = jax.eval_shape(logits_fn, variables, images).shape
     if len(shape) != 2 or shape[0] != count:
@@ -104,15 +106,40 @@ def task(
     return Task(images, jnp.asarray(labels).astype(jnp.int32), radius, queries)
 
 
+def floating(images: chex.Array) -> chex.Array:
+    """Levels as networks take them: floating ones, at least float32."""
+    kept = jnp.issubdtype(images.dtype, jnp.floating)
+    return images.astype(pixels.at_least_float32(images.dtype if kept else jnp.float32))
+
+
+def predicted(logits_fn: LogitsFn, variables: Any, images: chex.Array) -> chex.Array:
+    """The classes `[B]` that a network finds in levels `[B, H, W, C]` of any type."""
+    return jnp.argmax(logits_fn(variables, floating(images)), -1)
+
+
+def check_levels(images: chex.Array, whole: bool) -> None:
+    """Raises ValueError for values that are no levels; tracers pass."""
+    if isinstance(images, jax.core.Tracer) or images.dtype == jnp.uint8:
+        return
+    found = np.asarray(images)
+    if not np.all((found >= 0) & (found <= pixels.LEVELS - 1)):
+        raise ValueError("images must be levels 0 to 255")
+    if whole and np.any(found != np.round(found)):
+        raise ValueError(
+            "images must be whole levels 0 to 255 (not 0 to 1), or quantise False"
+        )
+
+
 def check_eps(eps: chex.Array | float) -> None:
     """Raises ValueError where eps is negative or no number; tracers pass."""
     if not isinstance(eps, jax.core.Tracer) and not np.all(np.asarray(eps) >= 0):
-        raise ValueError(f"eps must not be negative, in levels: {eps}")
+        raise ValueError(f"eps must not be negative, nor no number: {eps}")
 
 
 def check_at_least(name: str, value: int, least: int) -> None:
     """Raises ValueError where `value` is no whole number of at least `least`."""
-    if type(value) is not int or value < least:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least:
         raise ValueError(f"{name} must be at least {least}: {value}")
 
 
@@ -144,7 +171,7 @@ def check_logits(logits_fn: LogitsFn, variables: Any, images: chex.Array) -> Non
     Raises:
       ValueError: logits that are not `[B, K]` or not finite.
     """
-    logits = np.asarray(logits_fn(variables, jnp.asarray(images)))
+    logits = np.asarray(logits_fn(variables, floating(jnp.asarray(images))))
     if logits.ndim != 2 or len(logits) != len(images):
         raise ValueError(
             f"logits_fn must return [B, K] for {len(images)} images: "
@@ -156,8 +183,9 @@ def check_logits(logits_fn: LogitsFn, variables: Any, images: chex.Array) -> Non
 
 
 def fooled(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """`[B]` bool: logits `[B, K]` whose largest is not that of the label."""
-    return jnp.argmax(logits, -1).astype(labels.dtype) != labels
+    """`[B]` bool: finite logits `[B, K]` whose largest is not that of the label."""
+    other = jnp.argmax(logits, -1).astype(labels.dtype) != labels
+    return other & jnp.all(jnp.isfinite(logits), -1)
 
 
 def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:

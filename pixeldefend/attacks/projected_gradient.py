@@ -127,7 +127,10 @@ def bim(
     del key
     if steps is not None:
         outcome.check_at_least("steps", steps, 1)
-    given = outcome.task(logits_fn, variables, images, labels, eps)
+    if relative_step is not None:
+        _check_share("relative_step", relative_step)
+    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
+    given = _in_reach(norms.LINF, given)
     if steps is None:
         formula = jnp.minimum(given.radius + 4, 1.25 * given.radius)
         counts = jnp.floor(formula).astype(jnp.int32)
@@ -200,9 +203,11 @@ def pgd(
     ball = norms.named(norm)
     outcome.check_at_least("steps", steps, 1)
     outcome.check_at_least("restarts", restarts, 1)
+    _check_share("relative_step", relative_step)
     if restarts > 1 and not random_start:
         raise ValueError("restarts differ only where random_start is True")
-    given = outcome.task(logits_fn, variables, images, labels, eps)
+    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
+    given = _in_reach(ball, given)
     if random_start:
         outcome.check_key(key, len(images))
 
@@ -285,10 +290,11 @@ def _single(
         known = ", ".join(LOSS_LABELS)
         raise ValueError(f"loss_labels must be one of {known}: {loss_labels!r}")
     quantise, keep_failed = options
-    given = outcome.task(logits_fn, variables, images, labels, eps)
+    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
+    given = _in_reach(norm, given)
     climbed = given
     if loss_labels == "predicted":
-        climbed = outcome.task(logits_fn, variables, images, None, eps)
+        climbed = outcome.task(logits_fn, variables, images, None, eps, quantise)
     slope = _slope(logits_fn, variables, given.images, climbed.labels)
     moved = given.images + norms.each(given.radius) * norm.direction(slope)
     moved = norm.project(given.images, moved, given.radius)
@@ -302,6 +308,12 @@ def _single(
         size=norm.size,
         keep_failed=keep_failed,
     )
+
+
+def _in_reach(norm: norms.Norm, given: Task) -> Task:
+    """Balls that hold all images need be no larger; nor could steps be infinite."""
+    widest = jnp.asarray(norm.widest(given.images), given.radius.dtype)
+    return given.replace(radius=jnp.minimum(given.radius, widest))
 
 
 def _ascended(
@@ -340,3 +352,8 @@ def _levels(
     norm: norms.Norm, given: Task, moved: chex.Array, quantise: bool
 ) -> chex.Array:
     return norm.whole(given.images, moved, given.radius) if quantise else moved
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be above 0, a share of eps: {value}")

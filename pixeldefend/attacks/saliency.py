@@ -79,7 +79,7 @@ def saliency_map(
     outcome.check_at_least("steps", steps, 1)
     if not theta > 0:
         raise ValueError(f"theta must be above 0, a share of the range: {theta}")
-    given = outcome.task(logits_fn, variables, images, labels, eps)
+    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
     given, targets, _ = aimed(logits_fn, variables, given, targets)
     length = theta * (pixels.LEVELS - 1)
 

@@ -54,8 +54,8 @@ def start(mode: str, config: inputs.Config, workdir: str = "") -> None:
     Raises:
       UserError: something that the user gave is wrong.
     """
-    if config.seed < 0:
-        raise UserError(f"seed must not be negative: {config.seed}")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed must be from 0 to 2^32 - 1: {config.seed}")
     if config.compilation_cache:
         folder = epath.Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -26,22 +26,26 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
     with user_errors():
         model, variables, card = inputs.classifier(config)
         inputs.attack(settings.name, settings.preset, settings.eps)
-        given = inputs.chosen(config, "attack", card["image_shape"])
-        if not given.own:
-            inputs.check_dataset(config, weights, card)
-        inputs.check_labels(given, weights, model.classes)
+        parallel.check_batch(settings.batch, "attack.batch")
         if not settings.save_seconds >= 0:
             raise ValueError(
                 f"save_seconds must not be negative: {settings.save_seconds}"
             )
-        outcomes = Outcomes(
-            model, settings.name, settings.preset, config.seed, settings.batch
-        )
+        given = inputs.chosen(config, "attack", card["image_shape"])
+        if not given.own:
+            inputs.check_dataset(config, weights, card)
+        inputs.check_labels(given, weights, model.classes)
+        # Copies that fill a batch would be attacked as well.
+        batch = min(settings.batch, parallel.whole_batch(len(given.images)))
+        outcomes = Outcomes(model, settings.name, settings.preset, config.seed, batch)
         if given.own:
             workdir.check_outside(settings.input)
         workdir.check_own("adversarial")
-        attacks.check_logits(classifiers.logits_fn(model), variables, given.images[:2])
+        logits_fn = classifiers.logits_fn(model)
+        attacks.check_logits(logits_fn, variables, given.images[:2])
     folder = workdir.open()
+    inputs.tell_source(config, given)
+    inputs.remove_results(folder)
     kept = inputs.kept_parts(folder, workdir.hash, given, [card], settings.save_seconds)
     found = outcomes(variables, given, settings.eps, kept)
     checkpoint.write_arrays(
@@ -99,7 +103,7 @@ class Outcomes:
             )
             found = {"clean_prediction": images, "prediction": made}
             guesses = {
-                name: jnp.argmax(logits_fn(variables["classifier"], shown), -1)
+                name: attacks.predicted(logits_fn, variables["classifier"], shown)
                 for name, shown in found.items()
             }
             return {"images": made, **guesses, **info.__dict__}
@@ -163,9 +167,11 @@ def _tell(
     norm = attacks.ATTACKS[name].norm
     unit = "values" if norm == "l0" else "levels"
     line = f"{success.mean():.1%} are not taken for their class"
-    if success.any():
-        middle = np.median(found["distance"][success])
-        line += f", at a median distance ({norm}) of {middle:.2f} {unit}"
+    # Where there was something to do: not for images that were wrong to begin with.
+    won = success & (found["distance"] > 0)
+    if won.any():
+        middle = np.median(found["distance"][won])
+        line += f", moved by {middle:.2f} {unit} in the median ({norm})"
     print(f"{line}; {np.mean(found['queries']):.1f} queries an image")
     if given.labels is None:
         print("no labels, so no accuracy: the predicted classes counted as right")
@@ -180,13 +186,14 @@ def _tell(
     provenance = inputs.provenance(workdir.hash, seconds)
     rows = [
         identity(config, card, None if key == "clean" else name)
-        | {"input": given.source}
+        | inputs.identity(given)
         | cell
         | provenance
         for key, cell in figures.items()
     ]
     evaluate.write_rows(folder / "rows.jsonl", rows)
-    title = f"{name.upper()}, eps {settings.eps:g} (white-box)"
+    sees = "white-box" if attacks.ATTACKS[name].looks else "looks at nothing"
+    title = f"{name.upper()}, eps {settings.eps:g} ({sees})"
     print(
         evaluate.accuracy_table({"clean": figures["clean"], title: figures[name]}),
     )
@@ -197,15 +204,15 @@ def identity(config: inputs.Config, card: dict, attack: str | None) -> dict:
     weights = config.classifier.weights
     looks = attack is not None and attacks.ATTACKS[attack].looks
     return {
-        "dataset": config.dataset,
+        "dataset": card["dataset"],
         "classifier": weights,
         "training": card["training"]["training"],
         "defence": "none",
         "attack": attack or "none",
         "preset": attacks.usual(attack, config.attack.preset) if attack else None,
-        "eps_attack": config.attack.eps if attack else 0.0,
+        "eps_attack": inputs.in_row(config.attack.eps) if attack else 0.0,
         "eps_defend": 0,
-        "threat": "white-box" if attack else None,
+        "threat": "white-box" if looks else None,  # noise is no attacker
         "source": weights if looks else None,
         "through": "classifier" if looks else None,
     }

@@ -4,7 +4,6 @@ import json
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pixeldefend import (
@@ -103,12 +102,15 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
     weights = config.classifier.weights
     with user_errors():
         model, variables, card = inputs.classifier(config)
+        parallel.check_batch(settings.batch, "classify.batch")
         given = inputs.chosen(config, "classify", card["image_shape"])
         if not given.own:
             inputs.check_dataset(config, weights, card)
         inputs.check_labels(given, weights, model.classes)
         mapped = _predictions(model, settings.batch)
     folder = workdir.open()
+    inputs.tell_source(config, given)
+    inputs.remove_results(folder)
     guesses, seconds = report.run_batches(
         mapped, "classifying", variables, given.images
     )
@@ -128,7 +130,7 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
     checkpoint.write_arrays(folder / "correct" / f"{given.source}.npz", clean=correct)
     row = (
         attacking.identity(config, card, None)
-        | {"input": given.source}
+        | inputs.identity(given)
         | evaluate.accuracy(correct)
         | inputs.provenance(workdir.hash, seconds)
     )
@@ -142,7 +144,7 @@ def _predictions(model: classifiers.Classifier, batch: int) -> parallel.BatchMap
     logits_fn = classifiers.logits_fn(model)
 
     def predict(variables: dict, images: chex.Array) -> chex.Array:
-        return jnp.argmax(logits_fn(variables, images), -1)
+        return attacks.predicted(logits_fn, variables, images)
 
     return parallel.BatchMap(predict, batch)
 

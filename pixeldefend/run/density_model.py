@@ -126,6 +126,7 @@ def score(config: inputs.Config, workdir: Workdir) -> None:
         parallel.check_batch(settings.batch, "score.batch")
         mapped = _score_map(model, settings.batch)
     folder = workdir.open()
+    inputs.tell_source(config, given)
     log_probs, seconds = report.run_batches(mapped, "scoring", params, given.images)
     bits = density.to_bits_per_dim(log_probs, given.images.shape[1:])
     arrays = {"log_probs": log_probs, "bits_per_dim": bits}

@@ -32,13 +32,41 @@ def chosen(config: Config, mode: str, shape: Sequence[int]) -> data.Input:
     given = data.read_input(
         config.dataset, settings.input, count, tuple(shape), config.data_dir
     )
-    if settings.input == "sample" and not config.data_dir:
+    return given
+
+
+def tell_source(config: Config, given: data.Input) -> None:
+    """Says where the images come from, where a user may have meant more of them."""
+    if given.source == "sample" and not given.own and not config.data_dir:
         print(
             "using the bundled first 256 test images; for the whole set: "
             f"launch/prepare_data.sh DATA_DIR {config.dataset}, then "
             "--config.data_dir=DATA_DIR"
         )
-    return given
+
+
+def identity(given: data.Input) -> dict:
+    """What a row says of the images."""
+    return {
+        "input": given.source,
+        "own": given.own,
+        "images": checkpoint.fingerprint(given.images)[:8],
+    }
+
+
+def in_row(eps: float) -> float | None:
+    """eps for a row; None where it is infinite, which JSON does not know."""
+    return eps if np.isfinite(eps) else None
+
+
+def remove_results(folder: epath.Path) -> None:
+    """Removes what earlier runs of this config wrote here, perhaps of other images."""
+    for inner in ("purified", "adversarial", "correct"):
+        for suffix in (".npz", ".png"):
+            for old in (folder / inner).glob(f"*{suffix}"):
+                old.unlink()
+    for name in ("rows.jsonl", "predictions.npz"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def split(config: Config, name: str) -> dict[str, np.ndarray]:

@@ -61,7 +61,8 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
             workdir.check_outside(settings.input)
         workdir.check_own("purified")
     folder = workdir.open()
-    _remove_old(folder)
+    inputs.tell_source(config, job.given)
+    inputs.remove_results(folder)
     kept = inputs.kept_parts(
         folder, workdir.hash, job.given, job.cards, settings.save_seconds
     )
@@ -137,6 +138,8 @@ def _read(config: inputs.Config) -> _Job:
         usual = "bim" if classifier else "rand"
         name = "none" if given.own else usual
     attack, preset = None, None
+    if name == "none" and settings.preset:
+        raise ValueError(f"purify.preset {settings.preset!r} without an attack")
     if name != "none":
         attack = inputs.attack(name, settings.preset, settings.eps_attack)
         preset = attacks.usual(name, settings.preset)
@@ -177,24 +180,22 @@ def _identity(config: inputs.Config, job: _Job, stage: str) -> dict:
     purified = stage == "purified"
     looks = attacked and attacks.ATTACKS[job.attack_name].looks
     defence_name = "purify_adaptive" if settings.threshold else "purify"
-    threat = "grey-box" if purified or not looks else "white-box"
+    threat = "grey-box" if purified else "white-box"
     return {
-        "dataset": config.dataset,
+        "dataset": job.cards[0]["dataset"],
         "classifier": config.classifier.weights or None,
         "training": job.training,
         "density_model": config.pixelcnn.weights,
         "defence": defence_name if purified else "none",
         "attack": job.attack_name if attacked else "none",
         "preset": job.preset if attacked else None,
-        "eps_attack": settings.eps_attack if attacked else 0.0,
+        "eps_attack": inputs.in_row(settings.eps_attack) if attacked else 0.0,
         "eps_defend": settings.eps if purified else 0,
         "threshold": settings.threshold if purified else 0.0,
-        "threat": threat if attacked else None,
+        "threat": threat if looks else None,  # noise is no attacker
         "source": config.classifier.weights if looks else None,
         "through": "classifier" if looks else None,
-        "input": job.given.source,
-        "own": job.given.own,
-    }
+    } | inputs.identity(job.given)
 
 
 def _who_saw_what(config: inputs.Config, job: _Job) -> str:
@@ -230,13 +231,6 @@ def _check(settings: inputs.Config) -> None:
             f"{', '.join(purification.SOLVERS)}"
         )
     parallel.check_batch(settings.batch, "purify.batch")
-
-
-def _remove_old(folder: epath.Path) -> None:
-    """Removes what earlier runs of this config wrote here, perhaps of other images."""
-    for suffix in (".npz", ".png"):
-        for old in (folder / "purified").glob(f"*{suffix}"):
-            old.unlink()
 
 
 def _write_outcomes(
