@@ -93,7 +93,7 @@ def _scipy(variables, image, target, constant):
 
 def _minimum(variables, images, targets, constant, steps=200, tolerance=1e-5):
     """What the attack's minimisation comes to for one constant."""
-    given = outcome.task(logits_fn, variables, images, targets, jnp.inf)
+    given = outcome.task(logits_fn, variables, images, targets, jnp.inf, False)
     constant = jnp.full(len(images), constant, jnp.float32)
 
     def look(shown):
@@ -134,7 +134,9 @@ def test_the_box_holds_values_that_would_leave_it(rng):
     # a minimum with bounds must hold at every value.
     weights = jnp.asarray(rng.normal(size=(SIZE, 2)) / 20, jnp.float32)
     images = jnp.asarray(rng.choice([0, 3, 120, 252, 255], (3, *SHAPE)), jnp.uint8)
-    given = outcome.task(linear, weights, images, jnp.asarray([0, 0, 1]), jnp.inf)
+    given = outcome.task(
+        linear, weights, images, jnp.asarray([0, 0, 1]), jnp.inf, False
+    )
     constant = jnp.full(3, 0.1)
 
     def look(shown):
