@@ -9,6 +9,7 @@ from scipy import optimize
 
 from pixeldefend import attacks
 from pixeldefend.attacks import outcome
+from pixeldefend.attacks.lanes import where
 
 module = importlib.import_module("pixeldefend.attacks.lbfgs")
 SHAPE = (5, 4, 2)
@@ -103,7 +104,7 @@ def _minimum(variables, images, targets, constant, steps=200, tolerance=1e-5):
         shown = module._trial(at)
         value, slope = module._objective(given, constant, shown, *look(shown))
         onward = module._advanced(at, shown, value, slope, steps, tolerance)
-        return module._where(at.over, at, onward)
+        return where(at.over, at, onward)
 
     begun = module._begun(given, constant, *look(given.images), 8)
     return jax.jit(lambda: jax.lax.fori_loop(0, 2 * steps, turn, begun))()
@@ -147,7 +148,7 @@ def test_the_box_holds_values_that_would_leave_it(rng):
         shown = module._trial(at)
         value, slope = module._objective(given, constant, shown, *look(shown))
         onward = module._advanced(at, shown, value, slope, 100, 1e-7)
-        return module._where(at.over, at, onward)
+        return where(at.over, at, onward)
 
     at = module._begun(given, constant, *look(given.images), 5)
     for _ in range(60):
