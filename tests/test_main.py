@@ -334,7 +334,7 @@ def _mistakes(folder):
         ("purify", ["--config.seed=99999999999999999999"], "seed must be"),
         ("attack", ["--config.attack.name=fgsm2"], "one of rand, fgsm"),
         ("attack", ["--config.attack.preset=y"], "one of paper"),
-        ("attack", ["--config.attack.eps=-1"], "eps must not be negative"),
+        ("attack", ["--config.attack.eps=-1"], "eps must be a number and not negative"),
         ("attack", ["--config.attack.batch=0"], "batch must be"),
         ("attack", [f"--config.attack.input={folder}/labels.npz"], "labels up to 12"),
         ("attack", [pixelcnn], "is no classifier"),

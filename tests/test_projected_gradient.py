@@ -239,7 +239,7 @@ def test_rounding_stays_in_the_l2_ball_and_near(seed, radius):
         ({"steps": 0}, "steps must be at least 1"),
         ({"restarts": 2, "random_start": False}, "restarts differ only"),
         ({"key": None}, "needs keys"),
-        ({"eps": -1}, "eps must not be negative"),
+        ({"eps": -1}, "eps must be a number and not negative"),
         ({"labels": jnp.asarray([0, 1, 2, 0, 1, 3])}, "labels must be 0 to 2: 3"),
         ({"labels": jnp.asarray([0, 1])}, "one for each image"),
         ({"eps": jnp.ones(2)}, "eps must be a number or one"),

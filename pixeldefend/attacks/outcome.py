@@ -130,10 +130,10 @@ def check_levels(images: chex.Array, whole: bool) -> None:
         )
 
 
-def check_eps(eps: chex.Array | float) -> None:
+def check_eps(eps: chex.Array | float, name: str = "eps") -> None:
     """Raises ValueError where eps is negative or no number; tracers pass."""
     if not isinstance(eps, jax.core.Tracer) and not np.all(np.asarray(eps) >= 0):
-        raise ValueError(f"eps must not be negative, nor no number: {eps}")
+        raise ValueError(f"{name} must be a number and not negative: {eps}")
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

@@ -156,7 +156,7 @@ def release_classifier(config: inputs.Config, workdir: Workdir) -> None:
         model, variables, card = inputs.classifier(config)
         folder = inputs.release_folder(config, config.classifier.weights, card)
         for eps in settings.eps_attack:
-            attacks.check_eps(eps)
+            attacks.check_eps(eps, "release.eps_attack")
         splits = _splits(config, tuple(card["image_shape"]))
     del workdir  # all that is written goes to release.to
     card["note"] = settings.note

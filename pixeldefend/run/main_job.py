@@ -218,7 +218,7 @@ def _check(settings: inputs.Config) -> None:
         raise ValueError(
             f"unknown attack {settings.attack!r}: one of {', '.join(known)}"
         )
-    attacks.check_eps(settings.eps_attack)
+    attacks.check_eps(settings.eps_attack, "purify.eps_attack")
     if not 0 <= settings.threshold < float("inf"):
         raise ValueError(
             f"threshold must be finite, in bits/dim from 0: {settings.threshold}"
