@@ -292,10 +292,11 @@ def _single(
     quantise, keep_failed = options
     given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
     given = _in_reach(norm, given)
-    climbed = given
+    climbed = given.labels
     if loss_labels == "predicted":
-        climbed = outcome.task(logits_fn, variables, images, None, eps, quantise)
-    slope = _slope(logits_fn, variables, given.images, climbed.labels)
+        guesses = outcome.predicted(logits_fn, variables, given.images)
+        climbed = guesses.astype(given.labels.dtype)
+    slope = _slope(logits_fn, variables, given.images, climbed)
     moved = given.images + norms.each(given.radius) * norm.direction(slope)
     moved = norm.project(given.images, moved, given.radius)
     return outcome.concluded(

@@ -27,10 +27,7 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
         model, variables, card = inputs.classifier(config)
         inputs.attack(settings.name, settings.preset, settings.eps)
         parallel.check_batch(settings.batch, "attack.batch")
-        if not settings.save_seconds >= 0:
-            raise ValueError(
-                f"save_seconds must not be negative: {settings.save_seconds}"
-            )
+        inputs.check_save_seconds(settings.save_seconds)
         given = inputs.chosen(config, "attack", card["image_shape"])
         if not given.own:
             inputs.check_dataset(config, weights, card)

@@ -143,6 +143,12 @@ def attack(name: str, preset: str, eps: float) -> Callable:
     return attacks.named(name, preset)
 
 
+def check_save_seconds(seconds: float) -> None:
+    """Raises ValueError for a pause between writings that is negative or no number."""
+    if not seconds >= 0:
+        raise ValueError(f"save_seconds must not be negative: {seconds}")
+
+
 def kept_parts(
     folder: epath.Path, config: str, given: data.Input, cards: list[dict], pause: float
 ) -> Parts:

@@ -223,8 +223,7 @@ def _check(settings: inputs.Config) -> None:
         raise ValueError(
             f"threshold must be finite, in bits/dim from 0: {settings.threshold}"
         )
-    if not settings.save_seconds >= 0:
-        raise ValueError(f"save_seconds must not be negative: {settings.save_seconds}")
+    inputs.check_save_seconds(settings.save_seconds)
     if settings.solver not in purification.SOLVERS:
         raise ValueError(
             f"unknown solver {settings.solver!r}: one of "
