@@ -250,7 +250,7 @@ def test_candidates_limit_the_classes_that_are_looked_at(rng):
         ({"norm": "l1"}, "norm must be one of linf, l2: 'l1'"),
         ({"steps": 0}, "steps must be at least 1: 0"),
         ({"candidates": 1}, "candidates must be at least 2: 1"),
-        ({"eps": -1}, "eps must not be negative"),
+        ({"eps": -1}, "eps must be a number and not negative"),
     ],
 )
 def test_mistakes_are_told(rng, options, message):
