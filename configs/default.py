@@ -118,6 +118,48 @@ def get_config() -> ml_collections.ConfigDict:
     attack.eps = 8.0
     attack.save_seconds = 10.0  # between writings of results, for runs that are killed
 
+    # Feature squeezing, as a defence of `evaluate`.
+    squeeze = config.squeeze = ml_collections.ConfigDict()
+    squeeze.colours = 32  # levels that stay
+    squeeze.preset = "paper"  # of the median filter: paper, code
+
+    # Every defence under every attack. The purifier is that of `purify` (eps, solver).
+    evaluate = config.evaluate = ml_collections.ConfigDict()
+    # As for purify, with labels; "auto": test, or without data_dir the sample.
+    evaluate.input = "auto"
+    evaluate.images = 1000  # at most, the first; 0: all
+    evaluate.batch = 100  # images per compiled program, over all devices
+    # A classifier's weights and the defences that an image passes, in order, of
+    # squeeze, purify, purify_adaptive; {eps} in the weights stands for the attack's.
+    evaluate.rows = (
+        "cifar10/resnet",
+        "cifar10/vgg",
+        "cifar10/resnet-adversarial_fgsm8",
+        "cifar10/resnet + squeeze",
+        "cifar10/resnet-adversarial_fgsm8 + squeeze",
+        "cifar10/resnet + purify",
+        "cifar10/vgg + purify",
+        "cifar10/resnet-adversarial_fgsm8 + purify",
+        "cifar10/resnet-adversarial_fgsm8 + purify_adaptive",
+    )
+    # Names as for `attack`; after the name: preset=, images= (at most), eps= (instead
+    # of eps_attack; attacks of another norm than L-infinity are unbounded without).
+    evaluate.attacks = ("rand", "fgsm", "bim", "deepfool", "cw preset=code images=200")
+    evaluate.eps_attack = (2.0, 8.0, 16.0)  # levels
+    # Classifiers on which images are made besides each row's own (transfer).
+    evaluate.sources = ()
+    # bits/dim below which purify_adaptive leaves an image alone; -1: the one on the
+    # density model's card.
+    evaluate.threshold = -1.0
+
+    # The threshold of purify_adaptive, on validation images, under the attacks of
+    # `evaluate` and with its eps_attack and batch.
+    choose_threshold = config.choose_threshold = ml_collections.ConfigDict()
+    choose_threshold.classifier = "cifar10/resnet-adversarial_fgsm8"
+    choose_threshold.input = "validation"  # as for evaluate
+    choose_threshold.images = 500  # at most, the first; 0: all
+    choose_threshold.keep = False  # write it on the card of pixelcnn.weights
+
     # Accuracy of a classifier.
     classify = config.classify = ml_collections.ConfigDict()
     classify.input = "sample"  # as for purify
@@ -167,6 +209,14 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.attack.count = config.attack.batch = 8
     config.attack.save_seconds = 0.0
     config.classify.count = config.classify.batch = 64
+    evaluate, vgg = config.evaluate, f"{config.dataset}/vgg"
+    evaluate.images, evaluate.batch, evaluate.threshold = 4, 4, 3.0
+    evaluate.attacks = ("rand", "bim", "cw preset=code images=2")
+    evaluate.rows = (vgg, f"{vgg} + squeeze", f"{vgg} + purify_adaptive")
+    evaluate.eps_attack = (8.0,)
+    config.choose_threshold.classifier = vgg
+    config.choose_threshold.input = "sample"
+    config.choose_threshold.images = 4
     config.release.on_sample, config.release.batch = True, 64
     config.release.to = "runs/smoke/pixelcnn"
     return config

@@ -35,6 +35,23 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.classifier.model.divisor = 4
     config.release.eps_attack = (8.0, 25.0)
     config.purify.eps = 32
+    config.squeeze.colours = 8
+    fgsm = "fashion_mnist/resnet-adversarial_fgsm{eps}"
+    config.evaluate.eps_attack = (8.0, 25.0)
+    config.evaluate.rows = (  # the paper's Table 1
+        "fashion_mnist/resnet",
+        "fashion_mnist/vgg",
+        fgsm,
+        "fashion_mnist/resnet-adversarial_bim8",
+        "fashion_mnist/resnet-label_smoothing",
+        "fashion_mnist/resnet + squeeze",
+        f"{fgsm} + squeeze",
+        "fashion_mnist/resnet + purify",
+        "fashion_mnist/vgg + purify",
+        f"{fgsm} + purify",
+        f"{fgsm} + purify_adaptive",
+    )
+    config.choose_threshold.classifier = fgsm
     if variant == "paper":
         config.pixelcnn.model.features = 40
         config.pixelcnn.train.steps = 400_000

@@ -25,6 +25,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.classifier.train.flip = False  # a mirrored digit is none
     config.release.eps_attack = (8.0, 25.0)
     config.purify.eps = 32
+    config.squeeze.colours = 8
+    config.evaluate.eps_attack = (8.0, 25.0)
+    config.evaluate.rows = ("mnist/cnn_a", "mnist/cnn_a + squeeze")
+    config.choose_threshold.classifier = "mnist/cnn_a"
     default.small(config)
     if variant == "smoke":
         # Shaped like MNIST's images: enough to try the code.

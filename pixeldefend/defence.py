@@ -6,7 +6,7 @@ from typing import Any
 import chex
 import jax.numpy as jnp
 
-from pixeldefend import attacks, density, keys, pixelcnn, purification
+from pixeldefend import attacks, density, keys, pixelcnn, purification, squeeze
 from pixeldefend.attacks import LogitsFn
 
 STAGES = ("clean", "perturbed", "purified")
@@ -16,6 +16,26 @@ def blind(variables: Any, images: chex.Array) -> chex.Array:
     """Logits `[B, 2]` of a classifier that tells nothing apart, where there is none."""
     del variables
     return jnp.zeros((len(images), 2))
+
+
+def behind_median(logits_fn: LogitsFn, *, preset: str = "paper") -> LogitsFn:
+    """A squeezed classifier as attacks see it: through the median filter only.
+
+    What rounds the colours has no slope, so in PixelDefend's experiments the gradient
+    goes through the other half of feature squeezing.
+
+    Args:
+      logits_fn: of the classifier.
+      preset: see `squeeze.median`.
+
+    Returns:
+      Another `logits_fn`, of floating levels.
+    """
+
+    def looked_at(variables: Any, images: chex.Array) -> chex.Array:
+        return logits_fn(variables, squeeze.median(images, preset=preset))
+
+    return looked_at
 
 
 def perturbed(

@@ -157,6 +157,42 @@ def accuracy(correct: np.ndarray) -> dict:
     }
 
 
+def adaptive_accuracy(
+    bits: np.ndarray, alone: np.ndarray, purified: np.ndarray, thresholds: np.ndarray
+) -> np.ndarray:
+    """Accuracy of adaptive purification, for each of some thresholds.
+
+    Args:
+      bits: of the images as given, bits/dim `[N]`.
+      alone: whether the classifier is right about them as they are, `[N]` bool.
+      purified: likewise about the purified ones.
+      thresholds: bits/dim `[T]`, below which an image is left alone.
+
+    Returns:
+      Fractions `[T]`.
+    """
+    kept = bits[None] < thresholds[:, None]
+    return np.where(kept, alone[None], purified[None]).mean(1)
+
+
+def highest_safe(thresholds: np.ndarray, shares: list[np.ndarray]) -> float:
+    """The threshold by PixelDefend's rule, read as it must be meant.
+
+    Section 4.2 and Appendix B speak of the lowest probability at which accuracy against
+    the strongest attack has not dropped, which is the highest bits/dim.
+
+    Args:
+      thresholds: bits/dim `[T]`, rising, the first of them purifying every image.
+      shares: accuracy under the strongest attack, `[T]` for each strength of attack.
+
+    Returns:
+      The highest threshold up to which none of them falls below its first value.
+    """
+    dropped = np.any([share < share[0] for share in shares], 0)
+    first = np.argmax(dropped) if dropped.any() else len(thresholds)
+    return float(thresholds[first - 1])
+
+
 def accuracy_table(found: dict[str, dict]) -> str:
     """Accuracies by title, a line each."""
     lines = [

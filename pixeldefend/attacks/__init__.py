@@ -39,6 +39,7 @@ from pixeldefend.attacks.outcome import (
 )
 from pixeldefend.attacks.presets import ATTACKS, named, usual
 from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
+from pixeldefend.attacks.rounding import cut
 from pixeldefend.attacks.saliency import saliency_map
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "check_labels",
     "check_logits",
     "contrast_reduction",
+    "cut",
     "cw_l2",
     "cw_linf",
     "deepfool",

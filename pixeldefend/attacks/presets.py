@@ -36,12 +36,14 @@ class Known:
       norm: of its distance: "linf", "l2" or "l0".
       presets: options by preset, the usual one first.
       looks: whether it looks at the classifier.
+      cut: whether eps does no more than cut what was found; see `rounding.cut`.
     """
 
     function: Callable
     norm: str
     presets: Mapping[str, Mapping[str, Any]]
     looks: bool = True
+    cut: bool = False
 
 
 # In the paper an image is attacked with a given strength, and what comes out goes on to
@@ -98,8 +100,11 @@ ATTACKS: dict[str, Known] = {
         deepfool,
         "linf",
         {"paper": {}, "code": {"rescale": True}, "strong": {"steps": 100}},
+        cut=True,
     ),
-    "deepfool_l2": Known(deepfool, "l2", {"strong": {"norm": "l2", "steps": 100}}),
+    "deepfool_l2": Known(
+        deepfool, "l2", {"strong": {"norm": "l2", "steps": 100}}, cut=True
+    ),
     "cw": Known(
         cw_linf,
         "linf",
@@ -113,11 +118,13 @@ ATTACKS: dict[str, Known] = {
                 "const_factor": 2.0,
             },
         },
+        cut=True,
     ),
     "cw_l2": Known(
         cw_l2,
         "l2",
         {"strong": {"search_steps": 9, "steps": 1000, "step_size": 0.01}},
+        cut=True,
     ),
     "fgm": Known(fgm, "l2", {"report": _MADE}),
     "gaussian_blur": Known(gaussian_blur, "l2", {"strong": {}, "report": _THOUSAND}),

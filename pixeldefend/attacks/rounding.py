@@ -132,3 +132,56 @@ def _scale(norm: norms.Norm, change: chex.Array, tries: chex.Array) -> chex.Arra
         # By 1, 3, 7.. %, from where the first value is not rounded to zero.
         scale = jnp.maximum(1, 0.50001 / safe) * (1 + 0.01 * (growth - 1))
     return jnp.where(tries > 0, scale, 1)
+
+
+def cut(
+    logits_fn: LogitsFn,
+    variables: Any,
+    images: chex.Array,
+    labels: chex.Array,
+    found: chex.Array,
+    *,
+    eps: chex.Array | float,
+    norm: str,
+    lanes: int | None = None,
+    keep_failed: bool = False,
+) -> tuple[chex.Array, Info]:
+    """Ends an attack for the smallest perturbation that was made without a ball.
+
+    DeepFool and Carlini and Wagner's attacks look at eps only when they have finished.
+    So one run with `eps=inf, quantise=False, keep_failed=True` serves every eps: cut
+    from it, an image is the one that the attack would have returned.
+
+    Args:
+      logits_fn: as for the attack.
+      variables: likewise.
+      images: whole levels `[B, H, W, C]`, the clean ones.
+      labels: integers `[B]`, those of the attack.
+      found: floating levels `[B, H, W, C]`, what it returned.
+      eps: levels, a number or `[B]`.
+      norm: of the attack, "linf" or "l2".
+      lanes: images at once; see `lanes.until_done`.
+      keep_failed: as for the attack.
+
+    Returns:
+      Whole levels, uint8, and what was done; `steps` and `queries` tell of the cut
+      alone.
+
+    Raises:
+      ValueError: as for the attack, and an unknown norm.
+    """
+    ball = norms.named(norm)
+    given = outcome.task(logits_fn, variables, images, labels, eps, True)
+    none = jnp.zeros_like(given.queries)
+    return ended(
+        logits_fn,
+        variables,
+        given,
+        found.astype(given.images.dtype),
+        none,
+        none,
+        norm=ball,
+        lanes=lanes,
+        quantise=True,
+        keep_failed=keep_failed,
+    )

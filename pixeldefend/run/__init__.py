@@ -18,7 +18,9 @@ from pixeldefend.run.classifier import (
     train_classifier,
 )
 from pixeldefend.run.density_model import release, sample, score, train_pixelcnn
+from pixeldefend.run.evaluating import evaluate
 from pixeldefend.run.main_job import purify
+from pixeldefend.run.thresholds import choose_threshold
 from pixeldefend.workdir import UserError, Workdir, config_hash, user_errors
 
 __all__ = ["MODES", "UserError", "describe_modes", "start"]
@@ -26,6 +28,8 @@ __all__ = ["MODES", "UserError", "describe_modes", "start"]
 MODES: dict[str, Callable[[inputs.Config, Workdir], None]] = {
     "purify": purify,
     "attack": attack,
+    "evaluate": evaluate,
+    "choose_threshold": choose_threshold,
     "score": score,
     "classify": classify,
     "sample": sample,
@@ -40,6 +44,12 @@ MODELS = {
     "attack": ("classifier",),
     "classify": ("classifier",),
     "release_classifier": ("classifier",),
+}
+# What else a mode reads.
+_PURIFIER = {"purify": ("eps", "solver"), "squeeze": ("colours", "preset")}
+ALSO = {
+    "evaluate": _PURIFIER,
+    "choose_threshold": _PURIFIER | {"evaluate": ("attacks", "eps_attack", "batch")},
 }
 
 
@@ -79,7 +89,10 @@ def _sections(mode: str, config: inputs.Config) -> dict:
         for section in MODELS.get(mode, ("pixelcnn",)):
             kept[section] = {"weights": whole[section]["weights"]}
         kept[mode] = whole[mode.removesuffix("_classifier")]
-        kept[mode].pop("save_seconds", None)  # when results are written, not which
+        for section, fields in ALSO.get(mode, {}).items():
+            kept[section] = {field: whole[section][field] for field in fields}
+        for name in ("save_seconds", "keep"):  # when and where results are written
+            kept[mode].pop(name, None)
     return kept
 
 

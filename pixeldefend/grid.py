@@ -1,0 +1,269 @@
+"""The rows and columns of a table of attacks against defences, as configs name them."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from pixeldefend import attacks
+
+DEFENCES = ("squeeze", "purify", "purify_adaptive")
+_PURIFIERS = ("purify", "purify_adaptive")
+# Attacks that take the bare classifier even where an image is squeezed in front of it:
+# the authors' code does so with Carlini and Wagner's.
+_BARE = ("cw", "cw_l2")
+CLEAN = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """A classifier and what stands in front of it.
+
+    Attributes:
+      classifier: its weights, as `checkpoint.load_released` takes them.
+      defences: of `DEFENCES`, in the order in which an image passes them.
+    """
+
+    classifier: str
+    defences: tuple[str, ...] = ()
+
+    @property
+    def defence(self) -> str:
+        """All defences in one word, for rows: "none", "squeeze", "purify+squeeze"."""
+        return "+".join(self.defences) or "none"
+
+    @property
+    def purifies(self) -> bool:
+        """Whether a density model takes part."""
+        return any(defence in _PURIFIERS for defence in self.defences)
+
+    def __str__(self) -> str:
+        return " + ".join((self.classifier, *self.defences))
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """An attack of a table.
+
+    Attributes:
+      attack: its name, or `CLEAN`.
+      preset: of its arguments.
+      images: how many at most are attacked, the first; 0 for all.
+      eps: that it has whatever the table's; None for the table's.
+    """
+
+    attack: str
+    preset: str | None = None
+    images: int = 0
+    eps: float | None = None
+
+    def __str__(self) -> str:
+        """Short, for the head of a table: what is usual goes without saying."""
+        words = [self.attack]
+        if self.attack != CLEAN and self.preset != attacks.usual(self.attack):
+            words.append(self.preset)
+        if self.eps is not None and self.eps < float("inf"):
+            words.append(f"{self.eps:g}")
+        return " ".join(words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A set of attacked images.
+
+    Attributes:
+      attack: its name, or `CLEAN` for the images as they are.
+      preset: of its arguments.
+      eps: in the attack's norm; 0.0 for clean images.
+      source: the classifier that the attack looked at; None where it looks at none.
+      through: what it saw in front of the classifier: "" or "median".
+      images: as for `Column`.
+    """
+
+    attack: str
+    preset: str | None = None
+    eps: float = 0.0
+    source: str | None = None
+    through: str = ""
+    images: int = 0
+
+    @property
+    def seen(self) -> str | None:
+        """For rows: what the gradient saw."""
+        if self.source is None:
+            return None
+        return "+".join(filter(None, (self.through, "classifier")))
+
+    def __str__(self) -> str:
+        if self.attack == CLEAN:
+            return "clean"
+        text = f"{self.attack} ({self.preset}), eps {self.eps:g}"
+        if self.source is None:
+            return text
+        return f"{text}, on {self.source}{' behind a median' * bool(self.through)}"
+
+
+def pipeline(text: str, eps: float) -> Pipeline:
+    """Reads a row: "WEIGHTS + DEFENCE + DEFENCE".
+
+    Args:
+      text: an image passes the defences in the order in which they stand there; a
+        `{eps}` in WEIGHTS stands for the attack's, so that an adversarially trained row
+        takes the network of its delta.
+      eps: of the attack, levels.
+
+    Raises:
+      ValueError: no weights, or an unknown defence.
+    """
+    weights, *defences = (word.strip() for word in text.split(" + "))
+    if not weights or weights in DEFENCES:
+        raise ValueError(f"row {text!r} must begin with the weights of a classifier")
+    for name in defences:
+        if name not in DEFENCES:
+            raise ValueError(
+                f"unknown defence {name!r} in row {text!r}: one of "
+                f"{', '.join(DEFENCES)}"
+            )
+    return Pipeline(weights.replace("{eps}", f"{eps:g}"), tuple(defences))
+
+
+def column(text: str) -> Column:
+    """Reads an attack: "NAME preset=PRESET images=N eps=EPS", of which NAME must be.
+
+    Attacks of another norm than L-infinity have no bound unless `eps` gives one.
+
+    Raises:
+      ValueError: unknown attack, preset or option, or no number where one must be.
+    """
+    name, *words = text.split() or [""]
+    options = {"preset": "", "images": "0", "eps": ""}
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option not in options or not equals:
+            raise ValueError(
+                f"attack {text!r}: {word!r} is none of preset=, images=, eps="
+            )
+        options[option] = value
+    preset = attacks.usual(name, options["preset"])
+    try:
+        images = int(options["images"])
+        own = float(options["eps"]) if options["eps"] else None
+    except ValueError as error:
+        raise ValueError(f"attack {text!r}: {error}") from error
+    if images < 0:
+        raise ValueError(f"attack {text!r}: images must not be negative")
+    if own is None and attacks.ATTACKS[name].norm != "linf":
+        own = float("inf")
+    if own is not None:
+        attacks.check_eps(own, f"eps of attack {text!r}")
+    return Column(name, preset, images, own)
+
+
+def made_for(
+    row: Pipeline, column: Column, eps: float, source: str | None = None
+) -> Made:
+    """The images that a cell needs.
+
+    Attacks see the classifier and, of the defences in front of it, a median filter
+    only: none looks through the rounding of colours or the purifier.
+
+    Args:
+      row: what is attacked.
+      column: by what.
+      eps: the table's.
+      source: a classifier to make the images on instead (transfer); None for the row's.
+    """
+    if column.attack == CLEAN:
+        return Made(CLEAN, images=column.images)
+    known = attacks.ATTACKS[column.attack]
+    eps = eps if column.eps is None else column.eps
+    made = Made(column.attack, column.preset, eps, images=column.images)
+    if not known.looks:
+        return made
+    squeezed = source is None and "squeeze" in row.defences
+    through = "median" if squeezed and column.attack not in _BARE else ""
+    return dataclasses.replace(made, source=source or row.classifier, through=through)
+
+
+def threat(row: Pipeline, made: Made) -> str | None:
+    """Who attacks: "white-box", "grey-box", "transfer"; None for noise and for nobody.
+
+    Grey-box: the attacker knows the classifier, and not all that is in front of it.
+    """
+    if made.source is None:
+        return None
+    if made.source != row.classifier:
+        return "transfer"
+    return "grey-box" if row.defences else "white-box"
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A table: every row under every attack, for each eps.
+
+    Attributes:
+      rows: see `pipeline`.
+      columns: the attacks; clean images are added in front.
+      eps: levels, of the attacks.
+      sources: classifiers on which attacks are made besides each row's own.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[Column, ...]
+    eps: tuple[float, ...]
+    sources: tuple[str, ...] = ()
+
+    def pipelines(self) -> list[Pipeline]:
+        """All that are defended or attacked, each once."""
+        return _unique(pipeline(text, eps) for text in self.rows for eps in self.eps)
+
+    def cells(self) -> Iterator[tuple[Pipeline, Made]]:
+        """All outcomes to be measured, each once: clean, own attacks, transfer."""
+
+        def every() -> Iterator[tuple[Pipeline, Made]]:
+            for text in self.rows:
+                for eps in self.eps:
+                    row = pipeline(text, eps)
+                    yield row, made_for(row, Column(CLEAN), eps)
+                    for column in self.columns:
+                        yield row, made_for(row, column, eps)
+                        for source in self.sources:
+                            yield row, made_for(row, column, eps, source)
+
+        return iter(_unique(every()))
+
+    def attacks_on(self, row: Pipeline, eps: float) -> list[Made]:
+        """The row's own attacks at `eps`, in the order of the columns."""
+        return [made_for(row, column, eps) for column in self.columns]
+
+
+def _unique(found: Iterable) -> list:
+    return list(dict.fromkeys(found))
+
+
+def read(
+    rows: Iterable[str],
+    columns: Iterable[str],
+    eps: Iterable[float],
+    sources: Iterable[str] = (),
+) -> Grid:
+    """Reads what a config says of a table.
+
+    Raises:
+      ValueError: nothing to measure, a column given twice, or as for `pipeline` and
+        `column`.
+    """
+    grid = Grid(
+        tuple(rows),
+        tuple(map(column, columns)),
+        tuple(float(one) for one in eps),
+        tuple(sources),
+    )
+    if not grid.rows or not grid.eps:
+        raise ValueError("a table needs at least one row and one eps")
+    for one in grid.eps:
+        attacks.check_eps(one, "eps_attack")
+    names = list(map(str, grid.columns))
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the attack {name!r} is given twice")
+    grid.pipelines()
+    return grid

@@ -1,0 +1,109 @@
+"""The mode `choose_threshold`: from which bits/dim on an image is to be purified."""
+
+import numpy as np
+from etils import epath
+
+from pixeldefend import checkpoint, evaluate, grid, parallel, report
+from pixeldefend.run import evaluating, inputs
+from pixeldefend.run.workbench import Workbench
+from pixeldefend.workdir import Workdir, command_line, user_errors
+
+_STEP = 0.05  # bits/dim between the thresholds that are tried
+
+
+def choose_threshold(config: inputs.Config, workdir: Workdir) -> None:
+    """Chooses the threshold of purify_adaptive on validation images."""
+    settings, attack = config.choose_threshold, config.evaluate
+    with user_errors():
+        layout = grid.read(
+            (settings.classifier, f"{settings.classifier} + purify"),
+            attack.attacks,
+            attack.eps_attack,
+        )
+        if not layout.columns:
+            raise ValueError("evaluate.attacks is empty: nothing to be safe from")
+        tools = evaluating.read_tools(config, layout, 0.0)
+        given = evaluating.read_images(config, tools, settings.input, settings.images)
+        if given.own:
+            workdir.check_outside(settings.input)
+        for name in ("adversarial", "purified", "predictions"):
+            workdir.check_own(name)
+        evaluating.check_networks(tools, given)
+    folder = workdir.open()
+    bench = Workbench(folder, given, tools)
+    evaluating.make(bench, layout)
+    curve = _curve(layout, bench)
+    chosen = evaluate.highest_safe(
+        np.array(curve["threshold"]), [np.array(c) for c in curve["strongest"].values()]
+    )
+    found = {
+        "threshold": chosen,
+        "rule": "the highest up to which no strongest-attack accuracy falls",
+        "classifier": settings.classifier,
+        "attacks": list(attack.attacks),
+        "eps_defend": config.purify.eps,
+        "input": given.source,
+        "n": len(given.images),
+        "device": parallel.devices(),
+        "command": command_line(),
+        "curve": curve,
+    }
+    checkpoint.write_json(folder / "threshold.json", found)
+    bench.tidy()
+    if settings.keep:
+        path = checkpoint.find_released(config.pixelcnn.weights) / "card.json"
+        card = checkpoint.load_card(path.parent) | {"adaptive": found}
+        checkpoint.write_json(path, card)
+    print(_table(curve, chosen))
+    print(
+        f"threshold {chosen:.2f} bits/dim, chosen on {found['n']} images "
+        f"({given.source}) in front of {settings.classifier} (grey-box attacks)"
+    )
+    print(f"results in {epath.Path(folder) / 'threshold.json'}")
+
+
+def _curve(layout: grid.Grid, bench: Workbench) -> dict:
+    """Accuracy against the threshold: clean, and under the strongest attack."""
+    found: dict[tuple, tuple[np.ndarray, ...]] = {}
+    for eps in layout.eps:
+        bare, behind = (grid.pipeline(text, eps) for text in layout.rows)
+        clean = grid.made_for(bare, grid.Column(grid.CLEAN), eps)
+        for made in (clean, *layout.attacks_on(bare, eps)):
+            found[eps, made] = (
+                bench.scores(made),
+                bench.correct(bare, made),
+                bench.correct(behind, made),
+            )
+    highest = max(bits.max() for bits, _, _ in found.values())
+    thresholds = np.arange(0, highest + 2 * _STEP, _STEP).round(2)
+    shares = {
+        key: evaluate.adaptive_accuracy(*arrays, thresholds)
+        for key, arrays in found.items()
+    }
+    curve: dict = {"threshold": thresholds.tolist(), "clean": {}, "strongest": {}}
+    for eps in layout.eps:
+        for kind in ("clean", "strongest"):
+            of_kind = [
+                share
+                for (own, made), share in shares.items()
+                if own == eps and (made.attack == grid.CLEAN) == (kind == "clean")
+            ]
+            curve[kind][f"{eps:g}"] = np.min(of_kind, 0).round(4).tolist()
+    return curve
+
+
+def _table(curve: dict, chosen: float) -> str:
+    """Some of the curve, the chosen threshold among it."""
+    sizes = list(curve["strongest"])
+    header = ["threshold", *(f"clean ({eps})" for eps in sizes)]
+    header += [f"strongest, eps {eps}" for eps in sizes]
+    lines = []
+    for i, threshold in enumerate(curve["threshold"]):
+        if i % 10 and threshold != chosen:
+            continue
+        shares = [
+            curve[kind][eps][i] for kind in ("clean", "strongest") for eps in sizes
+        ]
+        mark = " *" if threshold == chosen else ""
+        lines.append([f"{threshold:.2f}{mark}", *(f"{s:.1%}" for s in shares)])
+    return report.table(header, lines)
