@@ -91,47 +91,53 @@ def summary(bits: np.ndarray) -> dict:
 
 def interval(bits: np.ndarray) -> str:
     """`summary` for a person."""
-    found = summary(bits)
+    return _with_interval(summary(bits))
+
+
+def _with_interval(found: dict) -> str:
     half = found["half_width_95"]
     return f"{found['bits_per_dim']:.3f} ± {'?' if half is None else f'{half:.3f}'}"
 
 
-def purification_table(found: list[Stage]) -> str:
-    """What purifying did, a line for each stage."""
-    columns = [("", [stage.title for stage in found])]
-    if found[0].correct is not None:
-        columns.append(("accuracy (95 %)", [_share_right(stage) for stage in found]))
-    columns.append(
-        ("bits/dim (mean, 95 %)", [interval(stage.bits_per_dim) for stage in found])
-    )
-    if found[0].p_values is not None:
-        middle = [f"{np.median(stage.p_values):.4f}" for stage in found]
-        rare = [f"{np.mean(stage.p_values < 0.05):.0%}" for stage in found]
-        columns += [("p-value (median)", middle), ("p < 0.05", rare)]
-    moved = [f"{s.distance.mean():.1f}, {s.distance.max()} levels" for s in found]
+def stage_figures(stage: Stage) -> dict:
+    """What a row tells of a stage: accuracy, bits/dim, distances and p-values.
+
+    `bits_per_dim` is a mean, `half_width_95` half of its interval, `distance` a mean,
+    `distance_max` the largest, `p_value` a median, `p_below_0.05` a share.
+    """
+    figures = {"n": len(stage.bits_per_dim)}
+    if stage.correct is not None:
+        figures |= accuracy(stage.correct)
+    figures |= summary(stage.bits_per_dim)
+    figures["distance"] = round(float(np.mean(stage.distance)), 4)
+    figures["distance_max"] = int(np.max(stage.distance))
+    if stage.p_values is not None:
+        figures["p_value"] = round(float(np.median(stage.p_values)), 4)
+        figures["p_below_0.05"] = round(float(np.mean(stage.p_values < 0.05)), 4)
+    return figures
+
+
+def purification_table(found: dict[str, dict]) -> str:
+    """What purifying did: a line for each title with its `stage_figures` (or row)."""
+    lines = list(found.values())
+    columns = [("", list(found))]
+    if "accuracy" in lines[0]:
+        shares = [
+            f"{f['accuracy']:.1%} ({f['low']:.1%} to {f['high']:.1%})" for f in lines
+        ]
+        columns.append(("accuracy (95 %)", shares))
+    columns.append(("bits/dim (mean, 95 %)", [_with_interval(f) for f in lines]))
+    if "p_value" in lines[0]:
+        columns += [
+            ("p-value (median)", [f"{f['p_value']:.4f}" for f in lines]),
+            ("p < 0.05", [f"{f['p_below_0.05']:.0%}" for f in lines]),
+        ]
+    moved = [f"{f['distance']:.1f}, {f['distance_max']} levels" for f in lines]
     columns.append(("L-inf to clean (mean, max)", moved))
     header = [title for title, _ in columns]
     return report.table(
         header, list(zip(*(cells for _, cells in columns), strict=True))
     )
-
-
-def _share_right(stage: Stage) -> str:
-    figures = accuracy(stage.correct)
-    low, high = figures["low"], figures["high"]
-    return f"{figures['accuracy']:.1%} ({low:.1%} to {high:.1%})"
-
-
-def stage_figures(stage: Stage) -> dict:
-    """What a row tells of a stage: accuracy and means (the median of p-values)."""
-    figures = {"n": len(stage.bits_per_dim)}
-    if stage.correct is not None:
-        figures |= accuracy(stage.correct)
-    figures["bits_per_dim"] = float(np.mean(stage.bits_per_dim))
-    figures["distance"] = float(np.mean(stage.distance))
-    if stage.p_values is not None:
-        figures["p_value"] = float(np.median(stage.p_values))
-    return figures
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:

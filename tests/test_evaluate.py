@@ -17,3 +17,25 @@ def test_outcomes_become_an_accuracy_and_a_line_of_a_table():
     assert figures["n"] == 4 and figures["correct"] == 3
     assert figures["low"] < figures["accuracy"] == 0.75 < figures["high"]
     assert "75.00%" in evaluate.accuracy_table({"clean": figures})
+
+
+def test_adaptive_accuracy_leaves_images_below_the_threshold_alone(rng):
+    bits, thresholds = rng.uniform(1, 5, 40), np.array([0.0, 2.0, 3.5, 9.0])
+    alone, purified = rng.random((2, 40)) < 0.5
+    expected = [
+        sum(a if b < t else p for b, a, p in zip(bits, alone, purified, strict=True))
+        / 40
+        for t in thresholds
+    ]
+    found = evaluate.adaptive_accuracy(bits, alone, purified, thresholds)
+    np.testing.assert_allclose(found, expected)
+    assert found[0] == purified.mean() and found[-1] == alone.mean()
+
+
+def test_the_threshold_is_the_last_before_any_strongest_accuracy_falls():
+    thresholds = np.array([0.0, 1.0, 2.0, 3.0])
+    rising = np.array([0.5, 0.6, 0.7, 0.7])
+    dips = np.array([0.5, 0.5, 0.4, 0.9])
+    assert evaluate.highest_safe(thresholds, [rising]) == 3.0
+    assert evaluate.highest_safe(thresholds, [rising, dips]) == 1.0
+    assert evaluate.highest_safe(thresholds, [np.array([0.5, 0.4, 0.6, 0.6])]) == 0.0

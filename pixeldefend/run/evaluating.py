@@ -40,6 +40,7 @@ def evaluate(config: inputs.Config, workdir: Workdir) -> None:
     bench = Workbench(folder, given, tools)
     make(bench, layout)
     rows = list(_rows(config, layout, bench, tools, given, workdir.hash))
+    rows = [row | {"table_seconds": round(bench.seconds, 1)} for row in rows]
     write_rows(folder / "rows.jsonl", rows)
     bench.tidy()
     table = tables.Table(layout, rows, config.dataset)

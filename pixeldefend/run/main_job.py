@@ -105,7 +105,8 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     ]
     evaluate.write_rows(folder / "rows.jsonl", rows)
     kept.remove()  # only now is everything elsewhere
-    print(evaluate.purification_table(stages))
+    figures = {stage.title: evaluate.stage_figures(stage) for stage in stages}
+    print(evaluate.purification_table(figures))
     print(_who_saw_what(config, job))
     print(
         f"{len(clean)} images, {len(clean) / seconds:.1f} images/s (all of the above) "

@@ -95,6 +95,12 @@ class Workbench:
         """
         self._folder, self._given, self._tools = folder, given, tools
         self._programs: dict[tuple, parallel.BatchMap] = {}
+        self._seconds: dict[tuple[str, str], float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """That everything made or found so far took, compilation apart."""
+        return sum(self._seconds.values())
 
     def tidy(self) -> None:
         """Removes what only a killed run would need."""
@@ -354,12 +360,14 @@ class Workbench:
         )
         found = _stored(path, mark)
         if found is not None:
+            self._seconds[kind, name] = float(found["seconds"])
             return found
         parts = Parts(self._folder / "parts" / kind / name, mark, pause=0.0)
         result, seconds = report.run_batches(
             mapped, what, variables, *arrays, parts=parts
         )
         result["seconds"] = np.float64(round(seconds, 3))
+        self._seconds[kind, name] = seconds
         checkpoint.write_arrays(path, **result, mark=np.array(mark))
         parts.remove()
         return result

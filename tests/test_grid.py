@@ -1,0 +1,124 @@
+import itertools
+
+import pytest
+
+from pixeldefend import attacks, grid
+
+
+def test_a_row_is_weights_and_defences_in_their_order():
+    found = grid.pipeline("a/b-fgsm{eps} + purify + squeeze", 25.0)
+    assert found == grid.Pipeline("a/b-fgsm25", ("purify", "squeeze"))
+    assert found.defence == "purify+squeeze" and found.purifies
+    assert str(found) == "a/b-fgsm25 + purify + squeeze"
+    assert grid.pipeline("a/b", 0.5) == grid.Pipeline("a/b")
+    assert grid.Pipeline("a/b").defence == "none" and not grid.Pipeline("a").purifies
+    # A folder may have a plus in its name.
+    assert grid.pipeline("runs/a+b + squeeze", 8).classifier == "runs/a+b"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "must begin with the weights"),
+        ("purify", "must begin with the weights"),
+        ("a + cook", "unknown defence 'cook' .* squeeze, purify, purify_adaptive"),
+    ],
+)
+def test_rows_that_are_none(text, message):
+    with pytest.raises(ValueError, match=message):
+        grid.pipeline(text, 8.0)
+
+
+def test_an_attack_has_a_name_and_options():
+    assert grid.column("bim") == grid.Column("bim", "paper", 0, None)
+    assert grid.column("cw images=200 preset=code") == grid.Column("cw", "code", 200)
+    assert grid.column("fgm eps=400").eps == 400
+    # Without a ball of levels there is nothing that the table's eps could mean.
+    assert grid.column("gaussian_blur").eps == float("inf")
+    names = ("bim", "cw preset=code", "gaussian_blur", "fgm eps=400")
+    titles = ["bim", "cw code", "gaussian_blur", "fgm 400"]
+    assert [str(grid.column(name)) for name in names] == titles
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "unknown attack ''"),
+        ("bim2", "unknown attack 'bim2': one of rand"),
+        ("bim preset=x", "no preset 'x'"),
+        ("bim 8", "'8' is none of preset=, images=, eps="),
+        ("bim images=many", "many"),
+        ("bim images=-1", "must not be negative"),
+        ("bim eps=-1", "must be a number and not negative"),
+        ("bim eps=nan", "must be a number and not negative"),
+    ],
+)
+def test_attacks_that_are_none(text, message):
+    with pytest.raises(ValueError, match=message):
+        grid.column(text)
+
+
+@pytest.mark.parametrize(
+    "rows, columns, eps, message",
+    [
+        ((), ("bim",), (8,), "at least one row"),
+        (("a",), ("bim",), (), "one eps"),
+        (("a",), ("bim",), (-8,), "eps_attack must be a number"),
+        (("a",), ("bim", "bim preset=paper"), (8,), "'bim' is given twice"),
+    ],
+)
+def test_tables_that_are_none(rows, columns, eps, message):
+    with pytest.raises(ValueError, match=message):
+        grid.read(rows, columns, eps)
+
+
+def test_attacks_see_the_classifier_and_the_median_and_nothing_else():
+    bare, squeezed, purified = (
+        grid.pipeline(text, 8.0) for text in ("a", "a + squeeze", "a + purify")
+    )
+    bim, cw, rand = map(grid.column, ("bim", "cw", "rand"))
+    assert grid.made_for(bare, bim, 8.0).seen == "classifier"
+    assert grid.made_for(squeezed, bim, 8.0).seen == "median+classifier"
+    assert grid.made_for(squeezed, cw, 8.0).seen == "classifier"
+    # So images are shared wherever the attacker sees the same.
+    assert grid.made_for(purified, bim, 8.0) == grid.made_for(bare, bim, 8.0)
+    assert grid.made_for(squeezed, cw, 8.0) == grid.made_for(bare, cw, 8.0)
+    other = grid.pipeline("b", 8.0)
+    assert grid.made_for(bare, rand, 8.0) == grid.made_for(other, rand, 8.0)
+    transferred = grid.made_for(squeezed, bim, 8.0, "b")
+    assert transferred == grid.made_for(other, bim, 8.0)
+    threats = [
+        grid.threat(bare, grid.made_for(bare, bim, 8.0)),
+        grid.threat(squeezed, grid.made_for(squeezed, bim, 8.0)),
+        grid.threat(purified, grid.made_for(purified, bim, 8.0)),
+        grid.threat(purified, transferred),
+        grid.threat(bare, grid.made_for(bare, rand, 8.0)),
+        grid.threat(bare, grid.Made(grid.CLEAN)),
+    ]
+    assert threats == ["white-box", "grey-box", "grey-box", "transfer", None, None]
+
+
+def test_every_attack_that_looks_is_made_on_the_rows_classifier():
+    row = grid.pipeline("a", 8.0)
+    for name, known in attacks.ATTACKS.items():
+        made = grid.made_for(row, grid.column(name), 8.0)
+        assert (made.source == "a") is known.looks
+        assert (made.eps == 8.0) is (known.norm == "linf")
+
+
+def test_a_grid_has_each_cell_once_and_all_of_them():
+    rows = ("a", "f{eps}", "f{eps} + purify")
+    found = grid.read(rows, ("rand", "bim"), (8, 25), ("b",))
+    cells = list(found.cells())
+    assert len(set(cells)) == len(cells)
+    pairs = {(str(row), made.attack, made.eps, made.source) for row, made in cells}
+    for text, eps in itertools.product(rows, (8.0, 25.0)):
+        name = text.replace("{eps}", f"{eps:g}")
+        weights = name.split(" + ")[0]
+        assert (name, "none", 0.0, None) in pairs
+        assert (name, "rand", eps, None) in pairs
+        assert (name, "bim", eps, weights) in pairs
+        assert (name, "bim", eps, "b") in pairs
+    # Clean a once; f8 and f25 and what is in front of them are others.
+    assert len(cells) == (1 + 4) + 2 * 3 * (1 + 2)  # clean; rand; bim own and moved
+    assert len(found.pipelines()) == 5

@@ -1,0 +1,285 @@
+"""The modes `evaluate` and `choose_threshold`, as a user runs them."""
+
+import json
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_main import FASHION, ROOT, _command, _environment, _rows, _run, kill_once
+
+from pixeldefend import (
+    checkpoint,
+    classifiers,
+    data,
+    density,
+    grid,
+    pixelcnn,
+    purification,
+    squeeze,
+)
+from pixeldefend import parts as parts_module
+from pixeldefend.run.workbench import Loaded, Tools, Workbench
+
+COUNT = 6
+PROVENANCE = ("seconds", "table_seconds", "device", "config", "version")
+
+
+def _save(folder, kind, model, seed):
+    """A model with random weights, as a release has it."""
+    images = jnp.asarray(data.sample("fashion_mnist")[0][:8])
+    init = {"classifier": classifiers.init, "pixelcnn": pixelcnn.init}[kind]
+    params = init(model, jax.random.key(seed), images)
+    card = {
+        "kind": kind,
+        "dataset": "fashion_mnist",
+        "image_shape": [28, 28, 1],
+        "training": {"training": "normal"},
+    }
+    checkpoint.save_released(folder, model, params, card)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two classifiers and a density model; what they do does not matter here."""
+    folder = tmp_path_factory.mktemp("models")
+    cnn = classifiers.make("cnn", divisor=16)
+    model = pixelcnn.PixelCNN(channels=1, features=4, depth=1, mixtures=2, dropout=0.0)
+    return {
+        "one8": _save(folder / "one8", "classifier", cnn, 1),
+        "two": _save(folder / "two", "classifier", cnn, 2),
+        "density": _save(folder / "density", "pixelcnn", model, 0),
+        "one": str(folder / "one"),
+    }
+
+
+def _options(models, workdir, **more):
+    one, two = models["one"], models["two"]
+    rows = (
+        f"{one}{{eps}}",
+        f"{two} + squeeze",
+        f"{one}{{eps}} + purify + squeeze",
+        f"{one}{{eps}} + purify_adaptive",
+        f"{two} + purify",
+    )
+    chosen = {
+        "evaluate.rows": rows,
+        "evaluate.attacks": ("rand", "bim", "deepfool", "cw preset=code images=3"),
+        "evaluate.sources": (two,),
+        "evaluate.images": COUNT,
+        "evaluate.batch": 2,
+        "evaluate.threshold": 8.0,
+        "pixelcnn.weights": models["density"],
+    }
+    options = {**chosen, **more}
+    texts = [f"--config.{name}={value}" for name, value in options.items()]
+    return [*texts, f"--workdir={workdir}"]
+
+
+def _outcomes(folder):
+    return [
+        {name: value for name, value in row.items() if name not in PROVENANCE}
+        for row in _rows(folder)
+    ]
+
+
+def _bytes(folder):
+    return {
+        path.name: np.load(path)["images"].tobytes()
+        for kind in ("adversarial", "purified")
+        for path in (folder / kind).glob("*.npz")
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(models, tmp_path_factory):
+    """A run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    result = _run(f"{FASHION}:smoke", "evaluate", *_options(models, folder))
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def test_evaluate_smoke(models, whole):
+    folder, printed = whole
+    assert "grey-box" in printed and "strongest" in printed
+    assert "Transferred: made on" in printed and (folder / "table.md").exists()
+    rows = _rows(folder)
+    assert not (folder / "parts").exists()
+    # 5 rows: clean, 4 attacks, all of those but RAND made elsewhere (except for
+    # the two rows of that classifier, of which the squeezed one is attacked through
+    # its median), and what survives everything.
+    by_attack = {}
+    for row in rows:
+        by_attack.setdefault((row["attack"], row["threat"]), []).append(row)
+        assert row["n"] == (3 if row["attack"] in ("cw", "worst_per_image") else COUNT)
+        assert row["eps_attack"] == (0.0 if row["attack"] == "none" else 8.0)
+        assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
+    counts = {key: len(found) for key, found in by_attack.items()}
+    assert counts[("none", None)] == counts[("rand", None)] == 5
+    assert counts[("bim", "transfer")] == 3
+    assert counts[("bim", "white-box")] == 1
+    assert counts[("worst_per_image", "grey-box")] == 4
+    squeezed = next(
+        r
+        for r in rows
+        if r["defence"] == "squeeze"
+        and r["attack"] == "bim"
+        and r["through"] == "median+classifier"
+    )
+    assert squeezed["threat"] == "grey-box" and squeezed["eps_defend"] == 0
+    adaptive = [r for r in rows if r["defence"] == "purify_adaptive"]
+    assert all(r["threshold"] == 8.0 and r["eps_defend"] == 32 for r in adaptive)
+
+
+def test_what_survives_every_attack_is_no_more_than_any(whole):
+    rows = _rows(whole[0])
+    for worst in (row for row in rows if row["attack"] == "worst_per_image"):
+        own = [
+            row
+            for row in rows
+            if (row["classifier"], row["defence"])
+            == (worst["classifier"], worst["defence"])
+            and row["attack"] == "cw"
+            and row["threat"] != "transfer"
+        ]
+        assert worst["correct"] <= min(row["correct"] for row in own)
+
+
+def test_rows_are_what_the_functions_give_one_by_one(models, whole):
+    """Purified, squeezed, classified here, without the workbench."""
+    folder, _ = whole
+    model, variables, _ = checkpoint.load_released(models["one8"])
+    images, labels = (a[:COUNT] for a in data.sample("fashion_mnist"))
+    density_model, params, _ = checkpoint.load_released(models["density"])
+
+    def attacked(through):
+        (path,) = (folder / "adversarial").glob(f"bim*one8{through}.npz")
+        with np.load(path) as file:
+            found = file["images"]
+        assert np.abs(found.astype(int) - images).max() == 8
+        return found
+
+    def purified(given):
+        function = jax.jit(purification.purify, static_argnums=0)
+        return function(density_model, params, given, eps=32)
+
+    bare, median = attacked(""), attacked("-median")
+    assert not np.array_equal(bare, median)
+    bits = density.bits_per_dim(density_model, params, bare)
+    alone = np.asarray(bits < 8.0)[:, None, None, None]
+    shown = {
+        "none": bare,
+        "purify+squeeze": squeeze.squeeze_features(purified(median), colours=8),
+        "purify_adaptive": np.where(alone, bare, purified(bare)),
+    }
+    found = {
+        row["defence"]: row["correct"]
+        for row in _rows(folder)
+        if row["attack"] == "bim" and row["source"] == models["one8"]
+    }
+    assert set(found) >= set(shown)
+    for defence, given in shown.items():
+        guesses = np.argmax(classifiers.logits(model, variables, given), -1)
+        right = np.sum(np.asarray(guesses) == labels)
+        assert found[defence] == right, defence
+
+
+def test_evaluate_killed_and_run_again_ends_with_the_same_rows(models, whole, tmp_path):
+    folder = tmp_path / "run"
+    options = _options(models, folder)
+    command = _command(f"{FASHION}:smoke", "evaluate", *options)
+    kill_once(command, folder, "parts/purified/*/*/*.npz")
+    assert not (folder / "rows.jsonl").exists(), "killed too late to prove anything"
+    again = _run(f"{FASHION}:smoke", "evaluate", *options)
+    assert again.returncode == 0, again.stderr
+    assert _outcomes(folder) == _outcomes(whole[0])
+    assert _bytes(folder) == _bytes(whole[0])
+    # And a third time there is nothing left to do.
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.npz")}
+    subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*.npz")} == times
+
+
+def test_evaluate_on_four_devices_gives_the_rows_of_one(models, tmp_path):
+    for devices in (1, 4):
+        place = tmp_path / str(devices)
+        options = _options(models, place, **{"evaluate.batch": devices})
+        found = _run(f"{FASHION}:smoke", "evaluate", *options, devices=devices)
+        assert found.returncode == 0, found.stderr
+    assert _outcomes(tmp_path / "1") == _outcomes(tmp_path / "4")
+    assert _bytes(tmp_path / "1") == _bytes(tmp_path / "4")
+
+
+def _workbench(folder, models):
+    loaded = {
+        name: Loaded(*checkpoint.load_released(name)) for name in (models["two"],)
+    }
+    tools = Tools(loaded, None, 32, "auto", 0.0, 8, "paper", 0, batch=4)
+    given = data.read_input("fashion_mnist", "sample", 24, (28, 28, 1), None)
+    return Workbench(folder, given, tools), given
+
+
+def test_what_an_interrupted_run_made_is_not_made_again(models, tmp_path, monkeypatch):
+    """Six batches; the third is computed, and lost while it is written."""
+    bench, _ = _workbench(tmp_path / "a", models)
+    made = grid.made_for(grid.Pipeline(models["two"]), grid.column("fgsm"), 8.0)
+    expected = bench.attacked(made)["images"]
+    taken = []
+    add = parts_module.Parts.add
+
+    def dies(self, result, seconds, *, last):
+        taken.append(len(result["images"]))
+        if len(taken) == 3:
+            raise KeyboardInterrupt
+        add(self, result, seconds, last=last)
+
+    monkeypatch.setattr(parts_module.Parts, "add", dies)
+    with pytest.raises(KeyboardInterrupt):
+        _workbench(tmp_path / "b", models)[0].attacked(made)
+    found = _workbench(tmp_path / "b", models)[0].attacked(made)["images"]
+    np.testing.assert_array_equal(found, expected)
+    assert len(taken) == 6 + 1
+
+
+def test_files_of_other_images_or_weights_are_made_anew(models, tmp_path):
+    made = grid.made_for(grid.Pipeline(models["two"]), grid.column("fgsm"), 8.0)
+    bench, given = _workbench(tmp_path, models)
+    first = bench.attacked(made)["images"]
+    bench._given = given._replace(images=given.images[::-1].copy())
+    assert not np.array_equal(bench.attacked(made)["images"], first)
+    (path,) = (tmp_path / "adversarial").glob("*.npz")
+    path.write_bytes(b"damaged")
+    bench._given = given
+    np.testing.assert_array_equal(bench.attacked(made)["images"], first)
+
+
+def test_choose_threshold_smoke(models, tmp_path):
+    options = [
+        f"--config.choose_threshold.classifier={models['one']}{{eps}}",
+        f"--config.pixelcnn.weights={models['density']}",
+        "--config.choose_threshold.keep=True",
+        f"--workdir={tmp_path}/run",
+    ]
+    result = _run(f"{FASHION}:smoke", "choose_threshold", *options)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "run/threshold.json").read_text())
+    curve = found["curve"]
+    assert found["threshold"] in curve["threshold"] and found["n"] == 4
+    assert set(curve["strongest"]) == {"8"} == set(curve["clean"])
+    lengths = {len(curve["strongest"]["8"]), len(curve["clean"]["8"])}
+    assert lengths == {len(curve["threshold"])}
+    chosen = curve["threshold"].index(found["threshold"])
+    strongest = np.array(curve["strongest"]["8"])
+    assert np.all(strongest[: chosen + 1] >= strongest[0])
+    _, _, card = checkpoint.load_released(models["density"])
+    assert card["adaptive"] == found
+    assert f"threshold {found['threshold']:.2f}" in result.stdout
+    # The next run takes it from there.
+    options = _options(models, tmp_path / "next", **{"evaluate.threshold": -1.0})
+    result = _run(f"{FASHION}:smoke", "evaluate", *options)
+    assert result.returncode == 0, result.stderr
+    adaptive = [r for r in _rows(tmp_path / "next") if "adaptive" in r["defence"]]
+    assert {row["threshold"] for row in adaptive} == {found["threshold"]}
