@@ -18,7 +18,7 @@ from configs import default
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Variants: "" (small enough for two cores), "paper", "smoke"."""
+    """Variants: "" (small enough for two cores), "paper", "report", "smoke"."""
     config = default.get_config()
     config.dataset = "cifar10"
     config.pixelcnn.weights = "cifar10/pixelcnn"

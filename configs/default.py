@@ -13,9 +13,23 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     # XLA's compiled programs are kept here; "" keeps none.
     config.compilation_cache = "~/.cache/pixeldefend"
+    config.pixelcnn = _pixelcnn()
+    config.classifier = _classifier()
+    config.purify = _purify()
+    config.score = _score()
+    config.attack = _attack()
+    config.squeeze = _squeeze()
+    config.evaluate = _evaluate()
+    config.choose_threshold = _choose_threshold()
+    config.classify = _classify()
+    config.release = _release()
+    config.sample = _sample()
+    return config
 
-    # The density model: which weights to use, and how to train new ones.
-    pixelcnn = config.pixelcnn = ml_collections.ConfigDict()
+
+def _pixelcnn() -> ml_collections.ConfigDict:
+    """The density model: which weights to use, and how to train new ones."""
+    pixelcnn = ml_collections.ConfigDict()
     # A released model ("cifar10/pixelcnn"), or the folder of a model or training run.
     pixelcnn.weights = "cifar10/pixelcnn"
     pixelcnn.model = ml_collections.ConfigDict()
@@ -46,9 +60,12 @@ def get_config() -> ml_collections.ConfigDict:
     train.log_every = 50  # steps
     train.eval_every = 1000  # steps
     train.checkpoint_minutes = 5.0
+    return pixelcnn
 
-    # A classifier: which weights to use, and how to train new ones.
-    classifier = config.classifier = ml_collections.ConfigDict()
+
+def _classifier() -> ml_collections.ConfigDict:
+    """A classifier: which weights to use, and how to train new ones."""
+    classifier = ml_collections.ConfigDict()
     # As for the density model; purify can do without one ("").
     classifier.weights = "cifar10/resnet"
     # normal, label_smoothing, adversarial_fgsm, adversarial_bim
@@ -79,9 +96,12 @@ def get_config() -> ml_collections.ConfigDict:
     train.log_every = 50  # steps
     train.eval_every = 1000  # steps
     train.checkpoint_minutes = 5.0
+    return classifier
 
-    # Purification, the main job.
-    purify = config.purify = ml_collections.ConfigDict()
+
+def _purify() -> ml_collections.ConfigDict:
+    """Purification, the main job."""
+    purify = ml_collections.ConfigDict()
     # "sample" (bundled), a split (train, validation, test), an .npz or .npy, a folder.
     purify.input = "sample"
     # Images at most; 0: all; -1: 128 of the sample or a split, all of your own.
@@ -89,7 +109,8 @@ def get_config() -> ml_collections.ConfigDict:
     purify.batch = 128  # images per compiled program, over all devices
     purify.eps = 16  # levels, the defence's
     purify.solver = "auto"  # scan, fixed_point; auto: as measured
-    # bits/dim below which an image is left alone (adaptive); 0: purify every image.
+    # bits/dim below which an image is left alone (adaptive); 0: purify every image; -1:
+    # the one on the density model's card.
     purify.threshold = 0.0
     # none, or an attack on the classifier (see `attack`); "auto": bim, or without a
     # classifier rand, for the sample and the splits, none for your own images.
@@ -97,15 +118,21 @@ def get_config() -> ml_collections.ConfigDict:
     purify.preset = ""  # of the attack, as for `attack`
     purify.eps_attack = 8.0  # levels
     purify.save_seconds = 10.0  # between writings of results, for runs that are killed
+    return purify
 
-    # Scoring: bits/dim and p-values of clean images.
-    score = config.score = ml_collections.ConfigDict()
+
+def _score() -> ml_collections.ConfigDict:
+    """Scoring: bits/dim and p-values of clean images."""
+    score = ml_collections.ConfigDict()
     score.input = "sample"  # as for purify
     score.count = 0  # images at most; 0: all
     score.batch = 200
+    return score
 
-    # Adversarial images of a classifier.
-    attack = config.attack = ml_collections.ConfigDict()
+
+def _attack() -> ml_collections.ConfigDict:
+    """Adversarial images of a classifier."""
+    attack = ml_collections.ConfigDict()
     attack.input = "sample"  # as for purify
     attack.count = -1  # as for purify
     attack.batch = 128
@@ -117,14 +144,20 @@ def get_config() -> ml_collections.ConfigDict:
     # In the attack's norm: levels, or values for saliency_map; inf: no bound.
     attack.eps = 8.0
     attack.save_seconds = 10.0  # between writings of results, for runs that are killed
+    return attack
 
-    # Feature squeezing, as a defence of `evaluate`.
-    squeeze = config.squeeze = ml_collections.ConfigDict()
+
+def _squeeze() -> ml_collections.ConfigDict:
+    """Feature squeezing, as a defence of `evaluate`."""
+    squeeze = ml_collections.ConfigDict()
     squeeze.colours = 32  # levels that stay
     squeeze.preset = "paper"  # of the median filter: paper, code
+    return squeeze
 
-    # Every defence under every attack. The purifier is that of `purify` (eps, solver).
-    evaluate = config.evaluate = ml_collections.ConfigDict()
+
+def _evaluate() -> ml_collections.ConfigDict:
+    """Every defence under every attack; the purifier is that of `purify`."""
+    evaluate = ml_collections.ConfigDict()
     # As for purify, with labels; "auto": test, or without data_dir the sample.
     evaluate.input = "auto"
     evaluate.images = 1000  # at most, the first; 0: all
@@ -151,24 +184,31 @@ def get_config() -> ml_collections.ConfigDict:
     # bits/dim below which purify_adaptive leaves an image alone; -1: the one on the
     # density model's card.
     evaluate.threshold = -1.0
+    return evaluate
 
-    # The threshold of purify_adaptive, on validation images, under the attacks of
-    # `evaluate` and with its eps_attack and batch.
-    choose_threshold = config.choose_threshold = ml_collections.ConfigDict()
+
+def _choose_threshold() -> ml_collections.ConfigDict:
+    """The threshold of purify_adaptive, under the attacks of `evaluate`."""
+    choose_threshold = ml_collections.ConfigDict()
     choose_threshold.classifier = "cifar10/resnet-adversarial_fgsm8"
     choose_threshold.input = "validation"  # as for evaluate
     choose_threshold.images = 500  # at most, the first; 0: all
     choose_threshold.keep = False  # write it on the card of pixelcnn.weights
+    return choose_threshold
 
-    # Accuracy of a classifier.
-    classify = config.classify = ml_collections.ConfigDict()
+
+def _classify() -> ml_collections.ConfigDict:
+    """Accuracy of a classifier."""
+    classify = ml_collections.ConfigDict()
     classify.input = "sample"  # as for purify
     classify.count = 0  # images at most; 0: all
     classify.batch = 200
+    return classify
 
-    # Makes a released model of a finished training run (`pixelcnn.weights`, or in
-    # release_classifier `classifier.weights`).
-    release = config.release = ml_collections.ConfigDict()
+
+def _release() -> ml_collections.ConfigDict:
+    """A released model, of the finished run that `weights` name."""
+    release = ml_collections.ConfigDict()
     release.to = ""  # folder
     release.note = ""  # for the card, e.g. how the run shared its machine
     release.on_sample = False  # all splits from the bundled sample: for trying the code
@@ -176,12 +216,16 @@ def get_config() -> ml_collections.ConfigDict:
     release.batch = 200
     # Classifiers: levels of the FGSM attacks whose accuracy goes on the card.
     release.eps_attack = (2.0, 8.0, 16.0)
+    return release
 
-    sample = config.sample = ml_collections.ConfigDict()
+
+def _sample() -> ml_collections.ConfigDict:
+    """Samples of the density model."""
+    sample = ml_collections.ConfigDict()
     sample.count = 64  # images
     sample.batch = 64
     sample.label = -1  # class to draw from a class-conditional model; -1: each in turn
-    return config
+    return sample
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -222,6 +266,31 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
+def report(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """For evaluate: the reproducibility report's claim 3, a ResNet and eps_defend 8."""
+    resnet = f"{config.dataset}/resnet"
+    config.purify.eps = 8
+    evaluate = config.evaluate
+    evaluate.images = 100
+    evaluate.rows = (resnet, f"{resnet} + purify")
+    evaluate.eps_attack = (8.0,)
+    # As long as 8 levels in every value.
+    length = 8 * (32 * 32 * 3 if config.dataset == "cifar10" else 28 * 28) ** 0.5
+    evaluate.attacks = (
+        "fgsm",
+        "bim",
+        "deepfool",
+        "cw preset=code",
+        f"fgm preset=report eps={length:.0f}",
+        "gaussian_blur preset=report",
+        "contrast_reduction preset=report",
+        "salt_and_pepper preset=report",
+        "saliency_map preset=report",
+        "lbfgs preset=report images=20",
+    )
+    return config
+
+
 def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A density model and a schedule that two CPU cores can train in two hours."""
     model, train = config.pixelcnn.model, config.pixelcnn.train
@@ -242,6 +311,7 @@ def chosen(
     Raises:
       ValueError: no such variant.
     """
-    if variant not in ("", "smoke"):
-        raise ValueError(f"unknown variant {variant!r}: smoke, paper or none")
-    return smoke(config) if variant == "smoke" else config
+    variants = {"": lambda config: config, "smoke": smoke, "report": report}
+    if variant not in variants:
+        raise ValueError(f"unknown variant {variant!r}: smoke, paper, report or none")
+    return variants[variant](config)

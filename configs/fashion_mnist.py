@@ -26,7 +26,7 @@ from configs import default
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Variants: "" (small enough for two cores), "paper", "smoke"."""
+    """Variants: "" (small enough for two cores), "paper", "report", "smoke"."""
     config = default.get_config()
     config.dataset = "fashion_mnist"
     config.pixelcnn.weights = "fashion_mnist/pixelcnn"

@@ -301,6 +301,7 @@ def _mistakes(folder):
     write("floats.npz", images=np.zeros((2, 28, 28, 1), np.float32))
     write("size.npz", images=np.zeros((2, 32, 32, 1), np.uint8))
     write("range.npz", images=np.full((2, 28, 28, 1), 300))
+    write("bare.npz", images=np.zeros((2, 28, 28, 1), np.uint8))
     labels = np.array([3, 12])
     write("labels.npz", images=np.zeros((2, 28, 28, 1), np.uint8), labels=labels)
     write("empty.npz", images=np.zeros((0, 28, 28, 1), np.uint8))
@@ -367,6 +368,32 @@ def _mistakes(folder):
         ("purify", ["--config.purify.eps_attack=nan"], "eps_attack"),
         ("purify", ["--config.purify.threshold=inf"], "threshold must be finite"),
         ("purify", ["--config.purify.input="], "input is empty"),
+        ("purify", ["--config.purify.threshold=-2"], "or -1 for the card's"),
+        ("evaluate", ["--config.evaluate.attacks=('bim2',)"], "unknown attack 'bim2'"),
+        ("evaluate", ["--config.evaluate.rows=('a + b',)"], "unknown defence 'b'"),
+        ("evaluate", ["--config.evaluate.rows=()"], "at least one row"),
+        ("evaluate", ["--config.evaluate.rows=('no/model',)"], "no model 'no/model'"),
+        (
+            "evaluate",
+            ["--config.evaluate.rows=('cifar10/vgg',)"],
+            "was trained on cifar10",
+        ),
+        (
+            "evaluate",
+            ["--config.evaluate.sources=('fashion_mnist/pixelcnn',)"],
+            "is no classifier",
+        ),
+        ("evaluate", ["--config.evaluate.eps_attack=(-8.0,)"], "eps_attack must be"),
+        ("evaluate", ["--config.evaluate.batch=0"], "evaluate.batch"),
+        ("evaluate", ["--config.evaluate.images=-1"], "count must not be negative"),
+        ("evaluate", ["--config.evaluate.threshold=nan"], "threshold must be finite"),
+        ("evaluate", ["--config.squeeze.colours=1"], "between 2 and 256"),
+        ("evaluate", ["--config.purify.solver=x"], "unknown solver 'x'"),
+        ("evaluate", ["--config.purify.eps=300"], "between 0 and 255"),
+        ("evaluate", [f"--config.evaluate.input={folder}/bare.npz"], "has no labels"),
+        ("evaluate", ["--config.evaluate.input=test"], "needs --config.data_dir"),
+        ("choose_threshold", ["--config.evaluate.attacks=()"], "attacks is empty"),
+        ("choose_threshold", [], "needs --config.data_dir"),
         ("purify", [f"--config.pixelcnn.weights={folder}/misfit"], "weights"),
         ("purify", [f"--workdir={folder}/size.npz"], "is a file"),
         ("score", ["--config.score.batch=-1"], "score.batch"),

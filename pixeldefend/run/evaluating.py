@@ -13,6 +13,7 @@ from pixeldefend import (
     parallel,
     purification,
     report,
+    squeeze,
     tables,
 )
 from pixeldefend.evaluate import accuracy, write_rows
@@ -55,8 +56,7 @@ def read_tools(config: inputs.Config, layout: grid.Grid, threshold: float) -> To
     Args:
       config: whose models and settings are taken.
       layout: of the table.
-      threshold: of the adaptive defence, bits/dim; negative for the one on the card of
-        the density model.
+      threshold: of the adaptive defence, see `inputs.threshold`.
 
     Raises:
       ValueError, FileNotFoundError: a model that is missing, damaged, of another kind
@@ -71,13 +71,19 @@ def read_tools(config: inputs.Config, layout: grid.Grid, threshold: float) -> To
     if any(row.purifies for row in pipelines):
         model = Loaded(*inputs.density_model(config))
         inputs.check_dataset(config, config.pixelcnn.weights, model.card)
-        threshold = _threshold(config, pipelines, model.card, threshold)
+        if any("purify_adaptive" in row.defences for row in pipelines):
+            threshold = inputs.threshold(threshold, config.pixelcnn.weights, model.card)
         if config.purify.solver not in purification.SOLVERS:
             raise ValueError(
                 f"unknown solver {config.purify.solver!r}: one of "
                 f"{', '.join(purification.SOLVERS)}"
             )
         purification.width_for(config.purify.eps)
+    if any("squeeze" in row.defences for row in pipelines):
+        probe = np.zeros((1, 2, 2, 1), np.uint8)
+        squeeze.squeeze_features(
+            probe, colours=config.squeeze.colours, preset=config.squeeze.preset
+        )
     shapes = {tuple(one.card["image_shape"]) for one in loaded.values()}
     if len(shapes) > 1:
         raise ValueError(f"the classifiers take images of different shapes: {shapes}")
@@ -100,25 +106,6 @@ def _classifier(config: inputs.Config, name: str) -> Loaded:
         raise ValueError(f"{name} is no classifier")
     inputs.check_dataset(config, name, card)
     return Loaded(model, variables, card)
-
-
-def _threshold(
-    config: inputs.Config, pipelines: list[grid.Pipeline], card: dict, given: float
-) -> float:
-    """Bits/dim, where a row adapts; else 0."""
-    if not any("purify_adaptive" in row.defences for row in pipelines):
-        return 0.0
-    if not given < float("inf"):
-        raise ValueError(f"threshold must be finite, in bits/dim: {given}")
-    if given >= 0:
-        return float(given)
-    if "adaptive" not in card:
-        raise ValueError(
-            f"the card of {config.pixelcnn.weights} has no threshold for "
-            "purify_adaptive: choose one with --mode=choose_threshold, or give "
-            "--config.evaluate.threshold"
-        )
-    return card["adaptive"]["threshold"]
 
 
 def read_images(

@@ -143,6 +143,32 @@ def attack(name: str, preset: str, eps: float) -> Callable:
     return attacks.named(name, preset)
 
 
+def threshold(given: float, weights: str, card: dict) -> float:
+    """The threshold of adaptive purification, bits/dim.
+
+    Args:
+      given: by the user; -1 for the one that was chosen for the density model.
+      weights: of the density model.
+      card: its.
+
+    Raises:
+      ValueError: neither -1 nor a finite number from 0, or -1 without one on the card.
+    """
+    if given == -1:
+        if "adaptive" in card:
+            return float(card["adaptive"]["threshold"])
+        raise ValueError(
+            f"the card of {weights} has no threshold: choose one with "
+            "--mode=choose_threshold, or give a threshold in bits/dim"
+        )
+    if not 0 <= given < float("inf"):
+        raise ValueError(
+            f"threshold must be finite, in bits/dim from 0, or -1 for the card's: "
+            f"{given}"
+        )
+    return float(given)
+
+
 def check_save_seconds(seconds: float) -> None:
     """Raises ValueError for a pause between writings that is negative or no number."""
     if not seconds >= 0:

@@ -40,6 +40,7 @@ class _Job:
     attack: Callable | None
     attack_name: str
     preset: str | None
+    threshold: float
 
 
 def purify(config: inputs.Config, workdir: Workdir) -> None:
@@ -74,7 +75,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         "params": job.params,
         "classifier": job.classifier_variables,
         "eps": jnp.int32(settings.eps),
-        "threshold": jnp.float32(settings.threshold),
+        "threshold": jnp.float32(job.threshold),
         "eps_attack": jnp.float32(settings.eps_attack),
         "key": jax.random.key(config.seed),
     }
@@ -148,6 +149,7 @@ def _read(config: inputs.Config) -> _Job:
             raise ValueError(
                 f"{name} attacks a classifier: give --config.classifier.weights"
             )
+    threshold = inputs.threshold(settings.threshold, config.pixelcnn.weights, card)
     return _Job(
         model,
         params,
@@ -159,6 +161,7 @@ def _read(config: inputs.Config) -> _Job:
         attack,
         name,
         preset,
+        threshold,
     )
 
 
@@ -169,8 +172,8 @@ def _titles(config: inputs.Config, job: _Job) -> dict[str, str]:
     if job.attack is not None:
         titles["perturbed"] = f"{job.attack_name.upper()}, eps {settings.eps_attack:g}"
     titles["purified"] = f"purified, eps {settings.eps}"
-    if settings.threshold:
-        titles["purified"] += f" from {settings.threshold:g} bits/dim"
+    if job.threshold:
+        titles["purified"] += f" from {job.threshold:g} bits/dim"
     return titles
 
 
@@ -180,7 +183,7 @@ def _identity(config: inputs.Config, job: _Job, stage: str) -> dict:
     attacked = job.attack is not None and stage != "clean"
     purified = stage == "purified"
     looks = attacked and attacks.ATTACKS[job.attack_name].looks
-    defence_name = "purify_adaptive" if settings.threshold else "purify"
+    defence_name = "purify_adaptive" if job.threshold else "purify"
     threat = "grey-box" if purified else "white-box"
     return {
         "dataset": job.cards[0]["dataset"],
@@ -192,7 +195,7 @@ def _identity(config: inputs.Config, job: _Job, stage: str) -> dict:
         "preset": job.preset if attacked else None,
         "eps_attack": inputs.in_row(settings.eps_attack) if attacked else 0.0,
         "eps_defend": settings.eps if purified else 0,
-        "threshold": settings.threshold if purified else 0.0,
+        "threshold": job.threshold if purified else 0.0,
         "threat": threat if looks else None,  # noise is no attacker
         "source": config.classifier.weights if looks else None,
         "through": "classifier" if looks else None,
@@ -220,10 +223,6 @@ def _check(settings: inputs.Config) -> None:
             f"unknown attack {settings.attack!r}: one of {', '.join(known)}"
         )
     attacks.check_eps(settings.eps_attack, "purify.eps_attack")
-    if not 0 <= settings.threshold < float("inf"):
-        raise ValueError(
-            f"threshold must be finite, in bits/dim from 0: {settings.threshold}"
-        )
     inputs.check_save_seconds(settings.save_seconds)
     if settings.solver not in purification.SOLVERS:
         raise ValueError(
