@@ -253,12 +253,14 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.attack.count = config.attack.batch = 8
     config.attack.save_seconds = 0.0
     config.classify.count = config.classify.batch = 64
-    evaluate, vgg = config.evaluate, f"{config.dataset}/vgg"
+    evaluate, network = config.evaluate, config.classifier.weights
     evaluate.images, evaluate.batch, evaluate.threshold = 4, 4, 3.0
     evaluate.attacks = ("rand", "bim", "cw preset=code images=2")
-    evaluate.rows = (vgg, f"{vgg} + squeeze", f"{vgg} + purify_adaptive")
+    evaluate.rows = (network, f"{network} + squeeze", f"{network} + purify_adaptive")
+    if config.dataset == "mnist":  # which has no density model
+        evaluate.rows = evaluate.rows[:2]
     evaluate.eps_attack = (8.0,)
-    config.choose_threshold.classifier = vgg
+    config.choose_threshold.classifier = network
     config.choose_threshold.input = "sample"
     config.choose_threshold.images = 4
     config.release.on_sample, config.release.batch = True, 64

@@ -7,9 +7,6 @@ from pixeldefend import attacks
 
 DEFENCES = ("squeeze", "purify", "purify_adaptive")
 _PURIFIERS = ("purify", "purify_adaptive")
-# Attacks that take the bare classifier even where an image is squeezed in front of it:
-# the authors' code does so with Carlini and Wagner's.
-_BARE = ("cw", "cw_l2")
 CLEAN = "none"
 
 
@@ -179,7 +176,7 @@ def made_for(
     if not known.looks:
         return made
     squeezed = source is None and "squeeze" in row.defences
-    through = "median" if squeezed and column.attack not in _BARE else ""
+    through = "median" if squeezed and not known.bare else ""
     return dataclasses.replace(made, source=source or row.classifier, through=through)
 
 

@@ -26,10 +26,20 @@ def check_batch(batch: int, field: str = "batch") -> int:
     return batch // count
 
 
-def whole_batch(images: int) -> int:
-    """The smallest global batch that holds so many images."""
-    count = jax.local_device_count()
-    return -(-images // count) * count
+def batch_for(batch: int, images: int) -> int:
+    """A global batch that is not larger than it need be.
+
+    Copies that fill a batch are worked on as well. The images per device do not depend
+    on the number of devices, so results do not either.
+
+    Args:
+      batch: at most so many, over all devices.
+      images: to be worked on.
+
+    Raises:
+      ValueError: the devices do not divide `batch`.
+    """
+    return min(check_batch(batch), images) * jax.local_device_count()
 
 
 def devices() -> str:

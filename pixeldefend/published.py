@@ -5,6 +5,7 @@ eps_defend 32 for Fashion-MNIST and 16 for CIFAR-10.
 """
 
 _ATTACKS = ("none", "rand", "fgsm", "bim", "deepfool", "cw", "strongest")
+EPS_DEFEND = {"fashion_mnist": 32, "cifar10": 16}
 _EPS = {"fashion_mnist": (8, 25), "cifar10": (2, 8, 16)}
 # Network, training and defences; then a cell for each attack, a number for each eps.
 _TABLES = {

@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from pixeldefend import grid, published, report
+from pixeldefend import attacks, grid, published, report
 
 STRONGEST = "strongest"
 WORST = "worst_per_image"
 # Presets whose accuracies the paper has; no preset: clean images.
 _THEIRS = (None, "paper", "code")
+_FIVE = {"rand", "fgsm", "bim", "deepfool", "cw"}
 _TITLES = {
     grid.CLEAN: "clean",
     STRONGEST: "strongest",
@@ -26,6 +27,8 @@ class Cell:
       high: the other end.
       n: images.
       paper: what was published, or None.
+      fewer: whether n is less than that of the table's clean images, so that it is to
+        be told.
     """
 
     ours: float
@@ -33,6 +36,7 @@ class Cell:
     high: float
     n: int
     paper: float | None = None
+    fewer: bool = False
 
     @property
     def difference(self) -> float | None:
@@ -48,6 +52,8 @@ class Cell:
 
     def __str__(self) -> str:
         text = f"{self.ours:.1f} ± {(self.high - self.low) / 2:.1f}"
+        if self.fewer:
+            text += f" [n {self.n}]"
         if self.paper is None:
             return text
         return f"{text} ({self.paper:.0f}, {self.difference:+.1f})"
@@ -61,12 +67,20 @@ class Table:
 
         Args:
           layout: rows, columns and eps to show.
-          rows: of `--mode=evaluate`, see `cell_key` for what is read.
+          rows: of `--mode=evaluate`.
           dataset: of the published numbers.
+
+        Raises:
+          ValueError: two rows for one cell.
         """
         self.layout, self._dataset = layout, dataset
         self._columns = {str(column): column for column in layout.columns}
-        self._rows = {cell_key(row): row for row in rows}
+        self._rows: dict[tuple, dict] = {}
+        for row in rows:
+            key = _key_of(row)
+            if key in self._rows:
+                raise ValueError(f"two rows for one cell: {key}")
+            self._rows[key] = row
 
     def columns(self) -> list[str]:
         """What stands above the cells."""
@@ -82,39 +96,54 @@ class Table:
           text: the row, as the layout has it.
           name: of `columns()`.
           eps: of the table, levels.
-          source: of transferred attacks; None for the row's own.
+          source: of transferred attacks; None for the row's own. Attacks that look at
+            nothing are not transferred, and none to the classifier that they come from.
         """
         row = grid.pipeline(text, eps)
         if name == STRONGEST:
             return self._strongest(text, eps, source)
         if name == WORST:
             made = grid.Made(WORST, eps=eps)
+        elif name == grid.CLEAN:
+            made = grid.Made(grid.CLEAN)
         else:
-            column = self._columns.get(name, grid.Column(grid.CLEAN))
-            made = grid.made_for(row, column, eps, source)
+            made = grid.made_for(row, self._columns[name], eps, source)
+        if source and grid.threat(row, made) != "transfer":
+            return None
         found = self._rows.get(_key(row, made))
-        return None if found is None else self._cell(found, eps)
+        if found is None:
+            return None
+        paper = None if source else self._paper(found, found["attack"], eps)
+        return self._cell(found, paper)
 
     def _strongest(self, text: str, eps: float, source: str | None) -> Cell | None:
-        """The least accuracy of all attacks."""
+        """The least accuracy of all attacks, once all are measured."""
         cells = [self.cell(text, name, eps, source) for name in self._columns]
-        measured = [cell for cell in cells if cell is not None]
-        if not measured:
+        if source:
+            cells = [cell for cell in cells if cell is not None]
+        if None in cells or not cells:
             return None
-        least = min(measured, key=lambda cell: cell.ours)
+        least = min(cells, key=lambda cell: cell.ours)
         clean = self._rows.get(_key(grid.pipeline(text, eps), grid.Made(grid.CLEAN)))
-        paper = None
-        if clean is not None and source is None:
-            paper = self._published(clean, STRONGEST, eps)
+        known = {c.attack for c in self._columns.values() if c.preset in _THEIRS}
+        theirs = clean is not None and source is None
+        theirs &= known == {c.attack for c in self._columns.values()} == _FIVE
+        paper = self._paper(clean, STRONGEST, eps) if theirs else None
         return dataclasses.replace(least, paper=paper)
 
-    def _cell(self, row: dict, eps: float) -> Cell:
-        theirs = row["threat"] != "transfer" and row["preset"] in _THEIRS
-        paper = self._published(row, row["attack"], eps) if theirs else None
+    def _cell(self, row: dict, paper: float | None) -> Cell:
         percent = (100 * row[name] for name in ("accuracy", "low", "high"))
-        return Cell(*percent, n=row["n"], paper=paper)
+        whole = max(other["n"] for other in self._rows.values())
+        return Cell(*percent, n=row["n"], paper=paper, fewer=row["n"] < whole)
 
-    def _published(self, row: dict, attack: str, eps: float) -> float | None:
+    def _paper(self, row: dict, attack: str, eps: float) -> float | None:
+        """The published percentage, where the row measures the same thing."""
+        same = row["attack"] == grid.CLEAN or row["eps_attack"] == eps
+        defended = (0, published.EPS_DEFEND.get(self._dataset))
+        if not same or row["preset"] not in _THEIRS:
+            return None
+        if row["eps_defend"] not in defended or row["own"]:
+            return None
         return published.accuracy(
             self._dataset, row["network"], row["training"], row["defence"], attack, eps
         )
@@ -125,7 +154,9 @@ class Table:
         """Header and lines for one eps, as text."""
         columns = self.columns()
         if source:
-            columns = [c for c in columns if c not in (grid.CLEAN, WORST)]
+            blind = [n for n, c in self._columns.items() if not _looks(c)]
+            unmoved = (grid.CLEAN, WORST, *blind)
+            columns = [name for name in columns if name not in unmoved]
         header = [f"eps {eps:g}", *(_TITLES.get(name, name) for name in columns)]
         lines = []
         for text in self.layout.rows:
@@ -225,8 +256,12 @@ def _plain(table: Table, text: str, eps: float) -> str:
     return str(dataclasses.replace(table.cell(text, STRONGEST, eps), paper=None))
 
 
-def cell_key(row: dict) -> tuple:
-    """Which cell a row is: classifier, defence, attack, preset, eps, source."""
+def _looks(column: grid.Column) -> bool:
+    return attacks.ATTACKS[column.attack].looks
+
+
+def _key_of(row: dict) -> tuple:
+    """Which cell a row is."""
     eps = row["eps_attack"]
     return (
         row["classifier"],
@@ -234,17 +269,18 @@ def cell_key(row: dict) -> tuple:
         row["attack"],
         row["preset"],
         float("inf") if eps is None else eps,
-        row["source"] if row["threat"] == "transfer" else None,
+        row["source"],
+        row["through"],
     )
 
 
 def _key(row: grid.Pipeline, made: grid.Made) -> tuple:
-    transferred = made.source if grid.threat(row, made) == "transfer" else None
     return (
         row.classifier,
         row.defence,
         made.attack,
         made.preset,
         made.eps,
-        transferred,
+        made.source,
+        made.seen,
     )

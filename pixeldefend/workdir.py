@@ -5,7 +5,7 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from etils import epath
@@ -53,12 +53,14 @@ def command_line() -> str:
 class Workdir:
     """The folder of a run; made only when a mode asks for its path."""
 
-    def __init__(self, folder: epath.PathLike, config: dict):
+    def __init__(self, folder: epath.PathLike, config: dict, free: Container[str] = ()):
         """Checks that the folder is free or belongs to this config.
 
         Args:
           folder: for the results.
           config: what they depend on; kept as `config.json`.
+          free: fields ("section.field") that may differ from an earlier run's, since
+            what is kept in the folder says by itself whether it still holds.
 
         Raises:
           ValueError: the folder belongs to another config, or is none.
@@ -76,7 +78,14 @@ class Workdir:
         except ValueError as error:
             raise ValueError(f"{path} is damaged; name another --workdir") from error
         if old != config:
-            changed = sorted(_differences(old, config))
+            differences = dict(_differences(old, config))
+            changed = [
+                f"{name}: {text}"
+                for name, text in sorted(differences.items())
+                if name not in free
+            ]
+            if not changed:
+                return
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise ValueError(
                 f"workdir {folder} belongs to another config "
@@ -107,11 +116,11 @@ class Workdir:
         return self._folder
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old.keys() | new.keys():
             inner = f"{name}.{key}" if name else key
             yield from _differences(old.get(key), new.get(key), inner)
     elif old != new:
         short = [str(value)[:40] for value in (old, new)]
-        yield f"{name or 'config'}: {short[0]} there, {short[1]} here"
+        yield name or "config", f"{short[0]} there, {short[1]} here"

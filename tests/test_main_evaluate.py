@@ -1,6 +1,7 @@
 """The modes `evaluate` and `choose_threshold`, as a user runs them."""
 
 import json
+import shutil
 import subprocess
 
 import jax
@@ -15,6 +16,7 @@ from pixeldefend import (
     data,
     density,
     grid,
+    parallel,
     pixelcnn,
     purification,
     squeeze,
@@ -87,7 +89,7 @@ def _outcomes(folder):
 
 def _bytes(folder):
     return {
-        path.name: np.load(path)["images"].tobytes()
+        (kind, path.name): np.load(path)["images"].tobytes()
         for kind in ("adversarial", "purified")
         for path in (folder / kind).glob("*.npz")
     }
@@ -134,18 +136,26 @@ def test_evaluate_smoke(models, whole):
     assert all(r["threshold"] == 8.0 and r["eps_defend"] == 32 for r in adaptive)
 
 
-def test_what_survives_every_attack_is_no_more_than_any(whole):
-    rows = _rows(whole[0])
-    for worst in (row for row in rows if row["attack"] == "worst_per_image"):
-        own = [
-            row
-            for row in rows
-            if (row["classifier"], row["defence"])
-            == (worst["classifier"], worst["defence"])
-            and row["attack"] == "cw"
-            and row["threat"] != "transfer"
+def test_what_survives_every_attack_is_counted_image_by_image(models, whole):
+    """Again from the predictions, of the row without a defence."""
+    folder, _ = whole
+    labels = data.sample("fashion_mnist")[1][:3]
+    survived = np.ones(3, bool)
+    for attack in ("rand", "bim", "deepfool", "cw"):
+        paths = [
+            path
+            for path in (folder / "predictions").glob(f"*one8_{attack}-*")
+            if "+" not in path.name and "two" not in path.name
         ]
-        assert worst["correct"] <= min(row["correct"] for row in own)
+        assert len(paths) == 1, paths
+        with np.load(paths[0]) as file:
+            survived &= file["classes"][:3] == labels
+    (worst,) = (
+        row
+        for row in _rows(folder)
+        if row["attack"] == "worst_per_image" and row["defence"] == "none"
+    )
+    assert worst["correct"] == survived.sum() and worst["threat"] == "white-box"
 
 
 def test_rows_are_what_the_functions_give_one_by_one(models, whole):
@@ -213,22 +223,20 @@ def test_evaluate_on_four_devices_gives_the_rows_of_one(models, tmp_path):
     assert _bytes(tmp_path / "1") == _bytes(tmp_path / "4")
 
 
-def _workbench(folder, models):
-    loaded = {
-        name: Loaded(*checkpoint.load_released(name)) for name in (models["two"],)
-    }
+def _workbench(folder, models, name="two"):
+    loaded = {models["two"]: Loaded(*checkpoint.load_released(models[name]))}
     tools = Tools(loaded, None, 32, "auto", 0.0, 8, "paper", 0, batch=4)
     given = data.read_input("fashion_mnist", "sample", 24, (28, 28, 1), None)
     return Workbench(folder, given, tools), given
 
 
 def test_what_an_interrupted_run_made_is_not_made_again(models, tmp_path, monkeypatch):
-    """Six batches; the third is computed, and lost while it is written."""
+    """Six batches; the third is lost while it is written, the fourth is begun."""
     bench, _ = _workbench(tmp_path / "a", models)
     made = grid.made_for(grid.Pipeline(models["two"]), grid.column("fgsm"), 8.0)
     expected = bench.attacked(made)["images"]
-    taken = []
-    add = parts_module.Parts.add
+    taken, begun = [], []
+    add, rows = parts_module.Parts.add, parallel.BatchMap._rows
 
     def dies(self, result, seconds, *, last):
         taken.append(len(result["images"]))
@@ -236,12 +244,19 @@ def test_what_an_interrupted_run_made_is_not_made_again(models, tmp_path, monkey
             raise KeyboardInterrupt
         add(self, result, seconds, last=last)
 
+    def counted(self, start, arrays):
+        begun.append(start)
+        return rows(self, start, arrays)
+
     monkeypatch.setattr(parts_module.Parts, "add", dies)
+    monkeypatch.setattr(parallel.BatchMap, "_rows", counted)
     with pytest.raises(KeyboardInterrupt):
         _workbench(tmp_path / "b", models)[0].attacked(made)
     found = _workbench(tmp_path / "b", models)[0].attacked(made)["images"]
     np.testing.assert_array_equal(found, expected)
     assert len(taken) == 6 + 1
+    # The first of each run's is to compile.
+    assert begun == [0, 0, 4, 8, 12, 0, 8, 12, 16, 20]
 
 
 def test_files_of_other_images_or_weights_are_made_anew(models, tmp_path):
@@ -254,6 +269,18 @@ def test_files_of_other_images_or_weights_are_made_anew(models, tmp_path):
     path.write_bytes(b"damaged")
     bench._given = given
     np.testing.assert_array_equal(bench.attacked(made)["images"], first)
+    other, _ = _workbench(tmp_path, models, "one8")  # under the same name
+    assert not np.array_equal(other.attacked(made)["images"], first)
+
+
+def test_batches_of_a_device_do_not_depend_on_how_many_there_are(monkeypatch):
+    """A last, smaller set would else be attacked in batches of another shape."""
+    sizes = {}
+    for count in (1, 4):
+        monkeypatch.setattr(jax, "local_device_count", lambda count=count: count)
+        given = [(100 * count, 1000), (100 * count, 200), (100 * count, 30)]
+        sizes[count] = [parallel.batch_for(*one) // count for one in given]
+    assert sizes[1] == sizes[4] == [100, 100, 30]
 
 
 def test_choose_threshold_smoke(models, tmp_path):
@@ -277,9 +304,23 @@ def test_choose_threshold_smoke(models, tmp_path):
     _, _, card = checkpoint.load_released(models["density"])
     assert card["adaptive"] == found
     assert f"threshold {found['threshold']:.2f}" in result.stdout
-    # The next run takes it from there.
+    # The next run takes it from there, and finds what the curve says.
     options = _options(models, tmp_path / "next", **{"evaluate.threshold": -1.0})
     result = _run(f"{FASHION}:smoke", "evaluate", *options)
     assert result.returncode == 0, result.stderr
     adaptive = [r for r in _rows(tmp_path / "next") if "adaptive" in r["defence"]]
     assert {row["threshold"] for row in adaptive} == {found["threshold"]}
+
+
+def test_a_table_is_extended_where_it_lies(models, whole, tmp_path):
+    """Another threshold and fewer rows: nothing is attacked or purified again."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    kinds = ("adversarial", "purified")
+    before = {p: p.read_bytes() for k in kinds for p in (folder / k).iterdir()}
+    rows = (f"{models['one']}{{eps}} + purify_adaptive",)
+    options = {"evaluate.rows": rows, "evaluate.threshold": 0.0}
+    result = _run(f"{FASHION}:smoke", "evaluate", *_options(models, folder, **options))
+    assert result.returncode == 0, result.stderr
+    assert {row["threshold"] for row in _rows(folder)} == {0.0}
+    assert {p: p.read_bytes() for k in kinds for p in (folder / k).iterdir()} == before

@@ -4,41 +4,54 @@ import pytest
 from pixeldefend import grid, published, report, tables
 
 RESNET, PURIFIED = "fashion_mnist/resnet", "fashion_mnist/resnet + purify"
-LAYOUT = grid.read((RESNET, PURIFIED), ("bim", "cw images=50"), (8, 25), ("other",))
+FIVE = ("rand", "fgsm", "bim", "deepfool", "cw images=50")
+LAYOUT = grid.read((RESNET, PURIFIED), FIVE, (8, 25), ("other",))
 
 
-def _row(text, attack, eps, accuracy, *, n=100, threat="grey-box", preset=None):
-    row = grid.pipeline(text, eps)
+def _row(text, made, accuracy, *, n=100, **more):
+    row = grid.pipeline(text, 8.0)
     return {
         "dataset": "fashion_mnist",
         "classifier": row.classifier,
         "network": "resnet",
         "training": "normal",
         "defence": row.defence,
-        "attack": attack,
-        "preset": preset,
-        "eps_attack": eps,
-        "threat": threat,
-        "source": "other" if threat == "transfer" else row.classifier,
+        "attack": made.attack,
+        "preset": made.preset,
+        "eps_attack": made.eps,
+        "eps_defend": 32 if row.purifies else 0,
+        "threat": grid.threat(row, made),
+        "source": made.source,
+        "through": made.seen,
+        "own": False,
         "accuracy": accuracy,
         "low": accuracy - 0.05,
         "high": accuracy + 0.03,
         "n": n,
-    }
+    } | more
+
+
+def _rows():
+    """Everything at eps 8, nothing at 25."""
+    found = []
+    for text, clean, bim, cw in ((RESNET, 0.9, 0.1, 0.2), (PURIFIED, 0.8, 0.7, 0.6)):
+        row = grid.pipeline(text, 8.0)
+        found.append(_row(text, grid.Made(grid.CLEAN), clean))
+        for made in LAYOUT.attacks_on(row, 8.0):
+            share = {"bim": bim, "cw": cw}.get(made.attack, 0.85)
+            n = 50 if made.attack == "cw" else 100
+            found.append(_row(text, made, share, n=n))
+            if made.attack == "bim":
+                moved = grid.made_for(row, grid.column("bim"), 8.0, "other")
+                found.append(_row(text, moved, 0.75))
+        worst = grid.Made(tables.WORST, eps=8.0)
+        found.append(_row(text, worst, min(bim, cw) - 0.05, n=50))
+    return found
 
 
 @pytest.fixture
 def table():
-    rows = []
-    for text, clean, bim, cw in ((RESNET, 0.9, 0.1, 0.2), (PURIFIED, 0.8, 0.7, 0.6)):
-        rows += [
-            _row(text, "none", 0.0, clean, threat=None),
-            _row(text, "bim", 8.0, bim, preset="paper"),
-            _row(text, "cw", 8.0, cw, preset="paper", n=50),
-            _row(text, "bim", 8.0, 0.75, preset="paper", threat="transfer"),
-            _row(text, tables.WORST, 8.0, bim - 0.05),
-        ]
-    return tables.Table(LAYOUT, rows, "fashion_mnist")
+    return tables.Table(LAYOUT, _rows(), "fashion_mnist")
 
 
 def test_cells_are_found_among_rows_beside_the_papers(table):
@@ -47,7 +60,7 @@ def test_cells_are_found_among_rows_beside_the_papers(table):
     assert cell.paper == 83 and cell.difference == pytest.approx(-13)
     assert str(cell) == "70.0 ± 4.0 (83, -13.0)"
     assert table.cell(PURIFIED, "none", 8.0).paper == 88
-    assert table.cell(PURIFIED, "cw", 8.0).n == 50
+    assert str(table.cell(PURIFIED, "cw", 8.0)) == "60.0 ± 4.0 [n 50] (87, -27.0)"
     # The paper transfers nothing.
     assert table.cell(PURIFIED, "bim", 8.0, "other").paper is None
     assert table.cell(PURIFIED, "bim", 25.0) is None
@@ -58,13 +71,72 @@ def test_the_strongest_attack_is_the_least_of_all(table):
     strongest = table.cell(PURIFIED, tables.STRONGEST, 8.0)
     assert strongest.ours == pytest.approx(60) and strongest.paper == 83
     worst = table.cell(PURIFIED, tables.WORST, 8.0)
-    assert worst.ours == pytest.approx(65) and worst.paper is None
+    assert worst.ours == pytest.approx(55) and worst.paper is None
     assert table.cell(PURIFIED, tables.STRONGEST, 25.0) is None
 
 
 def test_claims_are_the_best_with_and_without_a_purifier(table):
     (line,) = table.claims()
-    assert line == ["8", RESNET, "10.0 ± 4.0", PURIFIED, "60.0 ± 4.0", "0 to 83"]
+    ours = [RESNET, "10.0 ± 4.0", PURIFIED, "60.0 ± 4.0 [n 50]"]
+    assert line == ["8", *ours, "0 to 83"]
+
+
+def test_without_a_cell_no_attack_is_the_strongest():
+    rows = [row for row in _rows() if row["attack"] != "deepfool"]
+    table = tables.Table(LAYOUT, rows, "fashion_mnist")
+    assert table.cell(RESNET, tables.STRONGEST, 8.0) is None and not table.claims()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"eps_defend": 16},  # another purifier
+        {"own": True},  # other images
+        {"preset": "strong"},  # another attack
+        {"eps_attack": 9.0},
+    ],
+)
+def test_the_papers_number_stands_only_beside_what_it_measured(change):
+    columns = ("bim eps=9",) if "eps_attack" in change else ("bim preset=strong",)
+    columns = ("bim",) if set(change) & {"eps_defend", "own"} else columns
+    row = grid.pipeline(PURIFIED, 8.0)
+    made = grid.made_for(row, grid.column("bim"), 8.0)
+    changed = _row(PURIFIED, made, 0.7) | change
+    known = grid.column(columns[0]) if "preset" not in change else None
+    column = known or grid.Column("bim", "strong")
+    layout = grid.Grid((PURIFIED,), (column,), (8.0,))
+    table = tables.Table(layout, [changed], "fashion_mnist")
+    cell = table.cell(PURIFIED, str(column), 8.0)
+    assert cell.ours == pytest.approx(70) and cell.paper is None
+
+
+def test_the_papers_strongest_is_that_of_its_five_attacks():
+    layout = grid.Grid((RESNET,), (grid.column("bim"),), (8.0,))
+    table = tables.Table(layout, _rows(), "fashion_mnist")
+    strongest = table.cell(RESNET, tables.STRONGEST, 8.0)
+    assert strongest.ours == pytest.approx(10) and strongest.paper is None
+
+
+def test_attacks_behind_a_median_and_on_the_bare_classifier_are_two_cells():
+    squeezed = "other + squeeze"
+    row = grid.pipeline(squeezed, 8.0)
+    layout = grid.Grid((squeezed,), (grid.column("bim"),), (8.0,), ("other",))
+    behind, bare = (
+        grid.made_for(row, grid.column("bim"), 8.0, source)
+        for source in (None, "other")
+    )
+    rows = [_row(squeezed, behind, 0.3), _row(squeezed, bare, 0.8)]
+    table = tables.Table(layout, rows, "fashion_mnist")
+    assert table.cell(squeezed, "bim", 8.0).ours == pytest.approx(30)
+    # Made on its own classifier, it is not transferred.
+    assert table.cell(squeezed, "bim", 8.0, "other") is None
+    with pytest.raises(ValueError, match="two rows for one cell"):
+        tables.Table(layout, rows + rows[:1], "fashion_mnist")
+
+
+def test_an_unknown_column_is_no_clean_one(table):
+    with pytest.raises(KeyError):
+        table.cell(RESNET, "bin", 8.0)
 
 
 def test_departures_are_outside_the_interval_and_five_points_away(table):
@@ -84,7 +156,10 @@ def test_tables_show_every_cell_and_leave_gaps_empty(table):
     assert "Transferred: made on other, eps 8" in shown
     assert "eps 25" in shown and "75.0 ± 4.0" in shown
     header, lines = table.lines(25.0)
-    assert header == ["eps 25", "clean", "bim", "cw", "strongest", "every attack"]
+    attacks = ["rand", "fgsm", "bim", "deepfool", "cw"]
+    assert header == ["eps 25", "clean", *attacks, "strongest", "every attack"]
+    header, _ = table.lines(8.0, "other")
+    assert header == ["eps 8", "fgsm", "bim", "deepfool", "cw", "strongest"]
     # Clean images need no eps.
     assert all(line[1] and not any(line[2:]) for line in lines)
 

@@ -37,6 +37,8 @@ class Known:
       presets: options by preset, the usual one first.
       looks: whether it looks at the classifier.
       cut: whether eps does no more than cut what was found; see `rounding.cut`.
+      bare: whether it takes the bare classifier even where images are squeezed in front
+        of it, as the authors of PixelDefend had it for Carlini and Wagner's.
     """
 
     function: Callable
@@ -44,6 +46,7 @@ class Known:
     presets: Mapping[str, Mapping[str, Any]]
     looks: bool = True
     cut: bool = False
+    bare: bool = False
 
 
 # In the paper an image is attacked with a given strength, and what comes out goes on to
@@ -119,12 +122,14 @@ ATTACKS: dict[str, Known] = {
             },
         },
         cut=True,
+        bare=True,
     ),
     "cw_l2": Known(
         cw_l2,
         "l2",
         {"strong": {"search_steps": 9, "steps": 1000, "step_size": 0.01}},
         cut=True,
+        bare=True,
     ),
     "fgm": Known(fgm, "l2", {"report": _MADE}),
     "gaussian_blur": Known(gaussian_blur, "l2", {"strong": {}, "report": _THOUSAND}),

@@ -51,6 +51,23 @@ ALSO = {
     "evaluate": _PURIFIER,
     "choose_threshold": _PURIFIER | {"evaluate": ("attacks", "eps_attack", "batch")},
 }
+# What of a section may change while its folder is used again: each image kept there
+# is marked with all that it depends on.
+FREE = {
+    "evaluate": tuple(
+        f"evaluate.{field}"
+        for field in (
+            "rows",
+            "attacks",
+            "eps_attack",
+            "sources",
+            "threshold",
+            "images",
+            "input",
+            "batch",
+        )
+    )
+}
 
 
 def start(mode: str, config: inputs.Config, workdir: str = "") -> None:
@@ -73,7 +90,7 @@ def start(mode: str, config: inputs.Config, workdir: str = "") -> None:
     sections = _sections(mode, config)
     with user_errors():
         folder = workdir or f"runs/{config.dataset}/{mode}-{config_hash(sections)}"
-        place = Workdir(folder, sections)
+        place = Workdir(folder, sections, FREE.get(mode, ()))
     MODES[mode](config, place)
 
 

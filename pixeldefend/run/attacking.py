@@ -32,8 +32,7 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
         if not given.own:
             inputs.check_dataset(config, weights, card)
         inputs.check_labels(given, weights, model.classes)
-        # Copies that fill a batch would be attacked as well.
-        batch = min(settings.batch, parallel.whole_batch(len(given.images)))
+        batch = parallel.batch_for(settings.batch, len(given.images))
         outcomes = Outcomes(model, settings.name, settings.preset, config.seed, batch)
         if given.own:
             workdir.check_outside(settings.input)

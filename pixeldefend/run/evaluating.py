@@ -16,10 +16,12 @@ from pixeldefend import (
     squeeze,
     tables,
 )
-from pixeldefend.evaluate import accuracy, write_rows
-from pixeldefend.run import inputs
+from pixeldefend.evaluate import accuracy, summary, write_rows
+from pixeldefend.run import inputs, kept
 from pixeldefend.run.workbench import Loaded, Tools, Workbench
 from pixeldefend.workdir import Workdir, user_errors
+
+_TABLES = ("rows.jsonl", "table.md")
 
 
 def evaluate(config: inputs.Config, workdir: Workdir) -> None:
@@ -29,39 +31,67 @@ def evaluate(config: inputs.Config, workdir: Workdir) -> None:
         layout = grid.read(
             settings.rows, settings.attacks, settings.eps_attack, settings.sources
         )
-        tools = read_tools(config, layout, settings.threshold)
-        given = read_images(config, tools, settings.input, settings.images)
-        if given.own:
-            workdir.check_outside(settings.input)
-        for name in ("adversarial", "purified", "predictions"):
-            workdir.check_own(name)
-        check_networks(tools, given)
+        source = "test" if config.data_dir else "sample"
+        if settings.input != "auto":
+            source = settings.input
+        tools, given = prepared(
+            config, workdir, layout, settings.threshold, source, settings.images
+        )
     folder = workdir.open()
+    for name in _TABLES:  # of another run, perhaps of other images
+        (folder / name).unlink(missing_ok=True)
     inputs.tell_source(config, given)
     bench = Workbench(folder, given, tools)
     make(bench, layout)
     rows = list(_rows(config, layout, bench, tools, given, workdir.hash))
     rows = [row | {"table_seconds": round(bench.seconds, 1)} for row in rows]
+    table = tables.Table(layout, rows, config.dataset)
+    with checkpoint.whole_file(folder / "table.md") as temporary:
+        temporary.write_text(table.show(report.markdown_table) + "\n")
     write_rows(folder / "rows.jsonl", rows)
     bench.tidy()
-    table = tables.Table(layout, rows, config.dataset)
-    (folder / "table.md").write_text(table.show(report.markdown_table) + "\n")
-    print(f"\n{table.show()}\n\n{_legend(given, rows)}")
-    print(f"results in {folder}")
+    print(f"\n{table.show()}\n\n{_legend(given, rows)}\nresults in {folder}")
 
 
-def read_tools(config: inputs.Config, layout: grid.Grid, threshold: float) -> Tools:
-    """What a table needs, loaded and checked.
+def prepared(
+    config: inputs.Config,
+    workdir: Workdir,
+    layout: grid.Grid,
+    threshold: float,
+    source: str,
+    count: int,
+) -> tuple[Tools, data.Input]:
+    """All that a table needs, read and checked before anything is written.
 
     Args:
       config: whose models and settings are taken.
+      workdir: of the run.
       layout: of the table.
       threshold: of the adaptive defence, see `inputs.threshold`.
+      source: of the images, as for `data.read_input`.
+      count: images at most; 0 for all.
 
     Raises:
-      ValueError, FileNotFoundError: a model that is missing, damaged, of another kind
-        or data set, or a setting out of range.
+      ValueError, TypeError, OSError: what does not fit, or is not there.
     """
+    tools = _tools(config, layout, threshold)
+    given = _images(config, tools, source, count)
+    if given.own:
+        workdir.check_outside(source)
+    for name in kept.FOLDERS:
+        workdir.check_own(name)
+    for name, (model, variables, _) in tools.classifiers.items():
+        try:
+            attacks.check_logits(
+                classifiers.logits_fn(model), variables, given.images[:2]
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return tools, given
+
+
+def _tools(config: inputs.Config, layout: grid.Grid, threshold: float) -> Tools:
+    """Models and settings, loaded and checked."""
     pipelines = layout.pipelines()
     settings = config.evaluate
     parallel.check_batch(settings.batch, "evaluate.batch")
@@ -105,19 +135,13 @@ def _classifier(config: inputs.Config, name: str) -> Loaded:
     if card["kind"] != "classifier":
         raise ValueError(f"{name} is no classifier")
     inputs.check_dataset(config, name, card)
+    if "training" not in card.get("training", {}):
+        raise ValueError(f"the card of {name} does not say how it was trained")
     return Loaded(model, variables, card)
 
 
-def read_images(
-    config: inputs.Config, tools: Tools, source: str, count: int
-) -> data.Input:
-    """The first `count` images of a source, with labels that all classifiers know.
-
-    Raises:
-      ValueError: no labels, or as for `data.read_input`.
-    """
-    if source == "auto":
-        source = "test" if config.data_dir else "sample"
+def _images(config: inputs.Config, tools: Tools, source: str, count: int) -> data.Input:
+    """The first images of a source, with labels that all classifiers know."""
     name, first = next(iter(tools.classifiers.items()))
     shape = tuple(first.card["image_shape"])
     given = data.read_input(config.dataset, source, count, shape, config.data_dir)
@@ -131,17 +155,6 @@ def read_images(
     return given
 
 
-def check_networks(tools: Tools, given: data.Input) -> None:
-    """Raises ValueError where a classifier's logits are no finite numbers."""
-    for name, (model, variables, _) in tools.classifiers.items():
-        try:
-            attacks.check_logits(
-                classifiers.logits_fn(model), variables, given.images[:2]
-            )
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-
-
 def make(bench: Workbench, layout: grid.Grid) -> None:
     """Makes all images that a table needs: attacked ones first, then purified ones."""
     cells = list(layout.cells())
@@ -149,15 +162,22 @@ def make(bench: Workbench, layout: grid.Grid) -> None:
     purified = list(
         dict.fromkeys((made, row.defences) for row, made in cells if row.purifies)
     )
+    sets = {(made, _before_purifier(defences)) for made, defences in purified}
     print(
         f"{len(layout.pipelines())} pipelines, {len(cells)} cells: "
-        f"{len(attacked)} sets of images, {len(purified)} of them to be purified",
+        f"{len(attacked)} sets of images, {len(sets)} purifications",
         flush=True,
     )
     for made in attacked:
         bench.attacked(made)
     for made, defences in purified:
         bench.shown(made, defences)
+
+
+def _before_purifier(defences: tuple[str, ...]) -> tuple[str, ...]:
+    """What an image passes before it is purified; both kinds purify alike."""
+    which = [defence in ("purify", "purify_adaptive") for defence in defences]
+    return defences[: which.index(True)]
 
 
 def _rows(
@@ -171,19 +191,19 @@ def _rows(
     """A row for every cell, and one for every row's images under all its attacks."""
     right = {}
     for row, made in layout.cells():
-        right[row, made] = bench.correct(row, made)
         shown = bench.shown(made, row.defences)
+        right[row, made] = bench.correct(row, made, shown)
         count = len(shown.images)
-        cell = {"distance": float(_distance(shown.images, given.images))}
+        cell = {"distance": round(float(_distance(shown.images, given.images)), 4)}
         if shown.log_probs is not None:
-            bits = bench.bits_per_dim(shown.log_probs)
-            cell["bits_per_dim"] = float(np.mean(bits))
+            cell |= summary(bench.bits_per_dim(shown.log_probs))
         yield (
             _identity(config, tools, row, made)
             | inputs.identity(given._replace(images=given.images[:count]))
             | accuracy(right[row, made])
             | cell
             | inputs.provenance(mark, shown.seconds)
+            | {"device": shown.device}
         )
     for text in layout.rows:
         for eps in layout.eps:
@@ -193,9 +213,11 @@ def _rows(
                 continue
             count = min(map(len, found))
             every = np.all([correct[:count] for correct in found], 0)
+            looked = any(attacks.ATTACKS[c.attack].looks for c in layout.columns)
+            threat = "grey-box" if row.defences else "white-box"
             yield (
                 _identity(config, tools, row, grid.Made(tables.WORST, eps=eps))
-                | {"threat": "grey-box" if row.defences else "white-box"}
+                | {"threat": threat if looked else None}
                 | inputs.identity(given._replace(images=given.images[:count]))
                 | accuracy(every)
                 | inputs.provenance(mark, 0.0)
@@ -204,7 +226,7 @@ def _rows(
 
 def _distance(images: np.ndarray, clean: np.ndarray) -> float:
     """Mean L-infinity distance to the clean images, levels."""
-    moved = np.abs(images.astype(int) - clean[: len(images)])
+    moved = np.abs(images.astype(np.int16) - clean[: len(images)])
     return moved.max((1, 2, 3)).mean()
 
 
@@ -229,6 +251,10 @@ def _identity(
         "threat": grid.threat(row, made),
         "source": made.source,
         "through": made.seen,
+        "classifier_sha256": card["sha256"][:8],
+        "density_model_sha256": (
+            tools.density_model.card["sha256"][:8] if row.purifies else None
+        ),
     }
 
 
@@ -238,8 +264,9 @@ def _legend(given: data.Input, rows: list[dict]) -> str:
     images = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     return (
         f"accuracy in percent with half of its 95 % interval on {images} images "
-        f"({given.source}); in brackets the paper's and the difference. strongest: the "
-        "least of the attacks; every attack: images that survive all of them.\n"
+        f"({given.source}); [n] where they are fewer; in brackets the paper's and the "
+        "difference. strongest: the least of the attacks; every attack: share of the "
+        "first images, of the column with fewest, that survive all of them.\n"
         "The attacks see the bare classifier, or it behind a median filter, and no "
         "purifier (grey-box): an attacker who looks through the purifier does more "
         f"harm.\non {parallel.devices()}"

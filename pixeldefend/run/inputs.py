@@ -176,10 +176,15 @@ def check_save_seconds(seconds: float) -> None:
 
 
 def kept_parts(
-    folder: epath.Path, config: str, given: data.Input, cards: list[dict], pause: float
+    folder: epath.Path,
+    config: str,
+    given: data.Input,
+    cards: list[dict],
+    pause: float,
+    **more: float,
 ) -> Parts:
     """What a killed run of the same work on the same images left; else, none."""
-    identity = {
+    identity = more | {
         "config": config,
         "images": checkpoint.fingerprint(given.images),
         "labels": checkpoint.fingerprint(labels_or_unknown(given)),

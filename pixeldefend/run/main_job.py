@@ -65,7 +65,12 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     inputs.tell_source(config, job.given)
     inputs.remove_results(folder)
     kept = inputs.kept_parts(
-        folder, workdir.hash, job.given, job.cards, settings.save_seconds
+        folder,
+        workdir.hash,
+        job.given,
+        job.cards,
+        settings.save_seconds,
+        threshold=job.threshold,
     )
     first = 0
     for part in kept.results:
@@ -185,21 +190,26 @@ def _identity(config: inputs.Config, job: _Job, stage: str) -> dict:
     looks = attacked and attacks.ATTACKS[job.attack_name].looks
     defence_name = "purify_adaptive" if job.threshold else "purify"
     threat = "grey-box" if purified else "white-box"
-    return {
-        "dataset": job.cards[0]["dataset"],
-        "classifier": config.classifier.weights or None,
-        "training": job.training,
-        "density_model": config.pixelcnn.weights,
-        "defence": defence_name if purified else "none",
-        "attack": job.attack_name if attacked else "none",
-        "preset": job.preset if attacked else None,
-        "eps_attack": inputs.in_row(settings.eps_attack) if attacked else 0.0,
-        "eps_defend": settings.eps if purified else 0,
-        "threshold": job.threshold if purified else 0.0,
-        "threat": threat if looks else None,  # noise is no attacker
-        "source": config.classifier.weights if looks else None,
-        "through": "classifier" if looks else None,
-    } | inputs.identity(job.given)
+    return (
+        {
+            "dataset": job.cards[0]["dataset"],
+            "classifier": config.classifier.weights or None,
+            "training": job.training,
+            "density_model": config.pixelcnn.weights,
+            "defence": defence_name if purified else "none",
+            "attack": job.attack_name if attacked else "none",
+            "preset": job.preset if attacked else None,
+            "eps_attack": inputs.in_row(settings.eps_attack) if attacked else 0.0,
+            "eps_defend": settings.eps if purified else 0,
+            "threshold": job.threshold if purified else 0.0,
+            "threat": threat if looks else None,  # noise is no attacker
+            "source": config.classifier.weights if looks else None,
+            "through": "classifier" if looks else None,
+            "density_model_sha256": job.cards[0]["sha256"][:8],
+            "classifier_sha256": job.cards[1]["sha256"][:8] if job.classifier else None,
+        }
+        | inputs.identity(job.given)
+    )
 
 
 def _who_saw_what(config: inputs.Config, job: _Job) -> str:

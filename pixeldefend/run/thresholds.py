@@ -1,5 +1,7 @@
 """The mode `choose_threshold`: from which bits/dim on an image is to be purified."""
 
+import os
+
 import numpy as np
 from etils import epath
 
@@ -13,23 +15,28 @@ _STEP = 0.05  # bits/dim between the thresholds that are tried
 
 def choose_threshold(config: inputs.Config, workdir: Workdir) -> None:
     """Chooses the threshold of purify_adaptive on validation images."""
-    settings, attack = config.choose_threshold, config.evaluate
+    settings = config.choose_threshold
     with user_errors():
+        if " + " in settings.classifier:
+            raise ValueError(
+                f"choose_threshold.classifier takes no defences: {settings.classifier}"
+            )
         layout = grid.read(
             (settings.classifier, f"{settings.classifier} + purify"),
-            attack.attacks,
-            attack.eps_attack,
+            config.evaluate.attacks,
+            config.evaluate.eps_attack,
         )
         if not layout.columns:
             raise ValueError("evaluate.attacks is empty: nothing to be safe from")
-        tools = evaluating.read_tools(config, layout, 0.0)
-        given = evaluating.read_images(config, tools, settings.input, settings.images)
-        if given.own:
-            workdir.check_outside(settings.input)
-        for name in ("adversarial", "purified", "predictions"):
-            workdir.check_own(name)
-        evaluating.check_networks(tools, given)
+        tools, given = evaluating.prepared(
+            config, workdir, layout, 0.0, settings.input, settings.images
+        )
+        path = checkpoint.find_released(config.pixelcnn.weights) / "card.json"
+        if settings.keep and not os.access(path, os.W_OK):
+            raise ValueError(f"{path} cannot be written; leave keep out")
     folder = workdir.open()
+    if given.source in ("test", "sample"):
+        print("these are test images: choose on them only to try the code")
     bench = Workbench(folder, given, tools)
     evaluating.make(bench, layout)
     curve = _curve(layout, bench)
@@ -40,7 +47,7 @@ def choose_threshold(config: inputs.Config, workdir: Workdir) -> None:
         "threshold": chosen,
         "rule": "the highest up to which no strongest-attack accuracy falls",
         "classifier": settings.classifier,
-        "attacks": list(attack.attacks),
+        "attacks": list(config.evaluate.attacks),
         "eps_defend": config.purify.eps,
         "input": given.source,
         "n": len(given.images),
@@ -51,7 +58,6 @@ def choose_threshold(config: inputs.Config, workdir: Workdir) -> None:
     checkpoint.write_json(folder / "threshold.json", found)
     bench.tidy()
     if settings.keep:
-        path = checkpoint.find_released(config.pixelcnn.weights) / "card.json"
         card = checkpoint.load_card(path.parent) | {"adaptive": found}
         checkpoint.write_json(path, card)
     print(_table(curve, chosen))

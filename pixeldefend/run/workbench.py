@@ -1,8 +1,6 @@
-"""The images that a grid needs: made once, kept in the workdir, found again."""
+"""The images that a table needs, and what classifiers say of them; each made once."""
 
 import dataclasses
-import io
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +10,6 @@ import numpy as np
 from etils import epath
 
 from pixeldefend import (
-    __version__,
     attacks,
     checkpoint,
     classifiers,
@@ -21,12 +18,10 @@ from pixeldefend import (
     density,
     parallel,
     purification,
-    report,
     squeeze,
 )
 from pixeldefend.grid import CLEAN, Made, Pipeline
-from pixeldefend.parts import Parts
-from pixeldefend.workdir import config_hash
+from pixeldefend.run.kept import Kept, mark
 
 
 class Loaded(NamedTuple):
@@ -65,27 +60,33 @@ class Tools:
 
 
 class Shown(NamedTuple):
-    """Images on their way to a classifier.
+    """Images as a classifier gets them.
 
     Attributes:
       images: `[N, H, W, C]` uint8.
       log_probs: `[N]` nats, where known.
       seconds: that it took to make them.
+      device: that made them, in words.
     """
 
     images: np.ndarray
     log_probs: np.ndarray | None
     seconds: float
+    device: str
+
+
+class _Program(NamedTuple):
+    """A function of `(variables, *arrays)`, and what tells it from others."""
+
+    key: tuple
+    function: Callable[..., dict]
+    options: dict
 
 
 class Workbench:
-    """Makes sets of images with some tools, each once, and keeps them as files.
+    """Makes sets of images with some tools, keeps them, and finds them again."""
 
-    What a killed run left is found again, batch by batch; files that were made with
-    other tools or of other images are made anew.
-    """
-
-    def __init__(self, folder: epath.Path, given: data.Input, tools: Tools):
+    def __init__(self, folder: epath.PathLike, given: data.Input, tools: Tools):
         """Prepares; nothing is computed before it is asked for.
 
         Args:
@@ -93,123 +94,180 @@ class Workbench:
           given: clean images with their labels.
           tools: see there.
         """
-        self._folder, self._given, self._tools = folder, given, tools
+        self._given, self._tools = given, tools
+        self._kept = Kept(folder)
         self._programs: dict[tuple, parallel.BatchMap] = {}
-        self._seconds: dict[tuple[str, str], float] = {}
 
     @property
     def seconds(self) -> float:
-        """That everything made or found so far took, compilation apart."""
-        return sum(self._seconds.values())
+        """That everything asked for took to make, compilation apart."""
+        return self._kept.seconds
 
     def tidy(self) -> None:
         """Removes what only a killed run would need."""
-        if (self._folder / "parts").exists():
-            (self._folder / "parts").rmtree()
-
-    def count(self, made: Made) -> int:
-        """How many images a set has."""
-        whole = len(self._given.images)
-        return min(made.images or whole, whole)
+        self._kept.tidy()
 
     def attacked(self, made: Made) -> dict[str, np.ndarray]:
         """The attacked images of a set.
 
         Returns:
           `images [N, H, W, C]` uint8, and of the attack `success`, `distance` and
-          `queries` `[N]` (see `attacks.Info`) and `seconds`; of clean images only the
-          first and the last.
+          `queries` `[N]` (see `attacks.Info`); `seconds` and `device`. Of clean images
+          only the first and the last two.
         """
         if made.attack == CLEAN:
-            clean = self._given.images[: self.count(made)]
-            return {"images": clean, "seconds": np.float64(0)}
+            clean = self._given.images[: self._count(made)]
+            none = {"seconds": np.float64(0), "device": parallel.devices()}
+            return {"images": clean} | none
         if not attacks.ATTACKS[made.attack].cut:
-            return self._attack(made, self._whole_attack(made), str(made))
+            return self._made(made, self._whole_attack(made), f"{made}")
         # The same search whatever eps is.
         wide = dataclasses.replace(made, eps=float("inf"))
-        found = self._attack(wide, self._search(made), f"{wide} (search)", "search")
-        cut = self._attack(made, self._cut(made), str(made), "", found["images"])
-        queries = found["queries"] + cut["queries"]
-        seconds = found["seconds"] + cut["seconds"]
-        return cut | {"queries": queries, "seconds": seconds}
+        search = self._search(wide)
+        found: dict = {}
+
+        def searched() -> dict[str, np.ndarray]:
+            found.update(self._made(wide, search, f"{wide} (search)"))
+            return found
+
+        cut = self._made(
+            made,
+            self._cut(made),
+            f"{made}",
+            after=(self._mark(wide, search), lambda: searched()["images"]),
+        )
+        if found:
+            return cut | {"seconds": cut["seconds"] + found["seconds"]}
+        return cut
 
     def shown(self, made: Made, defences: tuple[str, ...]) -> Shown:
         """A set of images after it passed defences, in their order."""
         if not defences:
             found = self.attacked(made)
-            return Shown(found["images"], None, float(found["seconds"]))
+            seconds, device = float(found["seconds"]), str(found["device"])
+            return Shown(found["images"], None, seconds, device)
         *before, last = defences
         given = self.shown(made, tuple(before))
         if last == "squeeze":
-            squeezed = squeeze.squeeze_features(
-                jnp.asarray(given.images),
-                colours=self._tools.colours,
-                preset=self._tools.median,
-            )
-            return Shown(np.asarray(squeezed), None, given.seconds)
+            return given._replace(images=self._squeezed(given.images), log_probs=None)
         found = self._purified(made, tuple(before), given.images)
         images, log_probs = found["images"], found["log_probs"]
         if last == "purify_adaptive":
-            alone = self.bits_per_dim(found["given_log_probs"]) < self._tools.threshold
+            bits = self.bits_per_dim(found["given_log_probs"])
+            alone = bits < self._tools.threshold
             images = np.where(alone[:, None, None, None], given.images, images)
             log_probs = np.where(alone, found["given_log_probs"], log_probs)
-        return Shown(images, log_probs, given.seconds + float(found["seconds"]))
+        seconds = given.seconds + float(found["seconds"])
+        return Shown(images, log_probs, seconds, str(found["device"]))
 
     def scores(self, made: Made) -> np.ndarray:
         """Bits/dim `[N]` of a set of images before they are purified."""
         images = self.attacked(made)["images"]
         return self.bits_per_dim(self._purified(made, (), images)["given_log_probs"])
 
-    def correct(self, row: Pipeline, made: Made) -> np.ndarray:
-        """Whether a classifier is right about a set behind its defences, `[N]` bool."""
-        images = self.shown(made, row.defences).images
-        labels = self._given.labels[: len(images)]
+    def correct(
+        self, row: Pipeline, made: Made, shown: Shown | None = None
+    ) -> np.ndarray:
+        """Whether a classifier is right about a set behind its defences, `[N]` bool.
+
+        Args:
+          row: the classifier and its defences.
+          made: the set.
+          shown: what `self.shown(made, row.defences)` gave, if it is at hand.
+        """
+        images = (shown or self.shown(made, row.defences)).images
         model, variables, card = self._tools.classifiers[row.classifier]
 
         def predict(variables: Any, images: jax.Array) -> dict:
             logits_fn = classifiers.logits_fn(model)
             return {"classes": attacks.predicted(logits_fn, variables, images)}
 
-        found = self._kept(
-            "predictions",
-            f"{row} {_slug(made)}",
-            {"weights": card["sha256"]},
-            self._program(("predict", model), predict, len(images)),
-            f"{row}: {made}",
-            variables,
-            images,
+        mapped = self._mapped(("predict", model), predict, len(images))
+        name = f"{row} {_slug(made)}"
+        of = mark(mapped, weights=card["sha256"], images=checkpoint.fingerprint(images))
+        found = self._kept.find("predictions", name, of) or self._kept.run(
+            "predictions", name, of, mapped, f"{row}: {made}", variables, images
         )
-        return found["classes"] == labels
+        return found["classes"] == self._given.labels[: len(images)]
 
     def bits_per_dim(self, log_probs: np.ndarray) -> np.ndarray:
         """`[N]`, of log-probabilities in nats."""
         shape = self._given.images.shape[1:]
         return np.asarray(density.to_bits_per_dim(log_probs, shape))
 
-    def _attack(
-        self, made: Made, program: tuple, what: str, suffix: str = "", *more: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Runs a program over the images of a set, or finds what it gave."""
-        key, function, options = program
-        count = self.count(made)
-        variables: Any = {}
-        identity = {"made": dataclasses.asdict(made), "seed": self._tools.seed}
+    def _count(self, made: Made) -> int:
+        """How many images a set has."""
+        whole = len(self._given.images)
+        return min(made.images or whole, whole)
+
+    def _squeezed(self, images: np.ndarray) -> np.ndarray:
+        tools = self._tools
+
+        def run(_: Any, images: jax.Array) -> jax.Array:
+            return squeeze.squeeze_features(
+                images, colours=tools.colours, preset=tools.median
+            )
+
+        return self._mapped(("squeeze",), run, len(images))({}, images)
+
+    def _mark(self, made: Made, program: _Program, after: str = "") -> str:
+        """What attacked images depend on."""
+        count, preset = self._count(made), {}
+        if made.preset is not None:
+            preset = dict(attacks.ATTACKS[made.attack].presets[made.preset])
+        squeezed = self._tools.median if made.through else ""
+        weights = ""
         if made.source is not None:
-            _, variables, card = self._tools.classifiers[made.source]
-            identity["weights"] = card["sha256"]
-            if made.through:
-                identity["median"] = self._tools.median
-        return self._kept(
+            weights = self._tools.classifiers[made.source].card["sha256"]
+        return mark(
+            self._mapped(program.key, program.function, count),
+            what=program.key[0],
+            made=dataclasses.asdict(made) | {"eps": str(made.eps), "source": weights},
+            preset=preset,
+            median=squeezed,
+            seed=self._tools.seed,
+            images=checkpoint.fingerprint(self._given.images[:count]),
+            labels=checkpoint.fingerprint(self._given.labels[:count]),
+            after=after,
+        )
+
+    def _made(
+        self,
+        made: Made,
+        program: _Program,
+        what: str,
+        after: tuple[str, Callable[[], np.ndarray]] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Attacked images from their file or from a program.
+
+        Args:
+          made: the set.
+          program: what makes it.
+          what: in front of the progress.
+          after: the mark of what the program takes besides, and how to get that.
+        """
+        before, more = after or ("", None)
+        of = self._mark(made, program, before)
+        name = f"{_slug(made)}{'-search' * (program.key[0] == 'search')}"
+        found = self._kept.find("adversarial", name, of)
+        if found is not None:
+            return found
+        others = () if more is None else (more(),)
+        count = self._count(made)
+        variables: Any = {}
+        if made.source is not None:
+            variables = self._tools.classifiers[made.source].params
+        return self._kept.run(
             "adversarial",
-            f"{_slug(made)} {suffix}",
-            identity | {"eps": str(made.eps), "what": key[0]},
-            self._program(key, function, count),
+            name,
+            of,
+            self._mapped(program.key, program.function, count),
             what,
-            {"classifier": variables} | options,
+            {"classifier": variables} | program.options,
             self._given.images[:count],
             self._given.labels[:count].astype(np.int32),
             np.arange(count, dtype=np.uint32),
-            *more,
+            *others,
         )
 
     def _network(self, made: Made) -> tuple[Any, Callable]:
@@ -222,7 +280,7 @@ class Workbench:
             logits_fn = defence.behind_median(logits_fn, preset=self._tools.median)
         return model, logits_fn
 
-    def _whole_attack(self, made: Made) -> tuple:
+    def _whole_attack(self, made: Made) -> _Program:
         model, logits_fn = self._network(made)
         move = attacks.named(made.attack, made.preset)
 
@@ -241,13 +299,12 @@ class Workbench:
             )
             return _told(found, info)
 
-        options = {
-            "eps": jnp.float32(made.eps),
-            "key": jax.random.key(self._tools.seed),
-        }
-        return ("attack", model, made.through, made.attack, made.preset), run, options
+        eps, key = jnp.float32(made.eps), jax.random.key(self._tools.seed)
+        name = ("attack", model, made.through, made.attack, made.preset)
+        return _Program(name, run, {"eps": eps, "key": key})
 
-    def _search(self, made: Made) -> tuple:
+    def _search(self, made: Made) -> _Program:
+        """An attack without a ball."""
         model, logits_fn = self._network(made)
         move = attacks.named(made.attack, made.preset)
 
@@ -266,9 +323,11 @@ class Workbench:
             )
             return _told(found, info)
 
-        return ("search", model, made.through, made.attack, made.preset), run, {}
+        name = ("search", model, made.through, made.attack, made.preset)
+        return _Program(name, run, {})
 
-    def _cut(self, made: Made) -> tuple:
+    def _cut(self, made: Made) -> _Program:
+        """Its end: what is found, cut to the ball."""
         model, logits_fn = self._network(made)
         norm = attacks.ATTACKS[made.attack].norm
 
@@ -280,20 +339,19 @@ class Workbench:
             found: jax.Array,
         ) -> dict:
             del indices
-            return _told(
-                *attacks.cut(
-                    logits_fn,
-                    variables["classifier"],
-                    images,
-                    labels,
-                    found,
-                    eps=variables["eps"],
-                    norm=norm,
-                )
+            cut, info = attacks.cut(
+                logits_fn,
+                variables["classifier"],
+                images,
+                labels,
+                found,
+                eps=variables["eps"],
+                norm=norm,
             )
+            return _told(cut, info)
 
-        options = {"eps": jnp.float32(made.eps)}
-        return ("cut", model, made.through, norm), run, options
+        name = ("cut", model, made.through, norm)
+        return _Program(name, run, {"eps": jnp.float32(made.eps)})
 
     def _purified(
         self, made: Made, before: tuple[str, ...], images: np.ndarray
@@ -318,59 +376,30 @@ class Workbench:
                 "given_log_probs": density.log_prob(model, params, images),
             }
 
-        identity = {"weights": card["sha256"], "eps_defend": tools.eps_defend}
-        return self._kept(
+        mapped = self._mapped(("purify",), run, len(images))
+        name = " ".join((_slug(made), *before))
+        of = mark(
+            mapped,
+            weights=card["sha256"],
+            eps_defend=tools.eps_defend,
+            solver=tools.solver,
+            images=checkpoint.fingerprint(images),
+        )
+        return self._kept.find("purified", name, of) or self._kept.run(
             "purified",
-            " ".join((_slug(made), *before)),
-            identity | {"solver": tools.solver},
-            self._program(("purify",), run, len(images)),
+            name,
+            of,
+            mapped,
             f"purifying {' + '.join((str(made), *before))}",
             {"params": params, "eps": jnp.int32(tools.eps_defend)},
             images,
         )
 
-    def _program(self, key: tuple, function: Callable, count: int) -> parallel.BatchMap:
+    def _mapped(self, key: tuple, function: Callable, count: int) -> parallel.BatchMap:
         """A program, compiled once for all variables of one shape."""
-        # Copies that fill a batch would be worked on as well.
-        batch = min(self._tools.batch, parallel.whole_batch(count))
-        return self._programs.setdefault(
-            (*key, batch), parallel.BatchMap(function, batch)
-        )
-
-    def _kept(
-        self,
-        kind: str,
-        name: str,
-        identity: dict,
-        mapped: parallel.BatchMap,
-        what: str,
-        variables: Any,
-        *arrays: np.ndarray,
-    ) -> dict[str, np.ndarray]:
-        """Results `[N, ...]` from their file, or computed, going on after a kill."""
-        name = re.sub(r"[^\w.+-]+", "_", name).strip("_")
-        path = self._folder / kind / f"{name}.npz"
-        mark = config_hash(
-            identity
-            | {
-                "arrays": [checkpoint.fingerprint(array) for array in arrays],
-                "batch": parallel.check_batch(mapped.batch),  # on each device
-                "version": __version__,
-            }
-        )
-        found = _stored(path, mark)
-        if found is not None:
-            self._seconds[kind, name] = float(found["seconds"])
-            return found
-        parts = Parts(self._folder / "parts" / kind / name, mark, pause=0.0)
-        result, seconds = report.run_batches(
-            mapped, what, variables, *arrays, parts=parts
-        )
-        result["seconds"] = np.float64(round(seconds, 3))
-        self._seconds[kind, name] = seconds
-        checkpoint.write_arrays(path, **result, mark=np.array(mark))
-        parts.remove()
-        return result
+        batch = parallel.batch_for(self._tools.batch, count)
+        program = parallel.BatchMap(function, batch)
+        return self._programs.setdefault((*key, batch), program)
 
 
 def _told(images: jax.Array, info: attacks.Info) -> dict[str, jax.Array]:
@@ -392,15 +421,3 @@ def _slug(made: Made) -> str:
     if made.images:
         words.append(f"first{made.images}")
     return "-".join(filter(None, words))
-
-
-def _stored(path: epath.Path, mark: str) -> dict[str, np.ndarray] | None:
-    """What a file holds, if it was made with the same tools of the same images."""
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            found = dict(file)
-        if str(found.pop("mark")) == mark:
-            return found
-    except Exception:  # missing or damaged, of which there are a dozen kinds
-        return None
-    return None

@@ -1,0 +1,107 @@
+"""Results in files, each with a mark of all that it depends on."""
+
+import hashlib
+import io
+import re
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from pixeldefend import __version__, checkpoint, parallel, report
+from pixeldefend.parts import Parts
+from pixeldefend.workdir import config_hash
+
+FOLDERS = ("adversarial", "purified", "predictions", "parts")
+
+
+def mark(mapped: parallel.BatchMap, **identity: Any) -> str:
+    """A short name for what results depend on.
+
+    Args:
+      mapped: what computes them; only the batch of a device matters.
+      **identity: everything else.
+    """
+    batch = parallel.check_batch(mapped.batch)
+    return config_hash(identity | {"batch": batch, "version": __version__})
+
+
+class Kept:
+    """Computes results `[N, ...]` once and keeps them, one file each.
+
+    A file with another mark is made anew. What a killed run left of a file is found
+    again, batch by batch.
+    """
+
+    def __init__(self, folder: epath.PathLike):
+        """`folder` is the run's."""
+        self._folder = epath.Path(folder)
+        self._seconds: dict[epath.Path, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """That all files asked for took to make, compilation apart."""
+        return sum(self._seconds.values())
+
+    def find(self, kind: str, name: str, mark: str) -> dict[str, np.ndarray] | None:
+        """What a file holds, or None if it is missing, damaged or has another mark."""
+        path = self._path(kind, name)
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+                if str(file["mark"]) != mark:
+                    return None
+                found = {key: file[key] for key in file.files if key != "mark"}
+                self._seconds[path] = float(found["seconds"])
+        except Exception:  # of a missing or damaged file, which are a dozen kinds
+            return None
+        return found
+
+    def run(
+        self,
+        kind: str,
+        name: str,
+        mark: str,
+        mapped: parallel.BatchMap,
+        what: str,
+        variables: Any,
+        *arrays: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """Computes results and keeps them, with the `seconds` and `device` they took.
+
+        Args:
+          kind: one of `FOLDERS`.
+          name: of the results, readable.
+          mark: see `mark`.
+          mapped: what computes them, a dict of arrays.
+          what: in front of the progress.
+          variables: for `mapped`.
+          *arrays: `[N, ...]` each, for `mapped`.
+        """
+        path = self._path(kind, name)
+        # Every batch at once: one is much longer in the making than in the writing.
+        parts = Parts(self._folder / "parts" / kind / path.stem, mark, pause=0.0)
+        result, seconds = report.run_batches(
+            mapped, what, variables, *arrays, parts=parts
+        )
+        result["seconds"] = np.float64(round(seconds, 3))
+        result["device"] = np.array(parallel.devices())
+        checkpoint.write_arrays(path, **result, mark=np.array(mark))
+        parts.remove()
+        self._seconds[path] = seconds
+        return result
+
+    def tidy(self) -> None:
+        """Removes what only a killed run would need."""
+        if (self._folder / "parts").exists():
+            (self._folder / "parts").rmtree()
+        for kind in FOLDERS:
+            for path in (self._folder / kind).glob(".*.partial.npz"):
+                path.unlink()
+
+    def _path(self, kind: str, name: str) -> epath.Path:
+        """Readable as far as a file's name goes, and no other name's."""
+        readable = re.sub(r"[^\w.+-]+", "_", name).strip("_")
+        if readable != name or len(readable) > 100:
+            digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+            readable = f"{readable[:100]}-{digest}"
+        return self._folder / kind / f"{readable}.npz"
