@@ -322,23 +322,12 @@ def departures() -> str:
 def threshold() -> str:
     """How the adaptive threshold was chosen."""
     found = _card("fashion_mnist/pixelcnn")["adaptive"]
-    curve = found["curve"]
-    sizes = list(curve["strongest"])
-    header = ["threshold, bits/dim"]
-    header += [f"clean (eps {eps}'s network)" for eps in sizes]
-    header += [f"strongest attack, eps {eps}" for eps in sizes]
-    lines = []
-    for i, at in enumerate(curve["threshold"]):
-        if i % 10 and at != found["threshold"]:
-            continue
-        shares = [curve[kind][e][i] for kind in ("clean", "strongest") for e in sizes]
-        name = f"**{at:.2f}**" if at == found["threshold"] else f"{at:.2f}"
-        lines.append([name, *(f"{100 * share:.1f} %" for share in shares)])
     told = (
         f"`fashion_mnist/pixelcnn`: **{found['threshold']:.2f} bits/dim**, "
         f"on the first {found['n']} {found['input']} images."
     )
-    return f"{told}\n\n{report.markdown_table(header, lines)}"
+    lines = evaluate.threshold_lines(found["curve"], found["threshold"])
+    return f"{told}\n\n{report.markdown_table(*lines)}"
 
 
 PLACES: dict[str, Callable[[], str]] = {

@@ -199,6 +199,27 @@ def highest_safe(thresholds: np.ndarray, shares: list[np.ndarray]) -> float:
     return float(thresholds[first - 1])
 
 
+def threshold_lines(curve: dict, chosen: float) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a table: every tenth threshold of a curve, and the chosen one.
+
+    Args:
+      curve: as `--mode=choose_threshold` keeps it: `threshold [T]`, and by eps the
+        accuracies `clean` and `strongest`, `[T]` each.
+      chosen: one of the thresholds.
+    """
+    sizes = list(curve["strongest"])
+    header = ["threshold, bits/dim", *(f"clean (for eps {eps})" for eps in sizes)]
+    header += [f"strongest attack, eps {eps}" for eps in sizes]
+    lines = []
+    for i, threshold in enumerate(curve["threshold"]):
+        if i % 10 and threshold != chosen:
+            continue
+        shares = [curve[kind][e][i] for kind in ("clean", "strongest") for e in sizes]
+        mark = " (chosen)" if threshold == chosen else ""
+        lines.append([f"{threshold:.2f}{mark}", *(f"{s:.1%}" for s in shares)])
+    return header, lines
+
+
 def accuracy_table(found: dict[str, dict]) -> str:
     """Accuracies by title, a line each."""
     lines = [

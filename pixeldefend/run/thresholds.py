@@ -60,7 +60,7 @@ def choose_threshold(config: inputs.Config, workdir: Workdir) -> None:
     if settings.keep:
         card = checkpoint.load_card(path.parent) | {"adaptive": found}
         checkpoint.write_json(path, card)
-    print(_table(curve, chosen))
+    print(report.table(*evaluate.threshold_lines(curve, chosen)))
     print(
         f"threshold {chosen:.2f} bits/dim, chosen on {found['n']} images "
         f"({given.source}) in front of {settings.classifier} (grey-box attacks)"
@@ -96,20 +96,3 @@ def _curve(layout: grid.Grid, bench: Workbench) -> dict:
             ]
             curve[kind][f"{eps:g}"] = np.min(of_kind, 0).round(4).tolist()
     return curve
-
-
-def _table(curve: dict, chosen: float) -> str:
-    """Some of the curve, the chosen threshold among it."""
-    sizes = list(curve["strongest"])
-    header = ["threshold", *(f"clean ({eps})" for eps in sizes)]
-    header += [f"strongest, eps {eps}" for eps in sizes]
-    lines = []
-    for i, threshold in enumerate(curve["threshold"]):
-        if i % 10 and threshold != chosen:
-            continue
-        shares = [
-            curve[kind][eps][i] for kind in ("clean", "strongest") for eps in sizes
-        ]
-        mark = " *" if threshold == chosen else ""
-        lines.append([f"{threshold:.2f}{mark}", *(f"{s:.1%}" for s in shares)])
-    return report.table(header, lines)
