@@ -200,7 +200,7 @@ def highest_safe(thresholds: np.ndarray, shares: list[np.ndarray]) -> float:
 
 
 def threshold_lines(curve: dict, chosen: float) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of a table: every tenth threshold of a curve, and the chosen one.
+    """Header and lines of a table: every tenth threshold, and the chosen one.
 
     Args:
       curve: as `--mode=choose_threshold` keeps it: `threshold [T]`, and by eps the

@@ -39,3 +39,17 @@ def test_the_threshold_is_the_last_before_any_strongest_accuracy_falls():
     assert evaluate.highest_safe(thresholds, [rising]) == 3.0
     assert evaluate.highest_safe(thresholds, [rising, dips]) == 1.0
     assert evaluate.highest_safe(thresholds, [np.array([0.5, 0.4, 0.6, 0.6])]) == 0.0
+
+
+def test_a_curve_is_shown_in_steps_with_the_chosen_threshold():
+    thresholds = [round(0.05 * i, 2) for i in range(25)]
+    curve = {"threshold": thresholds, "clean": {"8": thresholds}, "strongest": {}}
+    curve["strongest"]["8"] = [0.5] * 25
+    header, lines = evaluate.threshold_lines(curve, 0.35)
+    assert header == [
+        "threshold, bits/dim",
+        "clean (for eps 8)",
+        "strongest attack, eps 8",
+    ]
+    assert [line[0] for line in lines] == ["0.00", "0.35 (chosen)", "0.50", "1.00"]
+    assert lines[1] == ["0.35 (chosen)", "35.0%", "50.0%"]

@@ -305,11 +305,23 @@ def test_choose_threshold_smoke(models, tmp_path):
     assert card["adaptive"] == found
     assert f"threshold {found['threshold']:.2f}" in result.stdout
     # The next run takes it from there, and finds what the curve says.
-    options = _options(models, tmp_path / "next", **{"evaluate.threshold": -1.0})
+    same = {
+        "evaluate.rows": (f"{models['one']}{{eps}} + purify_adaptive",),
+        "evaluate.attacks": ("rand", "bim", "cw preset=code images=2"),
+        "evaluate.sources": (),
+        "evaluate.images": 4,
+        "evaluate.batch": 4,
+        "evaluate.threshold": -1.0,
+    }
+    options = _options(models, tmp_path / "next", **same)
     result = _run(f"{FASHION}:smoke", "evaluate", *options)
     assert result.returncode == 0, result.stderr
-    adaptive = [r for r in _rows(tmp_path / "next") if "adaptive" in r["defence"]]
-    assert {row["threshold"] for row in adaptive} == {found["threshold"]}
+    rows = _rows(tmp_path / "next")
+    assert {row["threshold"] for row in rows} == {found["threshold"]}
+    by_attack = {row["attack"]: row["accuracy"] for row in rows}
+    assert by_attack.pop("none") == curve["clean"]["8"][chosen]
+    del by_attack["worst_per_image"]
+    assert min(by_attack.values()) == strongest[chosen]
 
 
 def test_a_table_is_extended_where_it_lies(models, whole, tmp_path):
