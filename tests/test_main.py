@@ -313,6 +313,8 @@ def _mistakes(folder):
     (folder / "other/config.json").write_text('{"mode": "train_pixelcnn"}')
     _misfit(folder / "misfit")
     given = lambda path: f"--config.purify.input={folder}/{path}"  # noqa: E731
+    one = "fashion_mnist/vgg + purify_adaptive"
+    adaptive = f"--config.evaluate.rows=('{one}',)"
     return [
         ("cook", [], "unknown mode 'cook': one of purify"),
         ("purify", ["--config.purify.epz=3"], "epz"),
@@ -385,13 +387,29 @@ def _mistakes(folder):
         ),
         ("evaluate", ["--config.evaluate.eps_attack=(-8.0,)"], "eps_attack must be"),
         ("evaluate", ["--config.evaluate.batch=0"], "evaluate.batch"),
-        ("evaluate", ["--config.evaluate.images=-1"], "count must not be negative"),
-        ("evaluate", ["--config.evaluate.threshold=nan"], "threshold must be finite"),
+        (
+            "evaluate",
+            [adaptive, "--config.evaluate.images=-1"],
+            "count must not be negative",
+        ),
+        (
+            "evaluate",
+            [adaptive, "--config.evaluate.threshold=nan"],
+            "threshold must be finite",
+        ),
         ("evaluate", ["--config.squeeze.colours=1"], "between 2 and 256"),
         ("evaluate", ["--config.purify.solver=x"], "unknown solver 'x'"),
         ("evaluate", ["--config.purify.eps=300"], "between 0 and 255"),
-        ("evaluate", [f"--config.evaluate.input={folder}/bare.npz"], "has no labels"),
-        ("evaluate", ["--config.evaluate.input=test"], "needs --config.data_dir"),
+        (
+            "evaluate",
+            [adaptive, f"--config.evaluate.input={folder}/bare.npz"],
+            "has no labels",
+        ),
+        (
+            "evaluate",
+            [adaptive, "--config.evaluate.input=test"],
+            "needs --config.data_dir",
+        ),
         ("choose_threshold", ["--config.evaluate.attacks=()"], "attacks is empty"),
         ("choose_threshold", [], "needs --config.data_dir"),
         ("purify", [f"--config.pixelcnn.weights={folder}/misfit"], "weights"),

@@ -91,29 +91,28 @@ def prepared(
 
 
 def _tools(config: inputs.Config, layout: grid.Grid, threshold: float) -> Tools:
-    """Models and settings, loaded and checked."""
+    """Models and settings, loaded and checked; what costs nothing to check first."""
     pipelines = layout.pipelines()
     settings = config.evaluate
     parallel.check_batch(settings.batch, "evaluate.batch")
-    names = dict.fromkeys([row.classifier for row in pipelines] + [*layout.sources])
-    loaded = {name: _classifier(config, name) for name in names}
+    if any("squeeze" in row.defences for row in pipelines):
+        squeeze.squeeze_features(
+            np.zeros((1, 2, 2, 1), np.uint8),
+            colours=config.squeeze.colours,
+            preset=config.squeeze.preset,
+        )
     model = None
     if any(row.purifies for row in pipelines):
+        inputs.check_solver(config.purify.solver)
+        purification.width_for(config.purify.eps)
         model = Loaded(*inputs.density_model(config))
         inputs.check_dataset(config, config.pixelcnn.weights, model.card)
         if any("purify_adaptive" in row.defences for row in pipelines):
             threshold = inputs.threshold(threshold, config.pixelcnn.weights, model.card)
-        if config.purify.solver not in purification.SOLVERS:
-            raise ValueError(
-                f"unknown solver {config.purify.solver!r}: one of "
-                f"{', '.join(purification.SOLVERS)}"
-            )
-        purification.width_for(config.purify.eps)
-    if any("squeeze" in row.defences for row in pipelines):
-        probe = np.zeros((1, 2, 2, 1), np.uint8)
-        squeeze.squeeze_features(
-            probe, colours=config.squeeze.colours, preset=config.squeeze.preset
-        )
+    names = dict.fromkeys([row.classifier for row in pipelines] + [*layout.sources])
+    for name in names:  # before the long reading of those that are there
+        checkpoint.find_released(name)
+    loaded = {name: _classifier(config, name) for name in names}
     shapes = {tuple(one.card["image_shape"]) for one in loaded.values()}
     if len(shapes) > 1:
         raise ValueError(f"the classifiers take images of different shapes: {shapes}")

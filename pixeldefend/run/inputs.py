@@ -15,6 +15,7 @@ from pixeldefend import (
     data,
     parallel,
     pixelcnn,
+    purification,
     train,
 )
 from pixeldefend.parts import Parts
@@ -167,6 +168,14 @@ def threshold(given: float, weights: str, card: dict) -> float:
             f"{given}"
         )
     return float(given)
+
+
+def check_solver(solver: str) -> None:
+    """Raises ValueError for an unknown solver; the message lists the known ones."""
+    if solver not in purification.SOLVERS:
+        raise ValueError(
+            f"unknown solver {solver!r}: one of {', '.join(purification.SOLVERS)}"
+        )
 
 
 def check_save_seconds(seconds: float) -> None:

@@ -234,11 +234,7 @@ def _check(settings: inputs.Config) -> None:
         )
     attacks.check_eps(settings.eps_attack, "purify.eps_attack")
     inputs.check_save_seconds(settings.save_seconds)
-    if settings.solver not in purification.SOLVERS:
-        raise ValueError(
-            f"unknown solver {settings.solver!r}: one of "
-            f"{', '.join(purification.SOLVERS)}"
-        )
+    inputs.check_solver(settings.solver)
     parallel.check_batch(settings.batch, "purify.batch")
 
 
