@@ -8,7 +8,7 @@ Functions take `(model, params, arrays...)`, options by keyword; the caller jits
 `attacks` holds the attacks, `data` the data sets.
 """
 
-from pixeldefend import attacks, data
+from pixeldefend import attacks, data, detection
 from pixeldefend.checkpoint import load_reference, load_released
 from pixeldefend.classifiers import CNN, VGG, ResNet, logits, logits_fn
 from pixeldefend.density import bits_per_dim, log_prob, sample
@@ -36,6 +36,7 @@ __all__ = [
     "bits_per_dim",
     "data",
     "decode",
+    "detection",
     "init",
     "load_reference",
     "load_released",

@@ -1,0 +1,93 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn import metrics
+
+from pixeldefend import detection
+
+# Few different values, so that many are tied; of one length, to compile once.
+SCORES = st.lists(st.integers(-3, 3), min_size=9, max_size=9)
+
+
+def _floats(values):
+    return np.asarray(values, np.float32)
+
+
+def _points(curve):
+    rates = (np.round(np.asarray(rate, float), 5).tolist() for rate in curve[:2])
+    return set(zip(*rates, strict=True))
+
+
+@settings(deadline=None, max_examples=50)
+@given(SCORES, SCORES)
+def test_the_area_is_scikit_learns(negatives, positives):
+    labels = [0] * len(negatives) + [1] * len(positives)
+    scores = -_floats(negatives + positives)
+    expected = metrics.roc_auc_score(labels, scores)
+    found = detection.auc(_floats(negatives), _floats(positives))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(SCORES, SCORES)
+def test_the_curve_is_scikit_learns(negatives, positives):
+    labels = [0] * len(negatives) + [1] * len(positives)
+    scores = -_floats(negatives + positives)
+    wanted = metrics.roc_curve(labels, scores, drop_intermediate=False)
+    found = detection.roc(_floats(negatives), _floats(positives))
+    assert _points(found) == _points(wanted)
+    false, true, thresholds = (np.asarray(a) for a in found)
+    for curve in (false, true, thresholds[1:]):
+        assert np.all(np.diff(curve) >= 0)
+    assert false[0] == true[0] == 0 and false[-1] == true[-1] == 1
+    area = np.trapezoid(true, false)
+    expected = detection.auc(_floats(negatives), _floats(positives))
+    np.testing.assert_allclose(area, expected, atol=1e-5)
+
+
+def test_training_images_have_uniform_p_values(rng):
+    """Drawn from the same law as the reference, which is exact for a rank."""
+    values = rng.normal(size=4000).astype(np.float32)
+    reference = jnp.sort(jnp.asarray(values[:2000]))
+    p = detection.p_values(jnp.asarray(values[2000:]), reference)
+    assert detection.distance_from_uniform(p) < 0.05
+    two = detection.two_sided_p_values(jnp.asarray(values[2000:]), reference)
+    assert detection.distance_from_uniform(two) < 0.05
+    assert abs(detection.auc(reference, jnp.asarray(values[2000:])) - 0.5) < 0.03
+
+
+@settings(deadline=None, max_examples=50)
+@given(SCORES, st.lists(st.integers(-4, 4), min_size=5, max_size=5))
+def test_two_sided_values_count_both_tails_with_their_ties(reference, values):
+    found = detection.two_sided_p_values(_floats(values), jnp.sort(_floats(reference)))
+    for value, p in zip(values, np.asarray(found), strict=True):
+        low = (1 + sum(r <= value for r in reference)) / (len(reference) + 1)
+        high = (1 + sum(r >= value for r in reference)) / (len(reference) + 1)
+        assert p == pytest.approx(min(1, 2 * min(low, high)))
+
+
+def test_an_image_without_a_score_has_no_p_value():
+    reference = jnp.arange(4.0)
+    found = detection.two_sided_p_values(jnp.array([jnp.nan, 1.0]), reference)
+    assert np.isnan(found[0]) and not np.isnan(found[1])
+
+
+@settings(deadline=None, max_examples=50)
+@given(SCORES, st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]))
+def test_no_higher_threshold_keeps_the_false_positive_rate(scores, rate):
+    scores = _floats(scores)
+    found = float(detection.threshold_for(scores, false_positive_rate=rate))
+    assert np.mean(scores < found) <= rate + 1e-9
+    higher = np.nextafter(np.float32(found), np.float32(np.inf))
+    assert np.isinf(found) or np.mean(scores < higher) > rate - 1e-9
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(0, 1, width=32), min_size=20, max_size=20))
+def test_the_distance_from_uniform_is_scipys(values):
+    expected = stats.kstest(values, "uniform").statistic
+    found = detection.distance_from_uniform(_floats(values))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
