@@ -41,12 +41,14 @@ from pixeldefend.attacks.presets import ATTACKS, named, usual
 from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
 from pixeldefend.attacks.rounding import cut
 from pixeldefend.attacks.saliency import saliency_map
+from pixeldefend.attacks.through_purifier import bpda
 
 __all__ = [
     "ATTACKS",
     "Info",
     "LogitsFn",
     "bim",
+    "bpda",
     "check_eps",
     "check_labels",
     "check_logits",
