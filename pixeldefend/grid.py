@@ -45,12 +45,14 @@ class Column:
       preset: of its arguments.
       images: how many at most are attacked, the first; 0 for all.
       eps: that it has whatever the table's; None for the table's.
+      purifier: whether it looks through purifiers as well, by `attacks.bpda`.
     """
 
     attack: str
     preset: str | None = None
     images: int = 0
     eps: float | None = None
+    purifier: bool = False
 
     def __str__(self) -> str:
         """Short, for the head of a table: what is usual goes without saying."""
@@ -59,6 +61,8 @@ class Column:
             words.append(self.preset)
         if self.eps is not None and self.eps < float("inf"):
             words.append(f"{self.eps:g}")
+        if self.purifier:
+            words.append("(bpda)")
         return " ".join(words)
 
 
@@ -71,7 +75,8 @@ class Made:
       preset: of its arguments.
       eps: in the attack's norm; 0.0 for clean images.
       source: the classifier that the attack looked at; None where it looks at none.
-      through: what it saw in front of the classifier: "" or "median".
+      through: what it saw in front of the classifier, in the order in which an image
+        passes it: of "median", "purify" and "purify_adaptive".
       images: as for `Column`.
     """
 
@@ -79,7 +84,7 @@ class Made:
     preset: str | None = None
     eps: float = 0.0
     source: str | None = None
-    through: str = ""
+    through: tuple[str, ...] = ()
     images: int = 0
 
     @property
@@ -87,7 +92,7 @@ class Made:
         """For rows: what the gradient saw."""
         if self.source is None:
             return None
-        return "+".join(filter(None, (self.through, "classifier")))
+        return "+".join((*self.through, "classifier"))
 
     def __str__(self) -> str:
         if self.attack == CLEAN:
@@ -95,7 +100,7 @@ class Made:
         text = f"{self.attack} ({self.preset}), eps {self.eps:g}"
         if self.source is None:
             return text
-        return f"{text}, on {self.source}{' behind a median' * bool(self.through)}"
+        return f"{text}, on {' behind '.join((self.source, *self.through[::-1]))}"
 
 
 def pipeline(text: str, eps: float) -> Pipeline:
@@ -123,22 +128,25 @@ def pipeline(text: str, eps: float) -> Pipeline:
 
 
 def column(text: str) -> Column:
-    """Reads an attack: "NAME preset=PRESET images=N eps=EPS", of which NAME must be.
+    """Reads an attack: "NAME preset=P images=N eps=E through=T", of which NAME must be.
 
-    Attacks of another norm than L-infinity have no bound unless `eps` gives one.
+    Attacks of another norm than L-infinity have no bound unless `eps` gives one. With
+    `through=purifier` an attack looks through purifiers too (white-box).
 
     Raises:
       ValueError: unknown attack, preset or option, or no number where one must be.
     """
     name, *words = text.split() or [""]
-    options = {"preset": "", "images": "0", "eps": ""}
+    options = {"preset": "", "images": "0", "eps": "", "through": ""}
     for word in words:
         option, equals, value = word.partition("=")
         if option not in options or not equals:
             raise ValueError(
-                f"attack {text!r}: {word!r} is none of preset=, images=, eps="
+                f"attack {text!r}: {word!r} is none of preset=, images=, eps=, through="
             )
         options[option] = value
+    if options["through"] not in ("", "purifier"):
+        raise ValueError(f"attack {text!r}: through= must be purifier, or be left out")
     preset = attacks.usual(name, options["preset"])
     try:
         images = int(options["images"])
@@ -151,7 +159,9 @@ def column(text: str) -> Column:
         own = float("inf")
     if own is not None:
         attacks.check_eps(own, f"eps of attack {text!r}")
-    return Column(name, preset, images, own)
+    if options["through"] and not attacks.ATTACKS[name].looks:
+        raise ValueError(f"attack {text!r}: {name} looks at nothing")
+    return Column(name, preset, images, own, bool(options["through"]))
 
 
 def made_for(
@@ -159,8 +169,9 @@ def made_for(
 ) -> Made:
     """The images that a cell needs.
 
-    Attacks see the classifier and, of the defences in front of it, a median filter
-    only: none looks through the rounding of colours or the purifier.
+    Attacks see the classifier and, of the defences in front of it, a median filter: the
+    rounding of colours has no slope, and purifiers they see only where the column says
+    so.
 
     Args:
       row: what is attacked.
@@ -175,9 +186,15 @@ def made_for(
     made = Made(column.attack, column.preset, eps, images=column.images)
     if not known.looks:
         return made
-    squeezed = source is None and "squeeze" in row.defences
-    through = "median" if squeezed and not known.bare else ""
-    return dataclasses.replace(made, source=source or row.classifier, through=through)
+    through = []
+    for defence in () if source else row.defences:
+        if defence == "squeeze" and not known.bare:
+            through.append("median")
+        if defence in _PURIFIERS and column.purifier:
+            through.append(defence)
+    return dataclasses.replace(
+        made, source=source or row.classifier, through=tuple(through)
+    )
 
 
 def threat(row: Pipeline, made: Made) -> str | None:
@@ -189,7 +206,8 @@ def threat(row: Pipeline, made: Made) -> str | None:
         return None
     if made.source != row.classifier:
         return "transfer"
-    return "grey-box" if row.defences else "white-box"
+    # A median alone is not all of a squeezed classifier.
+    return "white-box" if made.through == row.defences else "grey-box"
 
 
 @dataclasses.dataclass(frozen=True)

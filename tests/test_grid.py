@@ -51,6 +51,8 @@ def test_an_attack_has_a_name_and_options():
         ("bim images=-1", "must not be negative"),
         ("bim eps=-1", "must be a number and not negative"),
         ("bim eps=nan", "must be a number and not negative"),
+        ("bim through=x", "through= must be purifier"),
+        ("rand through=purifier", "rand looks at nothing"),
     ],
 )
 def test_attacks_that_are_none(text, message):
@@ -96,6 +98,24 @@ def test_attacks_see_the_classifier_and_the_median_and_nothing_else():
         grid.threat(bare, grid.Made(grid.CLEAN)),
     ]
     assert threats == ["white-box", "grey-box", "grey-box", "transfer", None, None]
+
+
+def test_only_who_is_told_to_looks_through_purifiers():
+    through = grid.column("bim through=purifier")
+    assert str(through) == "bim (bpda)"
+    bare, both = (grid.pipeline(t, 8.0) for t in ("a", "a + purify + squeeze"))
+    adaptive = grid.pipeline("a + purify_adaptive", 8.0)
+    # Where nothing purifies it is the attack itself.
+    plain = grid.column("bim")
+    assert grid.made_for(bare, through, 8.0) == grid.made_for(bare, plain, 8.0)
+    made = grid.made_for(both, through, 8.0)
+    assert made.seen == "purify+median+classifier"
+    assert grid.threat(both, made) == "grey-box"  # the colours are not seen
+    made = grid.made_for(adaptive, through, 8.0)
+    assert made.seen == "purify_adaptive+classifier"
+    assert grid.threat(adaptive, made) == "white-box"
+    moved = grid.made_for(adaptive, through, 8.0, "b")
+    assert moved.through == () and grid.threat(adaptive, moved) == "transfer"
 
 
 def test_every_attack_that_looks_is_made_on_the_rows_classifier():

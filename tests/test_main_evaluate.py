@@ -11,6 +11,7 @@ import pytest
 from test_main import FASHION, ROOT, _command, _environment, _rows, _run, kill_once
 
 from pixeldefend import (
+    attacks,
     checkpoint,
     classifiers,
     data,
@@ -330,6 +331,45 @@ def test_choose_threshold_smoke(models, tmp_path):
     assert by_attack.pop("none") == curve["clean"]["8"][chosen]
     del by_attack["worst_per_image"]
     assert min(by_attack.values()) == strongest[chosen]
+
+
+def test_an_attack_through_the_purifier_is_white_box(models, tmp_path):
+    """What the workbench attacks is what the functions give, one by one."""
+    one = models["one8"]
+    rows = (f"{one} + purify", f"{one} + purify_adaptive")
+    chosen = {
+        "evaluate.rows": rows,
+        "evaluate.attacks": ("bim", "bim through=purifier"),
+        "evaluate.sources": (),
+        "evaluate.images": 2,
+        "evaluate.threshold": 5.5,
+    }
+    options = _options(models, tmp_path / "run", **chosen)
+    result = _run(f"{FASHION}:smoke", "evaluate", *options)
+    assert result.returncode == 0, result.stderr
+    assert "bim (bpda)" in result.stdout
+    through = {
+        (row["defence"], row["through"]): row["threat"]
+        for row in _rows(tmp_path / "run")
+        if row["attack"] == "bim"
+    }
+    assert through == {
+        ("purify", "classifier"): "grey-box",
+        ("purify", "purify+classifier"): "white-box",
+        ("purify_adaptive", "classifier"): "grey-box",
+        ("purify_adaptive", "purify_adaptive+classifier"): "white-box",
+    }
+    model, variables, _ = checkpoint.load_released(one)
+    density_model, params, _ = checkpoint.load_released(models["density"])
+    images, labels = (a[:2] for a in data.sample("fashion_mnist"))
+    seen = attacks.bpda(classifiers.logits_fn(model), density_model)
+    given = {"classifier": variables, "params": params, "eps": 32}
+    expected, _ = jax.jit(attacks.named("bim"), static_argnums=0)(
+        seen, given, images, labels, eps=8.0
+    )
+    (path,) = (tmp_path / "run/adversarial").glob("*-purify-????????.npz")
+    with np.load(path) as file:
+        np.testing.assert_array_equal(file["images"], expected)
 
 
 def test_a_table_is_extended_where_it_lies(models, whole, tmp_path):

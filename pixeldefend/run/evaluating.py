@@ -266,7 +266,7 @@ def _legend(given: data.Input, rows: list[dict]) -> str:
         f"({given.source}); [n] where they are fewer; in brackets the paper's and the "
         "difference. strongest: the least of the attacks; every attack: share of the "
         "first images, of the column with fewest, that survive all of them.\n"
-        "The attacks see the bare classifier, or it behind a median filter, and no "
-        "purifier (grey-box): an attacker who looks through the purifier does more "
-        f"harm.\non {parallel.devices()}"
+        "The attacks see the bare classifier, or it behind a median filter. Only those "
+        "marked (bpda) see the purifier (white-box); under the others (grey-box) it "
+        f"looks safer than it is.\non {parallel.devices()}"
     )

@@ -23,6 +23,8 @@ from pixeldefend import (
 from pixeldefend.grid import CLEAN, Made, Pipeline
 from pixeldefend.run.kept import Kept, mark
 
+_PURIFIERS = {"purify", "purify_adaptive"}
+
 
 class Loaded(NamedTuple):
     """A model with its parameters (for a classifier all its variables) and card."""
@@ -215,20 +217,31 @@ class Workbench:
         count, preset = self._count(made), {}
         if made.preset is not None:
             preset = dict(attacks.ATTACKS[made.attack].presets[made.preset])
-        squeezed = self._tools.median if made.through else ""
+        more: dict[str, Any] = {}
+        if _PURIFIERS & set(made.through):
+            more["density_model"] = self._tools.density_model.card["sha256"]
+            more["eps_defend"] = self._tools.eps_defend
+        if "purify_adaptive" in made.through:
+            more["threshold"] = self._tools.threshold
         weights = ""
         if made.source is not None:
             weights = self._tools.classifiers[made.source].card["sha256"]
         return mark(
             self._mapped(program.key, program.function, count),
             what=program.key[0],
-            made=dataclasses.asdict(made) | {"eps": str(made.eps), "source": weights},
+            made=dataclasses.asdict(made)
+            | {
+                "eps": str(made.eps),
+                "source": weights,
+                "through": "+".join(made.through),
+            },
             preset=preset,
-            median=squeezed,
+            median=self._tools.median if "median" in made.through else "",
             seed=self._tools.seed,
             images=checkpoint.fingerprint(self._given.images[:count]),
             labels=checkpoint.fingerprint(self._given.labels[:count]),
             after=after,
+            **more,
         )
 
     def _made(
@@ -254,9 +267,7 @@ class Workbench:
             return found
         others = () if more is None else (more(),)
         count = self._count(made)
-        variables: Any = {}
-        if made.source is not None:
-            variables = self._tools.classifiers[made.source].params
+        _, _, variables = self._network(made)
         return self._kept.run(
             "adversarial",
             name,
@@ -270,18 +281,38 @@ class Workbench:
             *others,
         )
 
-    def _network(self, made: Made) -> tuple[Any, Callable]:
-        """The model that an attack looks at, and its logits as the attack sees them."""
+    def _network(self, made: Made) -> tuple[Any, Callable, Any]:
+        """What an attack looks at: the model, its logits as seen, and their variables.
+
+        What stands in front of the classifier is put there from the inside outwards.
+        """
         if made.source is None:
-            return None, defence.blind
-        model = self._tools.classifiers[made.source].model
+            return None, defence.blind, {}
+        tools = self._tools
+        model, variables, _ = tools.classifiers[made.source]
         logits_fn = classifiers.logits_fn(model)
-        if made.through:
-            logits_fn = defence.behind_median(logits_fn, preset=self._tools.median)
-        return model, logits_fn
+        for name in reversed(made.through):
+            if name == "median":
+                logits_fn = defence.behind_median(logits_fn, preset=tools.median)
+                continue
+            density_model, params, _ = tools.density_model
+            logits_fn = attacks.bpda(
+                logits_fn,
+                density_model,
+                adaptive=name == "purify_adaptive",
+                width=purification.width_for(tools.eps_defend),
+                solver=tools.solver,
+            )
+            variables = {
+                "classifier": variables,
+                "params": params,
+                "eps": jnp.int32(tools.eps_defend),
+                "threshold": jnp.float32(tools.threshold),
+            }
+        return model, logits_fn, variables
 
     def _whole_attack(self, made: Made) -> _Program:
-        model, logits_fn = self._network(made)
+        model, logits_fn, _ = self._network(made)
         move = attacks.named(made.attack, made.preset)
 
         def run(
@@ -305,7 +336,7 @@ class Workbench:
 
     def _search(self, made: Made) -> _Program:
         """An attack without a ball."""
-        model, logits_fn = self._network(made)
+        model, logits_fn, _ = self._network(made)
         move = attacks.named(made.attack, made.preset)
 
         def run(
@@ -328,7 +359,7 @@ class Workbench:
 
     def _cut(self, made: Made) -> _Program:
         """Its end: what is found, cut to the ball."""
-        model, logits_fn = self._network(made)
+        model, logits_fn, _ = self._network(made)
         norm = attacks.ATTACKS[made.attack].norm
 
         def run(
@@ -417,7 +448,7 @@ def _slug(made: Made) -> str:
         words = [CLEAN]
     else:
         words = [made.attack, made.preset or "", f"eps{made.eps:g}"]
-        words += [made.source or "", made.through]
+        words += [made.source or "", *made.through]
     if made.images:
         words.append(f"first{made.images}")
     return "-".join(filter(None, words))
