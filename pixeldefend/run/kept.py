@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,24 @@ class Kept:
         """That all files asked for took to make, compilation apart."""
         return sum(self._seconds.values())
 
-    def find(self, kind: str, name: str, mark: str) -> dict[str, np.ndarray] | None:
-        """What a file holds, or None if it is missing, damaged or has another mark."""
+    def find(
+        self, kind: str, name: str, mark: str, only: Sequence[str] = ()
+    ) -> dict[str, np.ndarray] | None:
+        """What a file holds, or None if it is missing, damaged or has another mark.
+
+        Args:
+          kind: as for `run`.
+          name: likewise.
+          mark: likewise.
+          only: the arrays to read besides the `seconds`; none for all.
+        """
         path = self._path(kind, name)
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 if str(file["mark"]) != mark:
                     return None
-                found = {key: file[key] for key in file.files if key != "mark"}
+                keys = ("seconds", *only) if only else file.files
+                found = {key: file[key] for key in keys if key != "mark"}
                 self._seconds[path] = float(found["seconds"])
         except Exception:  # of a missing or damaged file, which are a dozen kinds
             return None
