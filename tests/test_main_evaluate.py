@@ -23,7 +23,8 @@ from pixeldefend import (
     squeeze,
 )
 from pixeldefend import parts as parts_module
-from pixeldefend.run.workbench import Loaded, Tools, Workbench
+from pixeldefend.run.programs import Loaded, Tools
+from pixeldefend.run.workbench import Workbench
 
 COUNT = 6
 PROVENANCE = ("seconds", "table_seconds", "device", "config", "version")

@@ -18,7 +18,8 @@ from pixeldefend import (
 )
 from pixeldefend.evaluate import accuracy, summary, write_rows
 from pixeldefend.run import inputs, kept
-from pixeldefend.run.workbench import Loaded, Tools, Workbench
+from pixeldefend.run.programs import Loaded, Tools
+from pixeldefend.run.workbench import Workbench
 from pixeldefend.workdir import Workdir, user_errors
 
 _TABLES = ("rows.jsonl", "table.md")

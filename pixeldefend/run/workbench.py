@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -14,51 +13,16 @@ from pixeldefend import (
     checkpoint,
     classifiers,
     data,
-    defence,
     density,
     parallel,
-    purification,
     squeeze,
 )
 from pixeldefend.grid import CLEAN, Made, Pipeline
+from pixeldefend.run import programs
 from pixeldefend.run.kept import Kept, mark
+from pixeldefend.run.programs import Program, Tools
 
 _PURIFIERS = {"purify", "purify_adaptive"}
-
-
-class Loaded(NamedTuple):
-    """A model with its parameters (for a classifier all its variables) and card."""
-
-    model: Any
-    params: Any
-    card: dict
-
-
-@dataclasses.dataclass(frozen=True)
-class Tools:
-    """What images are made with.
-
-    Attributes:
-      classifiers: by the name of their weights.
-      density_model: None where nothing is purified.
-      eps_defend: levels.
-      solver: see `purification.purify`.
-      threshold: bits/dim below which the adaptive defence leaves an image alone.
-      colours: of the squeezed images.
-      median: preset of `squeeze.median`.
-      seed: of random attacks.
-      batch: images at a time, over all devices.
-    """
-
-    classifiers: dict[str, Loaded]
-    density_model: Loaded | None
-    eps_defend: int
-    solver: str
-    threshold: float
-    colours: int
-    median: str
-    seed: int
-    batch: int
 
 
 class Shown(NamedTuple):
@@ -75,14 +39,6 @@ class Shown(NamedTuple):
     log_probs: np.ndarray | None
     seconds: float
     device: str
-
-
-class _Program(NamedTuple):
-    """A function of `(variables, *arrays)`, and what tells it from others."""
-
-    key: tuple
-    function: Callable[..., dict]
-    options: dict
 
 
 class Workbench:
@@ -122,10 +78,10 @@ class Workbench:
             none = {"seconds": np.float64(0), "device": parallel.devices()}
             return {"images": clean} | none
         if not attacks.ATTACKS[made.attack].cut:
-            return self._made(made, self._whole_attack(made), f"{made}")
+            return self._made(made, programs.whole_attack(self._tools, made), f"{made}")
         # The same search whatever eps is.
         wide = dataclasses.replace(made, eps=float("inf"))
-        search = self._search(wide)
+        search = programs.search(self._tools, wide)
         # Its images only if they are not cut yet; its time in any case.
         of, name = self._mark(wide, search), f"{_slug(wide)}-search"
         known = self._kept.find("adversarial", name, of, only=("seconds",))
@@ -133,7 +89,9 @@ class Workbench:
         def searched() -> np.ndarray:
             return self._made(wide, search, f"{wide} (search)")["images"]
 
-        cut = self._made(made, self._cut(made), f"{made}", after=(of, searched))
+        cut = self._made(
+            made, programs.cut(self._tools, made), f"{made}", after=(of, searched)
+        )
         known = known or self._kept.find("adversarial", name, of, only=("seconds",))
         return cut | {"seconds": cut["seconds"] + (known or {"seconds": 0})["seconds"]}
 
@@ -207,7 +165,7 @@ class Workbench:
 
         return self._mapped(("squeeze",), run, len(images))({}, images)
 
-    def _mark(self, made: Made, program: _Program, after: str = "") -> str:
+    def _mark(self, made: Made, program: Program, after: str = "") -> str:
         """What attacked images depend on."""
         count, preset = self._count(made), {}
         if made.preset is not None:
@@ -242,7 +200,7 @@ class Workbench:
     def _made(
         self,
         made: Made,
-        program: _Program,
+        program: Program,
         what: str,
         after: tuple[str, Callable[[], np.ndarray]] | None = None,
     ) -> dict[str, np.ndarray]:
@@ -262,7 +220,7 @@ class Workbench:
             return found
         others = () if more is None else (more(),)
         count = self._count(made)
-        _, _, variables = self._network(made)
+        _, _, variables = programs.network(self._tools, made)
         return self._kept.run(
             "adversarial",
             name,
@@ -276,137 +234,17 @@ class Workbench:
             *others,
         )
 
-    def _network(self, made: Made) -> tuple[Any, Callable, Any]:
-        """What an attack looks at: the model, its logits as seen, and their variables.
-
-        What stands in front of the classifier is put there from the inside outwards.
-        """
-        if made.source is None:
-            return None, defence.blind, {}
-        tools = self._tools
-        model, variables, _ = tools.classifiers[made.source]
-        logits_fn = classifiers.logits_fn(model)
-        for name in reversed(made.through):
-            if name == "median":
-                logits_fn = defence.behind_median(logits_fn, preset=tools.median)
-                continue
-            density_model, params, _ = tools.density_model
-            logits_fn = attacks.bpda(
-                logits_fn,
-                density_model,
-                adaptive=name == "purify_adaptive",
-                width=purification.width_for(tools.eps_defend),
-                solver=tools.solver,
-            )
-            variables = {
-                "classifier": variables,
-                "params": params,
-                "eps": jnp.int32(tools.eps_defend),
-                "threshold": jnp.float32(tools.threshold),
-            }
-        return model, logits_fn, variables
-
-    def _whole_attack(self, made: Made) -> _Program:
-        model, logits_fn, _ = self._network(made)
-        move = attacks.named(made.attack, made.preset)
-
-        def run(
-            variables: dict, images: jax.Array, labels: jax.Array, indices: jax.Array
-        ) -> dict:
-            found, info = defence.perturbed(
-                move,
-                logits_fn,
-                variables["classifier"],
-                images,
-                labels,
-                indices,
-                key=variables["key"],
-                eps=variables["eps"],
-            )
-            return _told(found, info)
-
-        eps, key = jnp.float32(made.eps), jax.random.key(self._tools.seed)
-        name = ("attack", model, made.through, made.attack, made.preset)
-        return _Program(name, run, {"eps": eps, "key": key})
-
-    def _search(self, made: Made) -> _Program:
-        """An attack without a ball."""
-        model, logits_fn, _ = self._network(made)
-        move = attacks.named(made.attack, made.preset)
-
-        def run(
-            variables: dict, images: jax.Array, labels: jax.Array, indices: jax.Array
-        ) -> dict:
-            del indices
-            found, info = move(
-                logits_fn,
-                variables["classifier"],
-                images,
-                labels,
-                eps=jnp.inf,
-                quantise=False,
-                keep_failed=True,
-            )
-            return _told(found, info)
-
-        name = ("search", model, made.through, made.attack, made.preset)
-        return _Program(name, run, {})
-
-    def _cut(self, made: Made) -> _Program:
-        """Its end: what is found, cut to the ball."""
-        model, logits_fn, _ = self._network(made)
-        norm = attacks.ATTACKS[made.attack].norm
-
-        def run(
-            variables: dict,
-            images: jax.Array,
-            labels: jax.Array,
-            indices: jax.Array,
-            found: jax.Array,
-        ) -> dict:
-            del indices
-            cut, info = attacks.cut(
-                logits_fn,
-                variables["classifier"],
-                images,
-                labels,
-                found,
-                eps=variables["eps"],
-                norm=norm,
-            )
-            return _told(cut, info)
-
-        name = ("cut", model, made.through, norm)
-        return _Program(name, run, {"eps": jnp.float32(made.eps)})
-
     def _purified(
         self, made: Made, before: tuple[str, ...], images: np.ndarray
     ) -> dict[str, np.ndarray]:
         """Purified `images`, their `log_probs` and those that they had before."""
-        model, params, card = self._tools.density_model
-        tools, width = self._tools, purification.width_for(self._tools.eps_defend)
-
-        def run(variables: dict, images: jax.Array) -> dict:
-            params = variables["params"]
-            purified = purification.purify(
-                model,
-                params,
-                images,
-                eps=variables["eps"],
-                width=width,
-                solver=tools.solver,
-            )
-            return {
-                "images": purified,
-                "log_probs": density.log_prob(model, params, purified),
-                "given_log_probs": density.log_prob(model, params, images),
-            }
-
-        mapped = self._mapped(("purify",), run, len(images))
+        tools = self._tools
+        program = programs.purify(tools)
+        mapped = self._mapped(program.key, program.function, len(images))
         name = " ".join((_slug(made), *before))
         of = mark(
             mapped,
-            weights=card["sha256"],
+            weights=tools.density_model.card["sha256"],
             eps_defend=tools.eps_defend,
             solver=tools.solver,
             images=checkpoint.fingerprint(images),
@@ -417,7 +255,7 @@ class Workbench:
             of,
             mapped,
             f"purifying {' + '.join((str(made), *before))}",
-            {"params": params, "eps": jnp.int32(tools.eps_defend)},
+            program.options,
             images,
         )
 
@@ -426,15 +264,6 @@ class Workbench:
         batch = parallel.batch_for(self._tools.batch, count)
         program = parallel.BatchMap(function, batch)
         return self._programs.setdefault((*key, batch), program)
-
-
-def _told(images: jax.Array, info: attacks.Info) -> dict[str, jax.Array]:
-    return {
-        "images": images,
-        "success": info.success,
-        "distance": info.distance,
-        "queries": info.queries,
-    }
 
 
 def _slug(made: Made) -> str:
