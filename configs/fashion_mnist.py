@@ -15,9 +15,9 @@ see how many of the bundled images it gets right, clean and attacked:
     --config.classifier.weights=runs/fashion_mnist/resnet \
     --config.attack.name=fgsm --config.attack.eps=8
 
-The paper's Table 1, every defence under every attack, on 100 images (2 cores: some
-twenty minutes, most of them compiling; the purified ResNet about 83 % under the
-strongest attack of eps 8, grey-box):
+The paper's Table 1, every defence under every attack, on 100 images (a quarter
+of an hour, most of it compiling; the purified ResNet about 83 % under the strongest
+attack of eps 8, grey-box):
   python main.py --config=configs/fashion_mnist.py --mode=evaluate \
     --config.evaluate.images=100
 
