@@ -59,7 +59,7 @@ class Column:
         words = [self.attack]
         if self.attack != CLEAN and self.preset != attacks.usual(self.attack):
             words.append(self.preset)
-        if self.eps is not None and self.eps < float("inf"):
+        if self.eps is not None and self.eps != _usual_eps(self.attack):
             words.append(f"{self.eps:g}")
         if self.purifier:
             words.append("(bpda)")
@@ -124,7 +124,7 @@ def pipeline(text: str, eps: float) -> Pipeline:
                 f"unknown defence {name!r} in row {text!r}: one of "
                 f"{', '.join(DEFENCES)}"
             )
-    return Pipeline(weights.replace("{eps}", f"{eps:g}"), tuple(defences))
+    return Pipeline(_filled(weights, eps), tuple(defences))
 
 
 def column(text: str) -> Column:
@@ -155,13 +155,23 @@ def column(text: str) -> Column:
         raise ValueError(f"attack {text!r}: {error}") from error
     if images < 0:
         raise ValueError(f"attack {text!r}: images must not be negative")
-    if own is None and attacks.ATTACKS[name].norm != "linf":
-        own = float("inf")
+    if own is None:
+        own = _usual_eps(name)
     if own is not None:
         attacks.check_eps(own, f"eps of attack {text!r}")
     if options["through"] and not attacks.ATTACKS[name].looks:
         raise ValueError(f"attack {text!r}: {name} looks at nothing")
     return Column(name, preset, images, own, bool(options["through"]))
+
+
+def _usual_eps(attack: str) -> float | None:
+    """None for the table's; without a ball of levels there is nothing that it means."""
+    return None if attacks.ATTACKS[attack].norm == "linf" else float("inf")
+
+
+def _filled(text: str, eps: float) -> str:
+    """Weights with the `{eps}` in their name filled in."""
+    return text.replace("{eps}", f"{eps:g}")
 
 
 def made_for(
@@ -239,15 +249,34 @@ class Grid:
                     row = pipeline(text, eps)
                     yield row, made_for(row, Column(CLEAN), eps)
                     for column in self.columns:
-                        yield row, made_for(row, column, eps)
-                        for source in self.sources:
-                            yield row, made_for(row, column, eps, source)
+                        yield row, self.made(row, column, eps)
+                        for source in self.sources_at(eps):
+                            yield row, self.made(row, column, eps, source)
 
         return iter(_unique(every()))
 
+    def made(
+        self, row: Pipeline, column: Column, eps: float, source: str | None = None
+    ) -> Made:
+        """As `made_for`; where columns differ in nothing but how many images they
+        attack, such as in front of no purifier, the larger set serves them all."""
+        wanted = made_for(row, column, eps, source)
+        others = (
+            made_for(row, other, size, source)
+            for other in self.columns
+            for size in self.eps
+        )
+        plain = dataclasses.replace(wanted, images=0)
+        same = [o for o in others if dataclasses.replace(o, images=0) == plain]
+        return max([wanted, *same], key=lambda made: made.images or float("inf"))
+
+    def sources_at(self, eps: float) -> list[str]:
+        """The other classifiers for attacks of `eps`."""
+        return [_filled(text, eps) for text in self.sources]
+
     def attacks_on(self, row: Pipeline, eps: float) -> list[Made]:
         """The row's own attacks at `eps`, in the order of the columns."""
-        return [made_for(row, column, eps) for column in self.columns]
+        return [self.made(row, column, eps) for column in self.columns]
 
 
 def _unique(found: Iterable) -> list:
@@ -263,22 +292,34 @@ def read(
     """Reads what a config says of a table.
 
     Raises:
-      ValueError: nothing to measure, a column given twice, or as for `pipeline` and
-        `column`.
+      ValueError: nothing to measure, something given twice or of another type, or as
+        for `pipeline` and `column`.
     """
+    given = {"rows": tuple(rows), "attacks": tuple(columns), "sources": tuple(sources)}
+    for field, texts in given.items():
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"{field} must be texts: {text!r}")
+    try:
+        sizes = tuple(float(one) for one in eps)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"eps_attack must be numbers: {eps}") from error
     grid = Grid(
-        tuple(rows),
-        tuple(map(column, columns)),
-        tuple(float(one) for one in eps),
-        tuple(sources),
+        given["rows"], tuple(map(column, given["attacks"])), sizes, given["sources"]
     )
     if not grid.rows or not grid.eps:
         raise ValueError("a table needs at least one row and one eps")
     for one in grid.eps:
         attacks.check_eps(one, "eps_attack")
-    names = list(map(str, grid.columns))
+    _check_once("attack", list(map(str, grid.columns)))
+    _check_once("eps", [f"{one:g}" for one in grid.eps])
+    for one in grid.eps:
+        _check_once("row", [str(pipeline(text, one)) for text in grid.rows])
+    return grid
+
+
+def _check_once(what: str, names: list[str]) -> None:
+    """Raises ValueError where one of the names is there twice."""
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"the attack {name!r} is given twice")
-    grid.pipelines()
-    return grid
+            raise ValueError(f"the {what} {name!r} is given twice")

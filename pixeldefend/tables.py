@@ -178,9 +178,11 @@ class Table:
         found = []
         for eps in self.layout.eps:
             found.append(form(*self.lines(eps)))
-            for source in self.layout.sources:
-                title = f"Transferred: made on {source}, eps {eps:g}"
-                found.append(f"{title}\n\n{form(*self.lines(eps, source))}")
+            for source in self.layout.sources_at(eps):
+                header, lines = self.lines(eps, source)
+                if any(cell for line in lines for cell in line[1:]):
+                    title = f"Transferred: made on {source}, eps {eps:g}"
+                    found.append(f"{title}\n\n{form(header, lines)}")
         return "\n\n".join(found)
 
     def claims(self) -> list[list[str]]:

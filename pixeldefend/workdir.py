@@ -99,13 +99,14 @@ class Workdir:
             raise ValueError(f"{path} lies in the workdir {self._folder}; name another")
 
     def check_own(self, name: str) -> None:
-        """Raises ValueError where a subfolder holds files that no run wrote."""
+        """Raises ValueError where a file, or one in a subfolder, is no run's."""
         inner = self._folder / name
         if (self._folder / "config.json").exists() or not inner.exists():
             return
-        if any(inner.iterdir()):
+        if not inner.is_dir() or any(inner.iterdir()):
             raise ValueError(
-                f"{inner} has files that are not from here; name another --workdir"
+                f"{inner}: there are files that are not from here; name another "
+                "--workdir"
             )
 
     def open(self) -> epath.Path:

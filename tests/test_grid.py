@@ -66,7 +66,13 @@ def test_attacks_that_are_none(text, message):
         ((), ("bim",), (8,), "at least one row"),
         (("a",), ("bim",), (), "one eps"),
         (("a",), ("bim",), (-8,), "eps_attack must be a number"),
-        (("a",), ("bim", "bim preset=paper"), (8,), "'bim' is given twice"),
+        (("a",), ("bim", "bim preset=paper"), (8,), "attack 'bim' is given twice"),
+        (("a", "a"), ("bim",), (8,), "row 'a' is given twice"),
+        (("a8", "a{eps}"), ("bim",), (8,), "row 'a8' is given twice"),
+        (("a",), ("bim",), (8, 8.0), "eps '8' is given twice"),
+        ((1,), ("bim",), (8,), "rows must be texts: 1"),
+        (("a",), (1,), (8,), "attacks must be texts: 1"),
+        (("a",), ("bim",), ("x",), "eps_attack must be numbers"),
     ],
 )
 def test_tables_that_are_none(rows, columns, eps, message):
@@ -116,6 +122,32 @@ def test_only_who_is_told_to_looks_through_purifiers():
     assert grid.threat(adaptive, made) == "white-box"
     moved = grid.made_for(adaptive, through, 8.0, "b")
     assert moved.through == () and grid.threat(adaptive, moved) == "transfer"
+
+
+def test_columns_that_come_to_the_same_share_the_larger_set():
+    columns = ("bim images=5", "bim images=9 through=purifier", "fgsm", "fgsm eps=8")
+    found = grid.read(("a", "a + purify"), columns, (8, 25))
+    bare, purified = (grid.pipeline(text, 8.0) for text in found.rows)
+    one, other, *_ = found.attacks_on(bare, 8.0)
+    assert one == other and one.images == 9
+    one, other, *_ = found.attacks_on(purified, 8.0)
+    assert (one.images, other.images) == (5, 9)
+    keys = [
+        (row, made.attack, made.eps, made.source, made.through)
+        for row, made in found.cells()
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_an_infinite_ball_is_told_where_it_is_not_the_usual_one():
+    assert str(grid.column("fgsm eps=inf")) == "fgsm inf"
+    assert str(grid.column("gaussian_blur")) == "gaussian_blur"
+
+
+def test_sources_take_the_network_of_the_eps_too():
+    found = grid.read(("a",), ("bim",), (8, 25), ("f{eps}",))
+    moved = {made.source for _, made in found.cells() if made.source != "a"}
+    assert moved == {None, "f8", "f25"}
 
 
 def test_every_attack_that_looks_is_made_on_the_rows_classifier():

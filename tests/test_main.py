@@ -309,6 +309,8 @@ def _mistakes(folder):
     (folder / "pictures").mkdir()
     (folder / "pictures/a.png").write_text("not a picture")
     (folder / "nothing").mkdir()
+    (folder / "tables").mkdir()
+    (folder / "tables/table.md").write_text("mine")
     (folder / "other").mkdir()
     (folder / "other/config.json").write_text('{"mode": "train_pixelcnn"}')
     _misfit(folder / "misfit")
@@ -397,6 +399,7 @@ def _mistakes(folder):
             [adaptive, "--config.evaluate.threshold=nan"],
             "threshold must be finite",
         ),
+        ("evaluate", [f"--workdir={folder}/tables"], "table.md: there are files"),
         ("evaluate", ["--config.squeeze.colours=1"], "between 2 and 256"),
         ("evaluate", ["--config.purify.solver=x"], "unknown solver 'x'"),
         ("evaluate", ["--config.purify.eps=300"], "between 0 and 255"),

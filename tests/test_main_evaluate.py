@@ -360,6 +360,8 @@ def test_an_attack_through_the_purifier_is_white_box(models, tmp_path):
         ("purify_adaptive", "classifier"): "grey-box",
         ("purify_adaptive", "purify_adaptive+classifier"): "white-box",
     }
+    worst = [r for r in _rows(tmp_path / "run") if r["attack"] == "worst_per_image"]
+    assert {row["threat"] for row in worst} == {"white-box"}
     model, variables, _ = checkpoint.load_released(one)
     density_model, params, _ = checkpoint.load_released(models["density"])
     images, labels = (a[:2] for a in data.sample("fashion_mnist"))

@@ -39,8 +39,6 @@ def evaluate(config: inputs.Config, workdir: Workdir) -> None:
             config, workdir, layout, settings.threshold, source, settings.images
         )
     folder = workdir.open()
-    for name in _TABLES:  # of another run, perhaps of other images
-        (folder / name).unlink(missing_ok=True)
     inputs.tell_source(config, given)
     bench = Workbench(folder, given, tools)
     make(bench, layout)
@@ -79,7 +77,7 @@ def prepared(
     given = _images(config, tools, source, count)
     if given.own:
         workdir.check_outside(source)
-    for name in kept.FOLDERS:
+    for name in (*kept.FOLDERS, *_TABLES):
         workdir.check_own(name)
     for name, (model, variables, _) in tools.classifiers.items():
         try:
@@ -110,7 +108,8 @@ def _tools(config: inputs.Config, layout: grid.Grid, threshold: float) -> Tools:
         inputs.check_dataset(config, config.pixelcnn.weights, model.card)
         if any("purify_adaptive" in row.defences for row in pipelines):
             threshold = inputs.threshold(threshold, config.pixelcnn.weights, model.card)
-    names = dict.fromkeys([row.classifier for row in pipelines] + [*layout.sources])
+    sources = [name for eps in layout.eps for name in layout.sources_at(eps)]
+    names = dict.fromkeys([row.classifier for row in pipelines] + sources)
     for name in names:  # before the long reading of those that are there
         checkpoint.find_released(name)
     loaded = {name: _classifier(config, name) for name in names}
@@ -208,16 +207,18 @@ def _rows(
     for text in layout.rows:
         for eps in layout.eps:
             row = grid.pipeline(text, eps)
-            found = [right[row, made] for made in layout.attacks_on(row, eps)]
-            if not found:
+            own = layout.attacks_on(row, eps)
+            if not own:
                 continue
+            found = [right[row, made] for made in own]
             count = min(map(len, found))
             every = np.all([correct[:count] for correct in found], 0)
-            looked = any(attacks.ATTACKS[c.attack].looks for c in layout.columns)
-            threat = "grey-box" if row.defences else "white-box"
+            threats = {grid.threat(row, made) for made in own} - {None}
+            # One who sees everything is among the attackers, or none is.
+            worst = "white-box" if "white-box" in threats else "grey-box"
             yield (
                 _identity(config, tools, row, grid.Made(tables.WORST, eps=eps))
-                | {"threat": threat if looked else None}
+                | {"threat": worst if threats else None}
                 | inputs.identity(given._replace(images=given.images[:count]))
                 | accuracy(every)
                 | inputs.provenance(mark, 0.0)
@@ -263,10 +264,11 @@ def _legend(given: data.Input, rows: list[dict]) -> str:
     counts = sorted({row["n"] for row in rows})
     images = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     return (
-        f"accuracy in percent with half of its 95 % interval on {images} images "
-        f"({given.source}); [n] where they are fewer; in brackets the paper's and the "
-        "difference. strongest: the least of the attacks; every attack: share of the "
-        "first images, of the column with fewest, that survive all of them.\n"
+        f"accuracy in percent on {images} images ({given.source}), [n] where they are "
+        "fewer, ± half the width of its 95 % interval (Wilson's, not centred); "
+        "in brackets the paper's and the difference. strongest: the least of the "
+        "attacks; every attack: share of the first images, of the column with fewest, "
+        "that survive all of them.\n"
         "The attacks see the bare classifier, or it behind a median filter. Only those "
         "marked (bpda) see the purifier (white-box); under the others (grey-box) it "
         f"looks safer than it is.\non {parallel.devices()}"

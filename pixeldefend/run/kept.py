@@ -91,6 +91,8 @@ class Kept:
         path = self._path(kind, name)
         # Every batch at once: one is much longer in the making than in the writing.
         parts = Parts(self._folder / "parts" / kind / path.stem, mark, pause=0.0)
+        if parts.done:
+            print(f"{what}: going on after {parts.done} of {len(arrays[0])} images")
         result, seconds = report.run_batches(
             mapped, what, variables, *arrays, parts=parts
         )

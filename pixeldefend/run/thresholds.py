@@ -61,6 +61,8 @@ def choose_threshold(config: inputs.Config, workdir: Workdir) -> None:
         card = checkpoint.load_card(path.parent) | {"adaptive": found}
         checkpoint.write_json(path, card)
     print(report.table(*evaluate.threshold_lines(curve, chosen)))
+    if chosen == curve["threshold"][-1]:
+        print("no accuracy fell at any threshold: this one purifies nothing")
     print(
         f"threshold {chosen:.2f} bits/dim, chosen on {found['n']} images "
         f"({given.source}) in front of {settings.classifier} (grey-box attacks)"
