@@ -70,6 +70,37 @@ def perturbed(
     return attack(logits_fn, variables, clean, wanted, image_keys, eps=eps)
 
 
+def perturbing(
+    attack: Callable, logits_fn: LogitsFn
+) -> Callable[..., tuple[chex.Array, Any]]:
+    """`perturbed` as a function to be mapped over images.
+
+    Args:
+      attack: see `attacks.named`.
+      logits_fn: as for `perturbed`.
+
+    Returns:
+      `perturb(variables, clean, labels, indices)`, which returns what `perturbed` does;
+      `variables` holds `classifier` (what `logits_fn` takes), `key` and `eps`.
+    """
+
+    def perturb(
+        variables: dict, clean: chex.Array, labels: chex.Array, indices: chex.Array
+    ) -> tuple[chex.Array, Any]:
+        return perturbed(
+            attack,
+            logits_fn,
+            variables["classifier"],
+            clean,
+            labels,
+            indices,
+            key=variables["key"],
+            eps=variables["eps"],
+        )
+
+    return perturb
+
+
 def perturb_and_purify(
     model: pixelcnn.PixelCNN,
     attack: Callable | None,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pixeldefend import attacks
 
 DEFENCES = ("squeeze", "purify", "purify_adaptive")
-_PURIFIERS = ("purify", "purify_adaptive")
+PURIFIERS = ("purify", "purify_adaptive")
 CLEAN = "none"
 
 
@@ -30,7 +30,7 @@ class Pipeline:
     @property
     def purifies(self) -> bool:
         """Whether a density model takes part."""
-        return any(defence in _PURIFIERS for defence in self.defences)
+        return any(defence in PURIFIERS for defence in self.defences)
 
     def __str__(self) -> str:
         return " + ".join((self.classifier, *self.defences))
@@ -200,7 +200,7 @@ def made_for(
     for defence in () if source else row.defences:
         if defence == "squeeze" and not known.bare:
             through.append("median")
-        if defence in _PURIFIERS and column.purifier:
+        if defence in PURIFIERS and column.purifier:
             through.append(defence)
     return dataclasses.replace(
         made, source=source or row.classifier, through=tuple(through)

@@ -81,22 +81,14 @@ class Outcomes:
         """
         move = attacks.named(name, preset)
         logits_fn = classifiers.logits_fn(model)
+        perturb = defence.perturbing(move, logits_fn)
         self._name, self._key = name, jax.random.key(seed)
         self.seconds = 0.0
 
         def outcome(
             variables: dict, images: jax.Array, labels: jax.Array, indices: jax.Array
         ) -> dict:
-            made, info = defence.perturbed(
-                move,
-                logits_fn,
-                variables["classifier"],
-                images,
-                labels,
-                indices,
-                key=variables["key"],
-                eps=variables["eps"],
-            )
+            made, info = perturb(variables, images, labels, indices)
             found = {"clean_prediction": images, "prediction": made}
             guesses = {
                 name: attacks.predicted(logits_fn, variables["classifier"], shown)

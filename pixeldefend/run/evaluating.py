@@ -130,9 +130,7 @@ def _tools(config: inputs.Config, layout: grid.Grid, threshold: float) -> Tools:
 
 
 def _classifier(config: inputs.Config, name: str) -> Loaded:
-    model, variables, card = checkpoint.load_released(name)
-    if card["kind"] != "classifier":
-        raise ValueError(f"{name} is no classifier")
+    model, variables, card = inputs.classifier_named(name)
     inputs.check_dataset(config, name, card)
     if "training" not in card.get("training", {}):
         raise ValueError(f"the card of {name} does not say how it was trained")
@@ -141,7 +139,7 @@ def _classifier(config: inputs.Config, name: str) -> Loaded:
 
 def _images(config: inputs.Config, tools: Tools, source: str, count: int) -> data.Input:
     """The first images of a source, with labels that all classifiers know."""
-    name, first = next(iter(tools.classifiers.items()))
+    first = next(iter(tools.classifiers.values()))
     shape = tuple(first.card["image_shape"])
     given = data.read_input(config.dataset, source, count, shape, config.data_dir)
     if given.labels is None:
@@ -175,7 +173,7 @@ def make(bench: Workbench, layout: grid.Grid) -> None:
 
 def _before_purifier(defences: tuple[str, ...]) -> tuple[str, ...]:
     """What an image passes before it is purified; both kinds purify alike."""
-    which = [defence in ("purify", "purify_adaptive") for defence in defences]
+    which = [defence in grid.PURIFIERS for defence in defences]
     return defences[: which.index(True)]
 
 

@@ -112,9 +112,14 @@ def density_model(config: Config) -> tuple[pixelcnn.PixelCNN, dict, dict]:
 
 def classifier(config: Config) -> tuple[classifiers.Classifier, dict, dict]:
     """The classifier of a config: description, variables, card."""
-    model, variables, card = checkpoint.load_released(config.classifier.weights)
+    return classifier_named(config.classifier.weights)
+
+
+def classifier_named(weights: str) -> tuple[classifiers.Classifier, dict, dict]:
+    """A classifier by its weights; ValueError where they are of another model."""
+    model, variables, card = checkpoint.load_released(weights)
     if card["kind"] != "classifier":
-        raise ValueError(f"{config.classifier.weights} is no classifier")
+        raise ValueError(f"{weights} is no classifier")
     return model, variables, card
 
 

@@ -88,21 +88,10 @@ def whole_attack(tools: Tools, made: Made) -> Program:
     """An attack that looks at eps from the beginning."""
     model, logits_fn, _ = network(tools, made)
     move = attacks.named(made.attack, made.preset)
+    perturb = defence.perturbing(move, logits_fn)
 
-    def run(
-        variables: dict, images: jax.Array, labels: jax.Array, indices: jax.Array
-    ) -> dict:
-        found, info = defence.perturbed(
-            move,
-            logits_fn,
-            variables["classifier"],
-            images,
-            labels,
-            indices,
-            key=variables["key"],
-            eps=variables["eps"],
-        )
-        return _told(found, info)
+    def run(variables: dict, *arrays: jax.Array) -> dict:
+        return _told(*perturb(variables, *arrays))
 
     eps, key = jnp.float32(made.eps), jax.random.key(tools.seed)
     name = ("attack", model, made.through, made.attack, made.preset)

@@ -17,12 +17,10 @@ from pixeldefend import (
     parallel,
     squeeze,
 )
-from pixeldefend.grid import CLEAN, Made, Pipeline
+from pixeldefend.grid import CLEAN, PURIFIERS, Made, Pipeline
 from pixeldefend.run import programs
 from pixeldefend.run.kept import Kept, mark
 from pixeldefend.run.programs import Program, Tools
-
-_PURIFIERS = {"purify", "purify_adaptive"}
 
 
 class Shown(NamedTuple):
@@ -171,7 +169,7 @@ class Workbench:
         if made.preset is not None:
             preset = dict(attacks.ATTACKS[made.attack].presets[made.preset])
         more: dict[str, Any] = {}
-        if _PURIFIERS & set(made.through):
+        if set(PURIFIERS) & set(made.through):
             more["density_model"] = self._tools.density_model.card["sha256"]
             more["eps_defend"] = self._tools.eps_defend
         if "purify_adaptive" in made.through:
