@@ -45,14 +45,15 @@ class Column:
       preset: of its arguments.
       images: how many at most are attacked, the first; 0 for all.
       eps: that it has whatever the table's; None for the table's.
-      purifier: whether it looks through purifiers as well, by `attacks.bpda`.
+      slope: how it looks through purifiers as well, of `attacks.SLOPES`; "" for not at
+        all.
     """
 
     attack: str
     preset: str | None = None
     images: int = 0
     eps: float | None = None
-    purifier: bool = False
+    slope: str = ""
 
     def __str__(self) -> str:
         """Short, for the head of a table: what is usual goes without saying."""
@@ -61,8 +62,8 @@ class Column:
             words.append(self.preset)
         if self.eps is not None and self.eps != _usual_eps(self.attack):
             words.append(f"{self.eps:g}")
-        if self.purifier:
-            words.append("(bpda)")
+        if self.slope:
+            words.append(f"({self.slope})")
         return " ".join(words)
 
 
@@ -77,6 +78,7 @@ class Made:
       source: the classifier that the attack looked at; None where it looks at none.
       through: what it saw in front of the classifier, in the order in which an image
         passes it: of "median", "purify" and "purify_adaptive".
+      slope: how it saw the purifiers among them, of `attacks.SLOPES`; "" for none.
       images: as for `Column`.
     """
 
@@ -85,6 +87,7 @@ class Made:
     eps: float = 0.0
     source: str | None = None
     through: tuple[str, ...] = ()
+    slope: str = ""
     images: int = 0
 
     @property
@@ -100,7 +103,8 @@ class Made:
         text = f"{self.attack} ({self.preset}), eps {self.eps:g}"
         if self.source is None:
             return text
-        return f"{text}, on {' behind '.join((self.source, *self.through[::-1]))}"
+        seen = " behind ".join((self.source, *self.through[::-1]))
+        return f"{text}, on {seen}{f' ({self.slope})' if self.slope else ''}"
 
 
 def pipeline(text: str, eps: float) -> Pipeline:
@@ -131,7 +135,8 @@ def column(text: str) -> Column:
     """Reads an attack: "NAME preset=P images=N eps=E through=T", of which NAME must be.
 
     Attacks of another norm than L-infinity have no bound unless `eps` gives one. With
-    `through=purifier` an attack looks through purifiers too (white-box).
+    `through=bpda`, or another of `attacks.SLOPES`, an attack looks through purifiers
+    too (white-box).
 
     Raises:
       ValueError: unknown attack, preset or option, or no number where one must be.
@@ -145,8 +150,11 @@ def column(text: str) -> Column:
                 f"attack {text!r}: {word!r} is none of preset=, images=, eps=, through="
             )
         options[option] = value
-    if options["through"] not in ("", "purifier"):
-        raise ValueError(f"attack {text!r}: through= must be purifier, or be left out")
+    if options["through"] not in ("", *attacks.SLOPES):
+        known = ", ".join(attacks.SLOPES)
+        raise ValueError(
+            f"attack {text!r}: through= must be one of {known}, or be left out"
+        )
     preset = attacks.usual(name, options["preset"])
     try:
         images = int(options["images"])
@@ -161,7 +169,7 @@ def column(text: str) -> Column:
         attacks.check_eps(own, f"eps of attack {text!r}")
     if options["through"] and not attacks.ATTACKS[name].looks:
         raise ValueError(f"attack {text!r}: {name} looks at nothing")
-    return Column(name, preset, images, own, bool(options["through"]))
+    return Column(name, preset, images, own, options["through"])
 
 
 def _usual_eps(attack: str) -> float | None:
@@ -200,10 +208,13 @@ def made_for(
     for defence in () if source else row.defences:
         if defence == "squeeze" and not known.bare:
             through.append("median")
-        if defence in PURIFIERS and column.purifier:
+        if defence in PURIFIERS and column.slope:
             through.append(defence)
     return dataclasses.replace(
-        made, source=source or row.classifier, through=tuple(through)
+        made,
+        source=source or row.classifier,
+        through=tuple(through),
+        slope=column.slope if set(through) & set(PURIFIERS) else "",
     )
 
 

@@ -169,7 +169,7 @@ def score(
       model: the description.
       state: with all earlier channels decided.
       channel: 0 to C - 1.
-      first: the lowest candidate `[N]`, integer, or floating levels when `count` is 1.
+      first: the lowest candidate `[N]`, integer or floating levels.
       count: S, static.
 
     Returns:
@@ -224,14 +224,14 @@ def _table_rows(table: chex.Array, level: chex.Array) -> chex.Array:
 
 
 def _gather(logits: chex.Array, first: chex.Array, count: int) -> chex.Array:
-    """`[S, N]` of logits `[256, N]`; floating levels are interpolated (S = 1)."""
+    """`[S, N]` of logits `[256, N]`; floating levels are interpolated."""
     if jnp.issubdtype(first.dtype, jnp.integer):
         rows = jnp.clip(_window(first.astype(jnp.int32), count), 0, pixels.LEVELS - 1)
         return jnp.take_along_axis(logits, rows, axis=0)
     below = jnp.clip(jnp.floor(first), 0, pixels.LEVELS - 2).astype(jnp.int32)
     part = (first - below.astype(first.dtype)).astype(logits.dtype)
-    pair = _gather(logits, below, 2)
-    return (pair[0] * (1 - part) + pair[1] * part)[None]
+    whole = _gather(logits, below, count + 1)
+    return whole[:-1] * (1 - part)[None] + whole[1:] * part[None]
 
 
 def _columns(images: chex.Array) -> chex.Array:

@@ -57,6 +57,58 @@ def purify(
     return purify_with_rounds(model, params, images, **options)[0]
 
 
+def relax(
+    model: pixelcnn.PixelCNN,
+    params: dict,
+    images: chex.Array,
+    *,
+    eps: chex.Array | int,
+    labels: chex.Array | None = None,
+    straight_through: bool = False,
+    width: int | None = None,
+) -> chex.Array:
+    """`purify` with a slope: each level is the mean of the allowed ones, not the mode.
+
+    In raster order each channel of each pixel becomes the expectation of the level
+    under the model, restricted to the ball around the image's own and given everything
+    relaxed before. That is smooth in the image, through the earlier levels and through
+    the place of the ball; derivatives compute the scan once more instead of keeping it
+    (`jax.checkpoint`), so they need little more memory. It is what an attacker sees who
+    differentiates the defence (PixelDefend, section 4.4; Athalye et al. 2018).
+
+    Args:
+      model: as for `purify`.
+      params: likewise.
+      images: floating levels `[B, H, W, C]`, which need not be whole.
+      eps: as for `purify`.
+      labels: likewise.
+      straight_through: go on with the levels of `purify` and take only the slope of
+        the expectation (Bengio et al. 2013); of whole images the result is then that of
+        `purify`.
+      width: as for `purify`.
+
+    Returns:
+      Floating levels `[B, H, W, C]`, of the type of `images`.
+
+    Raises:
+      TypeError: images that are not floating, or eps that is no integer.
+      ValueError: as for `purify`.
+    """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"images must be floating levels 0..255: {images.dtype}")
+    radius = _radius(images, eps, width).astype(images.dtype)
+    return raster.decode(
+        model,
+        params,
+        images,
+        straight_through_mean if straight_through else mean,
+        lower=jnp.maximum(images - radius, 0),
+        upper=jnp.minimum(images + radius, pixels.LEVELS - 1),
+        labels=labels,
+        width=width,
+    )
+
+
 def purify_with_rounds(
     model: pixelcnn.PixelCNN,
     params: dict,
@@ -77,10 +129,7 @@ def purify_with_rounds(
     if solver == "auto":
         solver = faster_solver(len(images), jax.default_backend())
     lower, upper = bounds(images, eps)
-    if width is not None and not isinstance(eps, jax.core.Tracer):
-        needed = min(2 * int(np.max(eps)) + 1, pixels.LEVELS)
-        if width < needed:
-            raise ValueError(f"width must be at least {needed} for this eps: {width}")
+    _check_width(width, eps)
     return raster.decode_with_rounds(
         model,
         params,
@@ -129,6 +178,29 @@ def likeliest(
     return jnp.take_along_axis(candidates, best[None], axis=0)[0]
 
 
+def mean(
+    candidates: chex.Array,
+    log_mass: chex.Array,
+    level: chex.Array,
+    keys: chex.PRNGKey | None,
+) -> chex.Array:
+    """The policy of `relax`: the mean of the candidates, weighed by probability."""
+    del level, keys
+    return jnp.sum(jax.nn.softmax(log_mass, axis=0) * candidates, axis=0)
+
+
+def straight_through_mean(
+    candidates: chex.Array,
+    log_mass: chex.Array,
+    level: chex.Array,
+    keys: chex.PRNGKey | None,
+) -> chex.Array:
+    """The likeliest candidate, with the slope of the mean."""
+    best = jax.lax.stop_gradient(likeliest(candidates, log_mass, level, keys))
+    soft = mean(candidates, log_mass, level, keys)
+    return best + (soft - jax.lax.stop_gradient(soft))
+
+
 def bounds(images: chex.Array, eps: chex.Array | int) -> tuple[chex.Array, chex.Array]:
     """The ball of radius `eps` around `images`, cut to 0..255, as integer levels.
 
@@ -145,15 +217,32 @@ def bounds(images: chex.Array, eps: chex.Array | int) -> tuple[chex.Array, chex.
     """
     if images.dtype != jnp.uint8:
         raise TypeError(f"images must be uint8 levels 0..255: {images.dtype}")
+    radius = _radius(images, eps)
+    levels = images.astype(jnp.int32)
+    return jnp.maximum(levels - radius, 0), jnp.minimum(levels + radius, 255)
+
+
+def _radius(
+    images: chex.Array, eps: chex.Array | int, width: int | None = None
+) -> chex.Array:
+    """`eps`, checked, as int32 that goes with `images [B, ...]`."""
     radius = check_eps(eps)
     if radius.ndim and radius.shape != images.shape[:1]:
         raise ValueError(
             f"eps must be a number or [{images.shape[0]}], one per image: "
             f"{list(radius.shape)}"
         )
-    radius = radius.astype(jnp.int32).reshape((-1,) + (1,) * (images.ndim - 1))
-    levels = images.astype(jnp.int32)
-    return jnp.maximum(levels - radius, 0), jnp.minimum(levels + radius, 255)
+    _check_width(width, eps)
+    return radius.astype(jnp.int32).reshape((-1,) + (1,) * (images.ndim - 1))
+
+
+def _check_width(width: int | None, eps: chex.Array | int) -> None:
+    """Raises ValueError where a width is too narrow for an eps that is known."""
+    if width is None or isinstance(eps, jax.core.Tracer):
+        return
+    needed = min(2 * int(np.max(np.asarray(eps))) + 1, pixels.LEVELS)
+    if width < needed:
+        raise ValueError(f"width must be at least {needed} for this eps: {width}")
 
 
 def check_eps(eps: chex.Array | int) -> chex.Array:

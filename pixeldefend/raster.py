@@ -49,13 +49,16 @@ def decode(
       params: from `pixelcnn.init` or a released model.
       images: levels `[B, H, W, C]`, handed to the policy; `uint8`, or floating for a
         policy that returns expectations.
-      choose: `choose(candidates, log_mass, level, keys) -> level [N]`, with integer
+      choose: `choose(candidates, log_mass, level, keys) -> level [N]`, with
         candidates `[S, N]`, their log-mass `[S, N]` (nats up to a constant per column,
         minus infinity out of bounds), the image's own level `[N]` and keys `[N]`.
+        Candidates are floating where the bounds are: the lowest level and whole steps
+        upwards from there.
       key: keys `[B]`, one per image, folded with the position before `choose` sees
         them; None for a deterministic policy.
-      lower: lowest allowed levels, integer `[B, H, W, C]`.
-      upper: highest allowed levels, inclusive, integer `[B, H, W, C]`.
+      lower: lowest allowed levels `[B, H, W, C]`, integer; or floating, of the type of
+        floating images.
+      upper: highest allowed levels, inclusive, likewise.
       labels: integers `[B]` for a class-conditional model.
       width: S, static: at least the widest `upper - lower + 1`. None chooses among
         `WIDTHS` at run time, so that one program serves all bounds. Too narrow a width
@@ -106,10 +109,11 @@ def decode_with_rounds(
     """
     pixelcnn.check_images(model, images, labels)
     for name, bound in (("lower", lower), ("upper", upper)):
-        if bound.shape != images.shape or not jnp.issubdtype(bound.dtype, jnp.integer):
+        fits = jnp.issubdtype(bound.dtype, jnp.integer) or bound.dtype == images.dtype
+        if bound.shape != images.shape or not fits:
             raise ValueError(
-                f"{name} must be integers {list(images.shape)}: "
-                f"{bound.dtype} {list(bound.shape)}"
+                f"{name} must be integers {list(images.shape)}, or like floating "
+                f"images: {bound.dtype} {list(bound.shape)}"
             )
     fits = isinstance(width, int) and 1 <= width <= pixels.LEVELS
     if width is not None and not fits:
@@ -117,7 +121,8 @@ def decode_with_rounds(
             f"width must be a whole number from 1 to {pixels.LEVELS}: {width!r}"
         )
     whole = jnp.issubdtype(images.dtype, jnp.integer)
-    lower, upper = lower.astype(jnp.int32), upper.astype(jnp.int32)
+    if jnp.issubdtype(lower.dtype, jnp.integer):
+        lower, upper = lower.astype(jnp.int32), upper.astype(jnp.int32)
     widths = WIDTHS if width is None else (width,)
     needed = jnp.max(upper - lower) + 1
     branch = sum((needed > narrower).astype(jnp.int32) for narrower in widths[:-1])
@@ -159,7 +164,7 @@ def _choosing(
         if key is not None:
             order = here["position"] * model.channels + channel
             keys = jax.vmap(jax.random.fold_in)(key[here["index"]], order)
-        candidates = low[None] + jnp.arange(size, dtype=jnp.int32)[:, None]
+        candidates = low[None] + jnp.arange(size, dtype=low.dtype)[:, None]
         log_mass = mixture.score(model, state, channel, low, size)
         log_mass = jnp.where(candidates <= high[None], log_mass, -jnp.inf)
         return choose(candidates, log_mass, level, keys).astype(level.dtype)
@@ -258,5 +263,7 @@ def _scan(
         return (memory, before, above), jax.tree.map(lambda *a: jnp.stack(a), *outs)
 
     first = (memory, dark, dark)
-    _, outs = jax.lax.scan(rows, first, row_solvers.grouped(inputs, group))
+    # Derivatives compute each row again and keep what rows hand on, nothing else.
+    remembered = jax.checkpoint(rows, prevent_cse=False)
+    _, outs = jax.lax.scan(remembered, first, row_solvers.grouped(inputs, group))
     return row_solvers.ungrouped(outs)

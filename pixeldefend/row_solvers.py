@@ -101,7 +101,7 @@ def columns(model: pixelcnn.PixelCNN, visit: Visit, row: Problem) -> Solved:
         for terms in row.given
     )
     _, ys = jax.lax.scan(
-        step,
+        jax.checkpoint(step, prevent_cse=False),  # as for rows in `raster`
         (incremental.empty_left(row.given, doubled=True), dark),
         (terms, grouped(row.inputs, group)),
     )

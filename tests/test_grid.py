@@ -51,8 +51,8 @@ def test_an_attack_has_a_name_and_options():
         ("bim images=-1", "must not be negative"),
         ("bim eps=-1", "must be a number and not negative"),
         ("bim eps=nan", "must be a number and not negative"),
-        ("bim through=x", "through= must be purifier"),
-        ("rand through=purifier", "rand looks at nothing"),
+        ("bim through=x", "through= must be one of bpda"),
+        ("rand through=bpda", "rand looks at nothing"),
     ],
 )
 def test_attacks_that_are_none(text, message):
@@ -107,7 +107,7 @@ def test_attacks_see_the_classifier_and_the_median_and_nothing_else():
 
 
 def test_only_who_is_told_to_looks_through_purifiers():
-    through = grid.column("bim through=purifier")
+    through = grid.column("bim through=bpda")
     assert str(through) == "bim (bpda)"
     bare, both = (grid.pipeline(t, 8.0) for t in ("a", "a + purify + squeeze"))
     adaptive = grid.pipeline("a + purify_adaptive", 8.0)
@@ -125,7 +125,7 @@ def test_only_who_is_told_to_looks_through_purifiers():
 
 
 def test_columns_that_come_to_the_same_share_the_larger_set():
-    columns = ("bim images=5", "bim images=9 through=purifier", "fgsm", "fgsm eps=8")
+    columns = ("bim images=5", "bim images=9 through=bpda", "fgsm", "fgsm eps=8")
     found = grid.read(("a", "a + purify"), columns, (8, 25))
     bare, purified = (grid.pipeline(text, 8.0) for text in found.rows)
     one, other, *_ = found.attacks_on(bare, 8.0)

@@ -340,7 +340,7 @@ def test_an_attack_through_the_purifier_is_white_box(models, tmp_path):
     rows = (f"{one} + purify", f"{one} + purify_adaptive")
     chosen = {
         "evaluate.rows": rows,
-        "evaluate.attacks": ("bim", "bim through=purifier"),
+        "evaluate.attacks": ("bim", "bim through=bpda"),
         "evaluate.sources": (),
         "evaluate.images": 2,
         "evaluate.threshold": 5.5,
@@ -365,7 +365,7 @@ def test_an_attack_through_the_purifier_is_white_box(models, tmp_path):
     model, variables, _ = checkpoint.load_released(one)
     density_model, params, _ = checkpoint.load_released(models["density"])
     images, labels = (a[:2] for a in data.sample("fashion_mnist"))
-    seen = attacks.bpda(classifiers.logits_fn(model), density_model)
+    seen = attacks.behind_purifier(classifiers.logits_fn(model), density_model)
     given = {"classifier": variables, "params": params, "eps": 32}
     expected, _ = jax.jit(attacks.named("bim"), static_argnums=0)(
         seen, given, images, labels, eps=8.0

@@ -204,6 +204,41 @@ def test_restarts_stop_at_the_first_success(problem):
         assert info.steps[i] == 2 * (start + 1) and info.success[i] == its.success[0]
 
 
+def test_stopping_early_keeps_the_first_point_that_is_a_success(problem):
+    variables, images, labels = problem
+    options = {"eps": 9.0, "relative_step": 0.1, "random_start": False}
+    found, info = attacks.pgd(
+        logits_fn,
+        variables,
+        images,
+        labels,
+        stop_early=True,
+        steps=6,
+        lanes=2,
+        **options,
+    )
+    assert len(set(info.steps.tolist())) > 2, "all stopped at the same time"
+    for i in range(len(images)):
+        label = labels[i : i + 1]
+        image = images[i : i + 1].astype(jnp.float32)
+        # Slopes are taken at whole levels, so each step is a run of its own.
+        moved, taken = image, 0
+        while taken < 6 and not _fooled(variables, jnp.round(moved), label):
+            slope = jax.grad(_loss, 1)(variables, jnp.round(moved), label)
+            moved = jnp.clip(moved + 0.9 * jnp.sign(slope), image - 9.0, image + 9.0)
+            moved, taken = jnp.clip(moved, 0, 255), taken + 1
+        success = bool(_fooled(variables, jnp.round(moved), label))
+        assert (info.steps[i], info.success[i]) == (taken, success)
+        expected = jnp.round(moved) if success else image
+        np.testing.assert_array_equal(found[i], expected[0].astype(jnp.uint8))
+        stopped = taken < 6
+        assert info.queries[i] == taken + stopped + 1
+
+
+def _fooled(variables, images, labels):
+    return jnp.argmax(logits_fn(variables, images), -1)[0] != labels[0]
+
+
 def test_random_starts_fill_the_ball(rng):
     start = jnp.full((2000, 2, 1, 1), 128.0)
     keys = jax.random.split(jax.random.key(0), 2000)
@@ -238,6 +273,7 @@ def test_rounding_stays_in_the_l2_ball_and_near(seed, radius):
         ({"norm": "l1"}, "linf, l2"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"restarts": 2, "random_start": False}, "restarts differ only"),
+        ({"restarts": 2, "stop_early": True}, "restarts must be 1"),
         ({"key": None}, "needs keys"),
         ({"eps": -1}, "eps must be a number and not negative"),
         ({"labels": jnp.asarray([0, 1, 2, 0, 1, 3])}, "labels must be 0 to 2: 3"),

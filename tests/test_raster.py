@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -203,29 +204,102 @@ def test_ties_go_to_the_smallest_level():
     np.testing.assert_array_equal(found, np.maximum(np.asarray(images, int) - 7, 0))
 
 
-def test_floating_images_let_a_policy_return_expectations():
-    model, params, images, _ = tiny((4, 4, 1), levels=1)
+RELAXED = [
+    ((4, 4, 1), {}),
+    ((4, 4, 3), {}),
+    ((2, 2, 3), {"levels": 2, "conditionals": "joint"}),
+    ((3, 2, 3), {"levels": 1, "conditionals": "softmax", "classes": 3}),
+]
 
-    def expected(candidates, log_mass, level, keys):
-        del level, keys
-        weights = jax.nn.softmax(log_mass, axis=0)
-        return jnp.sum(weights * candidates.astype(weights.dtype), axis=0)
 
-    def soft(images):
-        rounded = jnp.round(images).astype(jnp.int32)
-        return raster.decode(
-            model,
-            params,
-            images,
-            expected,
-            lower=jnp.maximum(rounded - 5, 0),
-            upper=jnp.minimum(rounded + 5, 255),
+def naive_relax(model, params, images, eps, labels=None):
+    """Whole network before every position and channel, and all levels of the ball."""
+
+    @jax.jit
+    def all_log_probs(images):
+        heads = pixelcnn.apply(model, params, images, labels=labels)
+        return mixture.level_log_probs(model, params["head"], heads, images)
+
+    original, result = np.asarray(images), np.array(images)
+    for i, j, c in np.ndindex(images.shape[1:]):
+        here = np.asarray(all_log_probs(jnp.asarray(result)))[:, i, j, c]
+        levels = np.arange(256.0)
+        near = np.abs(levels[None] - original[:, i, j, c][:, None]) <= eps
+        weights = np.where(near, np.exp(here), 0)
+        result[:, i, j, c] = (weights * levels).sum(-1) / weights.sum(-1)
+    return result
+
+
+@pytest.mark.parametrize("shape, options", RELAXED)
+def test_relaxed_levels_are_those_of_a_naive_loop(shape, options, float64):
+    model, params, images, labels = tiny(shape, **({"levels": 1} | options))
+    images = images.astype(jnp.float64)
+    found = jax.jit(functools.partial(purification.relax, model, eps=9, width=19))(
+        params, images=images, labels=labels
+    )
+    expected = naive_relax(model, params, images, 9, labels)
+    np.testing.assert_allclose(found, expected, atol=1e-8)
+    assert np.any(found != np.round(found))
+
+
+@pytest.mark.parametrize("shape, options", RELAXED)
+def test_slopes_of_relaxed_levels_are_those_of_differences(shape, options, float64):
+    """Along random directions, from images that lie between whole levels."""
+    model, params, images, labels = tiny(shape, **({"levels": 1} | options))
+    rng = np.random.default_rng(2)
+    # Off the edges of windows: where a level enters or leaves one there is no slope.
+    start = jnp.asarray(rng.uniform(20.2, 20.8, images.shape) * 5).clip(12.3, 240.6)
+    weights = jnp.asarray(rng.normal(size=images.shape))
+
+    @jax.jit
+    def value(images):
+        relaxed = purification.relax(
+            model, params, images, eps=9, labels=labels, width=19
         )
+        return jnp.sum(weights * relaxed)
 
-    found = jax.jit(soft)(images.astype(jnp.float32))
-    assert found.dtype == jnp.float32
-    distance = np.abs(np.asarray(found) - np.asarray(images, np.float32))
-    assert distance.max() <= 5 and np.any(found != np.round(found))
+    slope = jax.jit(jax.grad(value))(start)
+    assert np.all(np.isfinite(slope)) and np.any(slope != 0)
+    for _ in range(3):
+        direction = jnp.asarray(rng.normal(size=images.shape))
+        step = 1e-5 * direction
+        difference = (value(start + step) - value(start - step)) / 2e-5
+        np.testing.assert_allclose(np.vdot(slope, direction), difference, rtol=1e-5)
+
+
+def test_straight_through_goes_on_with_purified_levels(float64):
+    model, params, images, _ = tiny((2, 3, 3), levels=1)
+    levels = images.astype(jnp.float64)
+    relax = functools.partial(
+        purification.relax, model, params, eps=9, straight_through=True, width=19
+    )
+    purified = purify(model, params, images, eps=9)
+    np.testing.assert_array_equal(relax(levels), purified)
+    # The last level's slope is that of its expectation, given what was chosen before.
+    last = (0, -1, -1, -1)
+    levels = levels.at[last].set(120.0)
+    purified = purify(model, params, levels.astype(jnp.uint8), eps=9)
+    slope = jax.jit(jax.grad(lambda levels: relax(levels)[last]))(levels)[last]
+    heads = pixelcnn.apply(model, params, purified)[0, -1, -1][:, None]
+    state = mixture.begin(model, params["head"], heads)
+    for channel in range(2):
+        chosen = purified[0, -1, -1, channel][None].astype(jnp.float64)
+        state = mixture.decide(model, state, channel, chosen)
+
+    def expected(level):
+        log_mass = mixture.score(model, state, 2, jnp.asarray([level - 9]), 19)[:, 0]
+        mass = np.exp(log_mass - np.max(log_mass))
+        return np.sum(mass * (level - 9 + np.arange(19))) / np.sum(mass)
+
+    difference = (expected(120 + 1e-5) - expected(120 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(slope, difference, rtol=1e-5)
+    assert 1e-3 < abs(difference)
+
+
+def test_relaxing_wants_floating_images():
+    model, params, images, _ = tiny((4, 4, 1), levels=1)
+    with pytest.raises(TypeError, match="floating levels"):
+        purification.relax(model, params, images, eps=9)
 
 
 def test_soft_decoding_approaches_greedy_as_it_cools(float64):

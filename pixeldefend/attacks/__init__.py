@@ -41,14 +41,15 @@ from pixeldefend.attacks.presets import ATTACKS, named, usual
 from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
 from pixeldefend.attacks.rounding import cut
 from pixeldefend.attacks.saliency import saliency_map
-from pixeldefend.attacks.through_purifier import bpda
+from pixeldefend.attacks.through_purifier import SLOPES, behind_purifier
 
 __all__ = [
     "ATTACKS",
+    "SLOPES",
     "Info",
     "LogitsFn",
     "bim",
-    "bpda",
+    "behind_purifier",
     "check_eps",
     "check_labels",
     "check_logits",

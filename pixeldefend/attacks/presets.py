@@ -5,7 +5,7 @@ A preset is a set of arguments, never a second implementation:
   code: as its authors' code has it. (There DeepFool leaves the predicted label; here
     all leave the true one, so that what is misclassified anyway stays as it is.)
   strong: the attack as its inventors meant it, or stronger.
-  athalye: what broke PixelDefend in Athalye et al. (2018), with `bpda`.
+  athalye: what broke PixelDefend in Athalye et al. (2018), through bpda.
   thesis: foolbox 3's defaults, which the thesis on PuVAE presumably took.
   report: those of foolbox 1 and 2, which the reproducibility report presumably took.
 """
@@ -85,7 +85,12 @@ ATTACKS: dict[str, Known] = {
         {
             "strong": {"steps": 100, "relative_step": 0.025, "restarts": 5},
             "athalye": _MADE
-            | {"steps": 100, "relative_step": 0.5 / 8, "random_start": False},
+            | {
+                "steps": 100,
+                "relative_step": 0.5 / 8,
+                "random_start": False,
+                "stop_early": True,
+            },
             "thesis": _MADE | {"steps": 40, "relative_step": 0.01 / 0.3},
         },
     ),

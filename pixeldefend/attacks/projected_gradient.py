@@ -168,14 +168,16 @@ def pgd(
     relative_step: float = 0.025,
     random_start: bool = True,
     restarts: int = 1,
+    stop_early: bool = False,
     lanes: int | None = None,
     quantise: bool = True,
     keep_failed: bool = False,
 ) -> tuple[chex.Array, Info]:
     """Projected gradient descent: from a point of the ball, steps up the loss in it.
 
-    Madry et al. (2018). With several restarts an image stops at its first success, and
-    its place is taken by another image (`lanes.until_done`).
+    Madry et al. (2018). With several restarts an image stops after the first start that
+    ends in success, with `stop_early` at its first point that is one; its place is
+    taken by another image (`lanes.until_done`).
 
     Args:
       logits_fn: as for `fgsm`.
@@ -189,7 +191,10 @@ def pgd(
       relative_step: size of a step as a share of eps.
       random_start: begin at a point drawn from the ball; False: at the image.
       restarts: how many starts at most.
-      lanes: images at once where there are restarts; see `lanes.until_done`.
+      stop_early: look at every point as it would be returned, slopes are taken there
+        too, and keep the first success. For defences whose loss leaps from step to
+        step, so that the last point is no better than one before it.
+      lanes: images at once where they stop at different times; see `lanes.until_done`.
       quantise: as for `fgsm`.
       keep_failed: as for `fgsm`; the image of the last start.
 
@@ -198,7 +203,7 @@ def pgd(
 
     Raises:
       ValueError: as for `fgsm`; unknown norm; no key for random starts; several starts
-        that are not random.
+        that are not random, or with `stop_early`.
     """
     ball = norms.named(norm)
     outcome.check_at_least("steps", steps, 1)
@@ -206,21 +211,40 @@ def pgd(
     _check_share("relative_step", relative_step)
     if restarts > 1 and not random_start:
         raise ValueError("restarts differ only where random_start is True")
+    if restarts > 1 and stop_early:
+        raise ValueError("stop_early is for one start: restarts must be 1")
     given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
     given = _in_reach(ball, given)
     if random_start:
         outcome.check_key(key, len(images))
 
-    def attempt(given: Task, keys: chex.PRNGKey | None) -> chex.Array:
-        first = given.images
+    def begun(given: Task, keys: chex.PRNGKey | None) -> chex.Array:
         if random_start:
-            first = ball.draw(keys, given.images, given.radius)
+            return ball.draw(keys, given.images, given.radius)
+        return given.images
+
+    def attempt(given: Task, keys: chex.PRNGKey | None) -> chex.Array:
         counts = jnp.full_like(given.queries, steps)
         length = relative_step * given.radius
+        first = begun(given, keys)
         moved = _ascended(ball, logits_fn, variables, given, first, counts, length)
         return _levels(ball, given, moved, quantise)
 
-    if restarts == 1:
+    if stop_early:
+        walk = _stopped_early(
+            ball,
+            logits_fn,
+            variables,
+            given,
+            begun(given, key),
+            steps=steps,
+            relative_step=relative_step,
+            quantise=quantise,
+            lanes=lanes,
+        )
+        found = _levels(ball, given, walk.moved, quantise)
+        taken, queries = walk.steps, walk.queries
+    elif restarts == 1:
         found, taken, queries = attempt(given, key), steps, steps
     else:
         found, starts = _first_success(
@@ -237,6 +261,46 @@ def pgd(
         size=ball.size,
         keep_failed=keep_failed,
     )
+
+
+@struct.dataclass
+class _Walk:
+    """One image's way: where it is, steps and looks at the network so far."""
+
+    moved: chex.Array
+    steps: chex.Array
+    queries: chex.Array
+    done: chex.Array
+
+
+def _stopped_early(
+    norm: norms.Norm,
+    logits_fn: LogitsFn,
+    variables: Any,
+    given: Task,
+    first: chex.Array,
+    *,
+    steps: int,
+    relative_step: float,
+    quantise: bool,
+    lanes: int | None,
+) -> _Walk:
+    """From `first` at most `steps` steps, or to the first success."""
+
+    def step(given: Task, walk: _Walk) -> _Walk:
+        shown = _levels(norm, given, walk.moved, quantise).astype(walk.moved.dtype)
+        slope, logits = _slope_and_logits(logits_fn, variables, shown, given.labels)
+        length = norms.each(relative_step * given.radius)
+        next_ = walk.moved + length * norm.direction(slope)
+        next_ = norm.project(given.images, next_, given.radius)
+        there = outcome.surely_fooled(logits, given.labels)
+        count = walk.steps + (~there).astype(jnp.int32)
+        moved = jnp.where(norms.each(there), walk.moved, next_)
+        return _Walk(moved, count, walk.queries + 1, there | (count >= steps))
+
+    none = jnp.zeros_like(given.queries)
+    begin = _Walk(first, none, none, jnp.zeros(none.shape, bool))
+    return until_done(step, given, begin, lanes=lanes)
 
 
 @struct.dataclass
@@ -341,12 +405,20 @@ def _slope(
     logits_fn: LogitsFn, variables: Any, images: chex.Array, labels: chex.Array
 ) -> chex.Array:
     """The gradient of the cross-entropy with respect to the images."""
+    return _slope_and_logits(logits_fn, variables, images, labels)[0]
 
-    def loss(images: chex.Array) -> chex.Array:
+
+def _slope_and_logits(
+    logits_fn: LogitsFn, variables: Any, images: chex.Array, labels: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+    """That gradient, and the logits at the images."""
+
+    def loss(images: chex.Array) -> tuple[chex.Array, chex.Array]:
         logits = logits_fn(variables, images)
-        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.sum(each), logits
 
-    return jax.grad(loss)(images)
+    return jax.grad(loss, has_aux=True)(images)
 
 
 def _levels(

@@ -250,6 +250,7 @@ def _identity(
         "threat": grid.threat(row, made),
         "source": made.source,
         "through": made.seen,
+        "slope": made.slope or None,
         "classifier_sha256": card["sha256"][:8],
         "density_model_sha256": (
             tools.density_model.card["sha256"][:8] if row.purifies else None
@@ -268,6 +269,6 @@ def _legend(given: data.Input, rows: list[dict]) -> str:
         "attacks; every attack: share of the first images, of the column with fewest, "
         "that survive all of them.\n"
         "The attacks see the bare classifier, or it behind a median filter. Only those "
-        "marked (bpda) see the purifier (white-box); under the others (grey-box) it "
-        f"looks safer than it is.\non {parallel.devices()}"
+        "with (bpda) or the like see the purifier (white-box); under the others "
+        f"(grey-box) it looks safer than it is.\non {parallel.devices()}"
     )

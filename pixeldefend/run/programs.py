@@ -68,9 +68,10 @@ def network(tools: Tools, made: Made) -> tuple[Any, Callable, Any]:
             logits_fn = defence.behind_median(logits_fn, preset=tools.median)
             continue
         density_model, params, _ = tools.density_model
-        logits_fn = attacks.bpda(
+        logits_fn = attacks.behind_purifier(
             logits_fn,
             density_model,
+            slope=made.slope,
             adaptive=name == "purify_adaptive",
             width=purification.width_for(tools.eps_defend),
             solver=tools.solver,
@@ -94,7 +95,7 @@ def whole_attack(tools: Tools, made: Made) -> Program:
         return _told(*perturb(variables, *arrays))
 
     eps, key = jnp.float32(made.eps), jax.random.key(tools.seed)
-    name = ("attack", model, made.through, made.attack, made.preset)
+    name = ("attack", model, made.through, made.slope, made.attack, made.preset)
     return Program(name, run, {"eps": eps, "key": key})
 
 
@@ -118,7 +119,7 @@ def search(tools: Tools, made: Made) -> Program:
         )
         return _told(found, info)
 
-    name = ("search", model, made.through, made.attack, made.preset)
+    name = ("search", model, made.through, made.slope, made.attack, made.preset)
     return Program(name, run, {})
 
 

@@ -180,11 +180,13 @@ class Workbench:
         return mark(
             self._mapped(program.key, program.function, count),
             what=program.key[0],
-            made=dataclasses.asdict(made)
-            | {
+            made={
+                "attack": made.attack,
+                "preset": made.preset,
+                "images": made.images,
                 "eps": str(made.eps),
                 "source": weights,
-                "through": "+".join(made.through),
+                "through": "+".join(filter(None, (*made.through, made.slope))),
             },
             preset=preset,
             median=self._tools.median if "median" in made.through else "",
@@ -270,7 +272,7 @@ def _slug(made: Made) -> str:
         words = [CLEAN]
     else:
         words = [made.attack, made.preset or "", f"eps{made.eps:g}"]
-        words += [made.source or "", *made.through]
+        words += [made.source or "", *made.through, made.slope]
     if made.images:
         words.append(f"first{made.images}")
     return "-".join(filter(None, words))
