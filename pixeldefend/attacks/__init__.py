@@ -27,6 +27,7 @@ from pixeldefend.attacks.corruption import (
     salt_and_pepper,
 )
 from pixeldefend.attacks.deepfool import deepfool
+from pixeldefend.attacks.evasion import evade
 from pixeldefend.attacks.lbfgs import lbfgs
 from pixeldefend.attacks.noise import rand, uniform_noise
 from pixeldefend.attacks.outcome import (
@@ -58,6 +59,7 @@ __all__ = [
     "cw_l2",
     "cw_linf",
     "deepfool",
+    "evade",
     "fgm",
     "fgsm",
     "gaussian_blur",

@@ -143,6 +143,12 @@ def check_at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}: {value}")
 
 
+def check_share(name: str, value: float) -> None:
+    """Raises ValueError where a share of eps is not above 0 and finite."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be above 0, a share of eps: {value}")
+
+
 def check_key(key: chex.PRNGKey | None, count: int) -> None:
     """Raises ValueError where a random attack has no key for each of its images."""
     if key is None or jnp.shape(key)[:1] != (count,):

@@ -5,10 +5,9 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
-from pixeldefend.attacks import norms, outcome
+from pixeldefend.attacks import norms, outcome, walk
 from pixeldefend.attacks.lanes import until_done
 from pixeldefend.attacks.outcome import Info, LogitsFn, Task
 
@@ -128,9 +127,9 @@ def bim(
     if steps is not None:
         outcome.check_at_least("steps", steps, 1)
     if relative_step is not None:
-        _check_share("relative_step", relative_step)
+        outcome.check_share("relative_step", relative_step)
     given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
-    given = _in_reach(norms.LINF, given)
+    given = walk.in_reach(norms.LINF, given)
     if steps is None:
         formula = jnp.minimum(given.radius + 4, 1.25 * given.radius)
         counts = jnp.floor(formula).astype(jnp.int32)
@@ -147,7 +146,7 @@ def bim(
         logits_fn,
         variables,
         given,
-        _levels(norms.LINF, given, moved, quantise),
+        walk.whole(norms.LINF, given, moved, quantise),
         counts,
         counts,
         size=norms.linf,
@@ -208,13 +207,13 @@ def pgd(
     ball = norms.named(norm)
     outcome.check_at_least("steps", steps, 1)
     outcome.check_at_least("restarts", restarts, 1)
-    _check_share("relative_step", relative_step)
+    outcome.check_share("relative_step", relative_step)
     if restarts > 1 and not random_start:
         raise ValueError("restarts differ only where random_start is True")
     if restarts > 1 and stop_early:
         raise ValueError("stop_early is for one start: restarts must be 1")
     given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
-    given = _in_reach(ball, given)
+    given = walk.in_reach(ball, given)
     if random_start:
         outcome.check_key(key, len(images))
 
@@ -228,13 +227,19 @@ def pgd(
         length = relative_step * given.radius
         first = begun(given, keys)
         moved = _ascended(ball, logits_fn, variables, given, first, counts, length)
-        return _levels(ball, given, moved, quantise)
+        return walk.whole(ball, given, moved, quantise)
 
     if stop_early:
-        walk = _stopped_early(
+
+        def look(given: Task, _: Any, shown: chex.Array) -> tuple:
+            slope, logits = walk.slope_of_loss(
+                logits_fn, variables, shown, given.labels
+            )
+            return slope, outcome.surely_fooled(logits, given.labels)
+
+        way = walk.walk(
             ball,
-            logits_fn,
-            variables,
+            look,
             given,
             begun(given, key),
             steps=steps,
@@ -242,8 +247,8 @@ def pgd(
             quantise=quantise,
             lanes=lanes,
         )
-        found = _levels(ball, given, walk.moved, quantise)
-        taken, queries = walk.steps, walk.queries
+        found = walk.whole(ball, given, way.moved, quantise)
+        taken, queries = way.steps, way.queries
     elif restarts == 1:
         found, taken, queries = attempt(given, key), steps, steps
     else:
@@ -261,46 +266,6 @@ def pgd(
         size=ball.size,
         keep_failed=keep_failed,
     )
-
-
-@struct.dataclass
-class _Walk:
-    """One image's way: where it is, steps and looks at the network so far."""
-
-    moved: chex.Array
-    steps: chex.Array
-    queries: chex.Array
-    done: chex.Array
-
-
-def _stopped_early(
-    norm: norms.Norm,
-    logits_fn: LogitsFn,
-    variables: Any,
-    given: Task,
-    first: chex.Array,
-    *,
-    steps: int,
-    relative_step: float,
-    quantise: bool,
-    lanes: int | None,
-) -> _Walk:
-    """From `first` at most `steps` steps, or to the first success."""
-
-    def step(given: Task, walk: _Walk) -> _Walk:
-        shown = _levels(norm, given, walk.moved, quantise).astype(walk.moved.dtype)
-        slope, logits = _slope_and_logits(logits_fn, variables, shown, given.labels)
-        length = norms.each(relative_step * given.radius)
-        next_ = walk.moved + length * norm.direction(slope)
-        next_ = norm.project(given.images, next_, given.radius)
-        there = outcome.surely_fooled(logits, given.labels)
-        count = walk.steps + (~there).astype(jnp.int32)
-        moved = jnp.where(norms.each(there), walk.moved, next_)
-        return _Walk(moved, count, walk.queries + 1, there | (count >= steps))
-
-    none = jnp.zeros_like(given.queries)
-    begin = _Walk(first, none, none, jnp.zeros(none.shape, bool))
-    return until_done(step, given, begin, lanes=lanes)
 
 
 @struct.dataclass
@@ -355,30 +320,24 @@ def _single(
         raise ValueError(f"loss_labels must be one of {known}: {loss_labels!r}")
     quantise, keep_failed = options
     given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
-    given = _in_reach(norm, given)
+    given = walk.in_reach(norm, given)
     climbed = given.labels
     if loss_labels == "predicted":
         guesses = outcome.predicted(logits_fn, variables, given.images)
         climbed = guesses.astype(given.labels.dtype)
-    slope = _slope(logits_fn, variables, given.images, climbed)
+    slope, _ = walk.slope_of_loss(logits_fn, variables, given.images, climbed)
     moved = given.images + norms.each(given.radius) * norm.direction(slope)
     moved = norm.project(given.images, moved, given.radius)
     return outcome.concluded(
         logits_fn,
         variables,
         given,
-        _levels(norm, given, moved, quantise),
+        walk.whole(norm, given, moved, quantise),
         1,
         1,
         size=norm.size,
         keep_failed=keep_failed,
     )
-
-
-def _in_reach(norm: norms.Norm, given: Task) -> Task:
-    """Balls that hold all images need be no larger; nor could steps be infinite."""
-    widest = jnp.asarray(norm.widest(given.images), given.radius.dtype)
-    return given.replace(radius=jnp.minimum(given.radius, widest))
 
 
 def _ascended(
@@ -393,40 +352,9 @@ def _ascended(
     """`first` after `steps [B]` projected steps of `length [B]` levels."""
 
     def step(i: chex.Array, moved: chex.Array) -> chex.Array:
-        slope = _slope(logits_fn, variables, moved, given.labels)
+        slope, _ = walk.slope_of_loss(logits_fn, variables, moved, given.labels)
         next_ = moved + norms.each(length) * norm.direction(slope)
         next_ = norm.project(given.images, next_, given.radius)
         return jnp.where(norms.each(i < steps), next_, moved)
 
     return jax.lax.fori_loop(0, jnp.max(steps, initial=0), step, first)
-
-
-def _slope(
-    logits_fn: LogitsFn, variables: Any, images: chex.Array, labels: chex.Array
-) -> chex.Array:
-    """The gradient of the cross-entropy with respect to the images."""
-    return _slope_and_logits(logits_fn, variables, images, labels)[0]
-
-
-def _slope_and_logits(
-    logits_fn: LogitsFn, variables: Any, images: chex.Array, labels: chex.Array
-) -> tuple[chex.Array, chex.Array]:
-    """That gradient, and the logits at the images."""
-
-    def loss(images: chex.Array) -> tuple[chex.Array, chex.Array]:
-        logits = logits_fn(variables, images)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.sum(each), logits
-
-    return jax.grad(loss, has_aux=True)(images)
-
-
-def _levels(
-    norm: norms.Norm, given: Task, moved: chex.Array, quantise: bool
-) -> chex.Array:
-    return norm.whole(given.images, moved, given.radius) if quantise else moved
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be above 0, a share of eps: {value}")
