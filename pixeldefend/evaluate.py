@@ -7,7 +7,8 @@ import math
 import numpy as np
 from etils import epath
 
-from pixeldefend import checkpoint, density, detection, report
+from pixeldefend import checkpoint, density, report
+from pixeldefend import detection as detection_
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _stage(
         title,
         bits_per_dim=np.asarray(density.to_bits_per_dim(log_probs, clean.shape[1:])),
         distance=np.abs(images.astype(int) - clean).max((1, 2, 3)),
-        p_values=np.asarray(detection.p_values(log_probs, reference))
+        p_values=np.asarray(detection_.p_values(log_probs, reference))
         if ranked
         else None,
         correct=guesses == labels if known else None,
@@ -115,6 +116,98 @@ def stage_figures(stage: Stage) -> dict:
         figures["p_value"] = round(float(np.median(stage.p_values)), 4)
         figures["p_below_0.05"] = round(float(np.mean(stage.p_values < 0.05)), 4)
     return figures
+
+
+def detection(
+    log_probs: np.ndarray, reference: np.ndarray, least: dict[str, float]
+) -> dict:
+    """How well some images are told from training images by their likelihood.
+
+    Args:
+      log_probs: of the images, `[N]` nats.
+      reference: of the training images, sorted, `[M]` nats; the negatives of the ROC.
+      least: by name, the log-probability below which a detector rejects an image.
+
+    Returns:
+      For a row: `n`; `auc` of "unlikely is an attack", and `auc_two_sided` of "unlikely
+      or too likely"; `p_value` (median), `p_below_0.05` and `p_above_0.95` (shares),
+      `distance_from_uniform` of the p-values (Kolmogorov and Smirnov); and by name the
+      share that is `rejected`.
+    """
+    log_probs, reference = np.asarray(log_probs), np.asarray(reference)
+    ranks = np.asarray(detection_.p_values(log_probs, reference))
+    sided = (
+        detection_.two_sided_p_values(scores, reference)
+        for scores in (reference, log_probs)
+    )
+    found = {
+        "auc": detection_.auc(reference, log_probs),
+        "auc_two_sided": detection_.auc(*sided),
+        "p_value": np.median(ranks),
+        "p_below_0.05": np.mean(ranks < 0.05),
+        "p_above_0.95": np.mean(ranks > 0.95),
+        "distance_from_uniform": detection_.distance_from_uniform(ranks),
+    }
+    rounded = {name: round(float(value), 4) for name, value in found.items()}
+    rejected = {
+        name: round(float(np.mean(log_probs < bar)), 4) for name, bar in least.items()
+    }
+    return {"n": len(log_probs)} | rounded | {"rejected": rejected}
+
+
+def detection_table(
+    rows: list[dict],
+) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a table of detection, before and after purification.
+
+    Args:
+      rows: of `--mode=detect` for one eps, two for each attack: `defence` "none" and
+        "purify".
+    """
+    header = ["", "AUC", "purified", "two-sided", "purified"]
+    header += ["p < 0.05", "purified", "p > 0.95", "purified"]
+    header += ["KS distance", "purified"]
+    found: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        found.setdefault(row["attack"], {})[row["defence"]] = row
+    lines = []
+    for attack, pair in found.items():
+        line = ["clean" if attack == "none" else attack.upper()]
+        for name in (
+            "auc",
+            "auc_two_sided",
+            "p_below_0.05",
+            "p_above_0.95",
+            "distance_from_uniform",
+        ):
+            form = ".1%" if name.startswith("p_") else ".3f"
+            line += [format(pair[stage][name], form) for stage in ("none", "purify")]
+        lines.append(line)
+    return header, lines
+
+
+def rejection_table(
+    rows: list[dict], names: list[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a table of detectors with thresholds.
+
+    Args:
+      rows: of `--mode=detect`, with `rejected`, `passed` (misclassified and not
+        rejected) and `accuracy`.
+      names: of the detectors to show.
+    """
+    header = ["", "n", "misclassified"]
+    header += [f"{what} at {name}" for name in names for what in ("rejected", "passed")]
+    lines = []
+    for row in rows:
+        title = "clean" if row["attack"] == "none" else row["attack"].upper()
+        line = [title, str(row["n"]), f"{1 - row['accuracy']:.1%}"]
+        for name in names:
+            for what in ("rejected", "passed"):
+                share = row[what].get(name)
+                line.append("" if share is None else f"{share:.1%}")
+        lines.append(line)
+    return header, lines
 
 
 def purification_table(found: dict[str, dict]) -> str:

@@ -273,6 +273,7 @@ def _key_of(row: dict) -> tuple:
         float("inf") if eps is None else eps,
         row["source"],
         row["through"],
+        row.get("slope") or "",
     )
 
 
@@ -285,4 +286,5 @@ def _key(row: grid.Pipeline, made: grid.Made) -> tuple:
         made.eps,
         made.source,
         made.seen,
+        made.slope,
     )

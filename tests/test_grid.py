@@ -106,6 +106,22 @@ def test_attacks_see_the_classifier_and_the_median_and_nothing_else():
     assert threats == ["white-box", "grey-box", "grey-box", "transfer", None, None]
 
 
+def test_slopes_are_told_apart():
+    row = grid.pipeline("a/b + purify", 8)
+    one, other = (
+        grid.made_for(row, grid.column(f"bim through={slope}"), 8)
+        for slope in ("bpda", "expectation")
+    )
+    assert one != other and str(one) != str(other)
+    assert grid.threat(row, one) == grid.threat(row, other) == "white-box"
+    bare = grid.pipeline("a/b", 8)
+    alike = {
+        grid.made_for(bare, grid.column(f"bim through={slope}"), 8)
+        for slope in ("bpda", "expectation")
+    }
+    assert len(alike) == 1  # in front of no purifier there is nothing to look through
+
+
 def test_only_who_is_told_to_looks_through_purifiers():
     through = grid.column("bim through=bpda")
     assert str(through) == "bim (bpda)"

@@ -370,7 +370,7 @@ def test_an_attack_through_the_purifier_is_white_box(models, tmp_path):
     expected, _ = jax.jit(attacks.named("bim"), static_argnums=0)(
         seen, given, images, labels, eps=8.0
     )
-    (path,) = (tmp_path / "run/adversarial").glob("*-purify-????????.npz")
+    (path,) = (tmp_path / "run/adversarial").glob("*-purify-bpda-????????.npz")
     with np.load(path) as file:
         np.testing.assert_array_equal(file["images"], expected)
 

@@ -18,6 +18,7 @@ from pixeldefend.run.classifier import (
     train_classifier,
 )
 from pixeldefend.run.density_model import release, sample, score, train_pixelcnn
+from pixeldefend.run.detecting import detect
 from pixeldefend.run.evaluating import evaluate
 from pixeldefend.run.main_job import purify
 from pixeldefend.run.thresholds import choose_threshold
@@ -30,6 +31,7 @@ MODES: dict[str, Callable[[inputs.Config, Workdir], None]] = {
     "attack": attack,
     "evaluate": evaluate,
     "choose_threshold": choose_threshold,
+    "detect": detect,
     "score": score,
     "classify": classify,
     "sample": sample,
@@ -48,25 +50,22 @@ MODELS = {
 # What else a mode reads.
 _PURIFIER = {"purify": ("eps", "solver"), "squeeze": ("colours", "preset")}
 ALSO = {
+    "detect": _PURIFIER
+    | {"evaluate": ("attacks", "eps_attack", "batch", "images", "input")},
     "evaluate": _PURIFIER,
     "choose_threshold": _PURIFIER | {"evaluate": ("attacks", "eps_attack", "batch")},
 }
 # What of a section may change while its folder is used again: each image kept there
 # is marked with all that it depends on.
+_SHOWN = ("rows", "attacks", "eps_attack", "sources", "threshold")
+_GIVEN = ("images", "input", "batch")
+_CHOSEN = ("classifier", "calibration", "calibration_images", "false_positive_rates")
 FREE = {
-    "evaluate": tuple(
-        f"evaluate.{field}"
-        for field in (
-            "rows",
-            "attacks",
-            "eps_attack",
-            "sources",
-            "threshold",
-            "images",
-            "input",
-            "batch",
-        )
-    )
+    "evaluate": tuple(f"evaluate.{field}" for field in (*_SHOWN, *_GIVEN)),
+    "detect": (
+        *(f"evaluate.{field}" for field in ("attacks", "eps_attack", *_GIVEN)),
+        *(f"detect.{field}" for field in (*_CHOSEN, "evading_images", "examples")),
+    ),
 }
 
 

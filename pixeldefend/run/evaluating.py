@@ -189,13 +189,13 @@ def _rows(
     right = {}
     for row, made in layout.cells():
         shown = bench.shown(made, row.defences)
-        right[row, made] = bench.correct(row, made, shown)
+        right[row, made] = bench.correct(row, made, shown.images)
         count = len(shown.images)
         cell = {"distance": round(float(_distance(shown.images, given.images)), 4)}
         if shown.log_probs is not None:
             cell |= summary(bench.bits_per_dim(shown.log_probs))
         yield (
-            _identity(config, tools, row, made)
+            identity(config, tools, row, made)
             | inputs.identity(given._replace(images=given.images[:count]))
             | accuracy(right[row, made])
             | cell
@@ -215,7 +215,7 @@ def _rows(
             # One who sees everything is among the attackers, or none is.
             worst = "white-box" if "white-box" in threats else "grey-box"
             yield (
-                _identity(config, tools, row, grid.Made(tables.WORST, eps=eps))
+                identity(config, tools, row, grid.Made(tables.WORST, eps=eps))
                 | {"threat": worst if threats else None}
                 | inputs.identity(given._replace(images=given.images[:count]))
                 | accuracy(every)
@@ -229,10 +229,10 @@ def _distance(images: np.ndarray, clean: np.ndarray) -> float:
     return moved.max((1, 2, 3)).mean()
 
 
-def _identity(
+def identity(
     config: inputs.Config, tools: Tools, row: grid.Pipeline, made: grid.Made
 ) -> dict:
-    """The identity of a row."""
+    """The identity of a row: what was attacked by what, behind which defences."""
     model, _, card = tools.classifiers[row.classifier]
     adaptive = "purify_adaptive" in row.defences
     return {

@@ -67,6 +67,8 @@ def network(tools: Tools, made: Made) -> tuple[Any, Callable, Any]:
         if name == "median":
             logits_fn = defence.behind_median(logits_fn, preset=tools.median)
             continue
+        if name == "detector":  # beside the classifier, not in front of it
+            continue
         density_model, params, _ = tools.density_model
         logits_fn = attacks.behind_purifier(
             logits_fn,
@@ -121,6 +123,42 @@ def search(tools: Tools, made: Made) -> Program:
 
     name = ("search", model, made.through, made.slope, made.attack, made.preset)
     return Program(name, run, {})
+
+
+def evade(tools: Tools, made: Made) -> Program:
+    """An attack past a classifier and the detector by likelihood (`attacks.evade`).
+
+    Its variables hold besides `least`, the log-probability that passes.
+    """
+    model, _, _ = tools.classifiers[made.source]
+    density_model, params, _ = tools.density_model
+    of_classifier = classifiers.logits_fn(model)
+
+    def logits_fn(variables: dict, images: jax.Array) -> jax.Array:
+        return of_classifier(variables["classifier"], images)
+
+    def score_fn(variables: dict, images: jax.Array) -> jax.Array:
+        return density.log_prob(density_model, variables["params"], images)
+
+    def run(
+        variables: dict, images: jax.Array, labels: jax.Array, indices: jax.Array
+    ) -> dict:
+        del indices
+        found, info = attacks.evade(
+            logits_fn,
+            score_fn,
+            variables,
+            images,
+            labels,
+            eps=variables["eps"],
+            threshold=variables["least"],
+            keep_failed=True,
+        )
+        log_probs = density.log_prob(density_model, variables["params"], found)
+        return _told(found, info) | {"log_probs": log_probs}
+
+    options = {"eps": jnp.float32(made.eps), "params": params}
+    return Program(("evade", model, density_model), run, options)
 
 
 def cut(tools: Tools, made: Made) -> Program:

@@ -113,22 +113,44 @@ class Workbench:
         seconds = given.seconds + float(found["seconds"])
         return Shown(images, log_probs, seconds, str(found["device"]))
 
+    def log_probs(self, made: Made) -> np.ndarray:
+        """Log-probabilities `[N]`, nats, of a set of images before it is purified."""
+        images = self.attacked(made)["images"]
+        return self._purified(made, (), images)["given_log_probs"]
+
     def scores(self, made: Made) -> np.ndarray:
         """Bits/dim `[N]` of a set of images before they are purified."""
-        images = self.attacked(made)["images"]
-        return self.bits_per_dim(self._purified(made, (), images)["given_log_probs"])
+        return self.bits_per_dim(self.log_probs(made))
+
+    def evading(self, made: Made, least: float) -> dict[str, np.ndarray]:
+        """Images that get past a classifier and the detector, as `attacked` gives them.
+
+        Args:
+          made: `attacks.evade` on a classifier with an eps; `images` of them.
+          least: log-probability that the detector lets pass, nats.
+
+        Returns:
+          As `attacked`, and their `log_probs`.
+        """
+        program = programs.evade(self._tools, made)
+        of = self._mark(made, program, f"{least:.6f}")
+        name = f"{_slug(made)}-{of[:8]}"
+        return self._kept.find("adversarial", name, of) or self._run(
+            made, program, name, of, f"{made}, past the detector", least=least
+        )
 
     def correct(
-        self, row: Pipeline, made: Made, shown: Shown | None = None
+        self, row: Pipeline, made: Made, images: np.ndarray | None = None
     ) -> np.ndarray:
         """Whether a classifier is right about a set behind its defences, `[N]` bool.
 
         Args:
           row: the classifier and its defences.
           made: the set.
-          shown: what `self.shown(made, row.defences)` gave, if it is at hand.
+          images: those of `self.shown(made, row.defences)`, if they are at hand.
         """
-        images = (shown or self.shown(made, row.defences)).images
+        if images is None:
+            images = self.shown(made, row.defences).images
         model, variables, card = self._tools.classifiers[row.classifier]
 
         def predict(variables: Any, images: jax.Array) -> dict:
@@ -166,10 +188,10 @@ class Workbench:
     def _mark(self, made: Made, program: Program, after: str = "") -> str:
         """What attacked images depend on."""
         count, preset = self._count(made), {}
-        if made.preset is not None:
+        if made.preset is not None and made.attack in attacks.ATTACKS:
             preset = dict(attacks.ATTACKS[made.attack].presets[made.preset])
         more: dict[str, Any] = {}
-        if set(PURIFIERS) & set(made.through):
+        if set((*PURIFIERS, "detector")) & set(made.through):
             more["density_model"] = self._tools.density_model.card["sha256"]
             more["eps_defend"] = self._tools.eps_defend
         if "purify_adaptive" in made.through:
@@ -219,6 +241,19 @@ class Workbench:
         if found is not None:
             return found
         others = () if more is None else (more(),)
+        return self._run(made, program, name, of, what, *others)
+
+    def _run(
+        self,
+        made: Made,
+        program: Program,
+        name: str,
+        of: str,
+        what: str,
+        *others: np.ndarray,
+        **options: float,
+    ) -> dict[str, np.ndarray]:
+        """Runs a program for a set, with `options` as further variables."""
         count = self._count(made)
         _, _, variables = programs.network(self._tools, made)
         return self._kept.run(
@@ -227,7 +262,9 @@ class Workbench:
             of,
             self._mapped(program.key, program.function, count),
             what,
-            {"classifier": variables} | program.options,
+            {"classifier": variables}
+            | program.options
+            | {key: np.float32(value) for key, value in options.items()},
             self._given.images[:count],
             self._given.labels[:count].astype(np.int32),
             np.arange(count, dtype=np.uint32),

@@ -1,0 +1,308 @@
+"""The mode `detect`: attacks told from training images by their likelihood."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pixeldefend import (
+    checkpoint,
+    classifiers,
+    data,
+    density,
+    detection,
+    evaluate,
+    grid,
+    parallel,
+    report,
+)
+from pixeldefend.evaluate import accuracy
+from pixeldefend.run import evaluating, inputs
+from pixeldefend.run.programs import Tools
+from pixeldefend.run.workbench import Workbench
+from pixeldefend.workdir import Workdir, user_errors
+
+EVADE = "evade"
+
+
+class _Set(NamedTuple):
+    """Images before and after purification, with what was found out about them."""
+
+    made: grid.Made
+    log_probs: dict[str, np.ndarray]
+    correct: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Detector:
+    """What rejects images.
+
+    Attributes:
+      reference: log-probabilities of training images, sorted, nats.
+      least: by name ("5%"), the log-probability below which it rejects.
+      source: of the images on which it was calibrated.
+      n: of these.
+      log_probs: of these.
+    """
+
+    reference: np.ndarray
+    least: dict[str, float]
+    source: str
+    log_probs: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """Images of the calibration."""
+        return len(self.log_probs)
+
+
+def detect(config: inputs.Config, workdir: Workdir) -> None:
+    """Detects attacked images by their likelihood, before and after purification."""
+    settings = config.detect
+    with user_errors():
+        layout = _layout(config)
+        tools, given = evaluating.prepared(
+            config, workdir, layout, 0.0, _source(config), config.evaluate.images
+        )
+        reference = checkpoint.load_reference(config.pixelcnn.weights)
+        if reference is None:
+            raise ValueError(
+                f"{config.pixelcnn.weights} has no scores of training images: make a "
+                "released model of it with --mode=release"
+            )
+        calibration = _calibration(config, tools, given)
+        for name in ("detection.npz",):
+            workdir.check_own(name)
+    folder = workdir.open()
+    inputs.tell_source(config, given)
+    bench = Workbench(folder, given, tools)
+    evaluating.make(bench, layout)
+    detector = _calibrated(settings, tools, calibration, reference)
+    rows, arrays = [], {"reference": reference, "calibration": detector.log_probs}
+    identity = inputs.identity(given)
+    for eps in layout.eps:
+        sets = list(_sets(layout, bench, eps))
+        for one in sets:
+            rows += _rows(config, tools, detector, one, given.labels)
+            arrays |= _arrays(settings, tools, bench, one, given, eps)
+        for name in detector.least if settings.evading_images else ():
+            rows.append(_evading(config, tools, bench, detector, eps, name, given))
+    provenance = inputs.provenance(workdir.hash, bench.seconds)
+    rows = [
+        row | {k: v for k, v in identity.items() if k not in row} | provenance
+        for row in rows
+    ]
+    arrays["examples/labels"] = given.labels[: settings.examples]
+    arrays["examples/clean"] = given.images[: settings.examples]
+    checkpoint.write_arrays(folder / "detection.npz", **arrays)
+    evaluate.write_rows(folder / "rows.jsonl", rows)
+    bench.tidy()
+    for eps in layout.eps:
+        _tell(rows, eps, detector)
+    print(f"results in {folder}")
+
+
+def _layout(config: inputs.Config) -> grid.Grid:
+    classifier = config.detect.classifier
+    if " + " in classifier:
+        raise ValueError(f"detect.classifier takes no defences: {classifier}")
+    layout = grid.read(
+        (classifier, f"{classifier} + purify"),
+        config.evaluate.attacks,
+        config.evaluate.eps_attack,
+    )
+    for column in layout.columns:
+        if column.slope:
+            raise ValueError(f"attack {column}: a detector has no through=")
+    for rate in config.detect.false_positive_rates:
+        if not 0 < rate < 1:
+            raise ValueError(
+                f"detect.false_positive_rates must be between 0 and 1: {rate}"
+            )
+    for field in ("evading_images", "examples", "calibration_images"):
+        if config.detect[field] < 0:
+            raise ValueError(f"detect.{field} must not be negative")
+    return layout
+
+
+def _source(config: inputs.Config) -> str:
+    if config.evaluate.input != "auto":
+        return config.evaluate.input
+    return "test" if config.data_dir else "sample"
+
+
+def _calibration(config: inputs.Config, tools: Tools, given: data.Input) -> data.Input:
+    """The images on which thresholds are chosen."""
+    source = config.detect.calibration
+    if source == "auto":
+        source = "validation" if config.data_dir else "sample"
+    shape = given.images.shape[1:]
+    count = config.detect.calibration_images
+    return data.read_input(config.dataset, source, count, shape, config.data_dir)
+
+
+def _calibrated(
+    settings: Any, tools: Tools, calibration: data.Input, reference: np.ndarray
+) -> _Detector:
+    model, params, _ = tools.density_model
+
+    def run(params: Any, images: jax.Array) -> jax.Array:
+        return density.log_prob(model, params, images)
+
+    batch = parallel.batch_for(tools.batch, len(calibration.images))
+    mapped = parallel.BatchMap(run, batch)
+    log_probs, _ = report.run_batches(
+        mapped, f"scoring {calibration.source} images", params, calibration.images
+    )
+    least = {
+        f"{rate:.4g}": float(
+            detection.threshold_for(log_probs, false_positive_rate=rate)
+        )
+        for rate in settings.false_positive_rates
+    }
+    return _Detector(reference, least, calibration.source, log_probs)
+
+
+def _sets(layout: grid.Grid, bench: Workbench, eps: float) -> Iterator[_Set]:
+    """Clean images and those of every attack."""
+    bare, behind = (grid.pipeline(text, eps) for text in layout.rows)
+    clean = grid.made_for(bare, grid.Column(grid.CLEAN), eps)
+    for made in (clean, *layout.attacks_on(bare, eps)):
+        shown = bench.shown(made, behind.defences)
+        yield _Set(
+            made,
+            {"none": bench.log_probs(made), "purify": shown.log_probs},
+            {
+                "none": bench.correct(bare, made),
+                "purify": bench.correct(behind, made, shown.images),
+            },
+        )
+
+
+def _rows(
+    config: inputs.Config,
+    tools: Tools,
+    detector: _Detector,
+    one: _Set,
+    labels: np.ndarray,
+) -> Iterator[dict]:
+    """Two rows: before purification and after."""
+    classes = tools.classifiers[config.detect.classifier].model.classes
+    for defence, log_probs in one.log_probs.items():
+        right = one.correct[defence]
+        defences = () if defence == "none" else (defence,)
+        row = grid.Pipeline(config.detect.classifier, defences)
+        # Of the classifier with a random label for what is rejected (Appendix A).
+        drawn = np.random.default_rng(config.seed).integers(classes, size=len(right))
+        lucky = drawn == labels[: len(right)]
+        yield (
+            evaluating.identity(config, tools, row, one.made)
+            | {"threat": "grey-box" if one.made.source else None}
+            | accuracy(right)
+            | evaluate.detection(log_probs, detector.reference, detector.least)
+            | _passed(detector, log_probs, right)
+            | {
+                "random_label_accuracy": {
+                    name: round(
+                        float(np.mean(np.where(log_probs < bar, lucky, right))), 4
+                    )
+                    for name, bar in detector.least.items()
+                }
+            }
+        )
+
+
+def _passed(detector: _Detector, log_probs: np.ndarray, right: np.ndarray) -> dict:
+    """What is misclassified and not rejected; how the detector was made."""
+    passed = {
+        name: round(float(np.mean(~right & (log_probs >= bar))), 4)
+        for name, bar in detector.least.items()
+    }
+    return {
+        "passed": passed,
+        "calibration": detector.source,
+        "calibrated_on": detector.n,
+    }
+
+
+def _evading(
+    config: inputs.Config,
+    tools: Tools,
+    bench: Workbench,
+    detector: _Detector,
+    eps: float,
+    name: str,
+    given: data.Input,
+) -> dict:
+    """A row for images that are made to get past the detector (white-box)."""
+    source = config.detect.classifier
+    made = grid.Made(
+        EVADE,
+        "selective",
+        eps,
+        source=source,
+        through=("detector",),
+        images=config.detect.evading_images,
+    )
+    bar = detector.least[name]
+    found = bench.evading(made, bar)
+    right = bench.correct(grid.Pipeline(source), made, found["images"])
+    only = dataclasses.replace(detector, least={name: bar})
+    return (
+        evaluating.identity(config, tools, grid.Pipeline(source), made)
+        | {"threat": "white-box", "attack": f"{EVADE} at {name}"}
+        | {
+            "images": inputs.identity(
+                given._replace(images=given.images[: len(right)])
+            )["images"]
+        }
+        | accuracy(right)
+        | evaluate.detection(found["log_probs"], detector.reference, only.least)
+        | _passed(only, found["log_probs"], right)
+    )
+
+
+def _arrays(
+    settings: Any,
+    tools: Tools,
+    bench: Workbench,
+    one: _Set,
+    given: data.Input,
+    eps: float,
+) -> dict[str, np.ndarray]:
+    """What figures are drawn from, by "EPS/ATTACK/STAGE/WHAT"."""
+    found = {}
+    model, variables, _ = tools.classifiers[settings.classifier]
+    count = settings.examples
+    for defence, log_probs in one.log_probs.items():
+        defences = () if defence == "none" else (defence,)
+        key = f"{eps:g}/{one.made.attack}/{defence}"
+        found[f"{key}/log_probs"] = log_probs
+        found[f"{key}/correct"] = one.correct[defence]
+        if count:
+            images = bench.shown(one.made, defences).images[:count]
+            logits = classifiers.logits_fn(model)(variables, images.astype(np.float32))
+            found[f"{key}/images"] = images
+            found[f"{key}/probabilities"] = np.asarray(jax.nn.softmax(logits))
+    return found
+
+
+def _tell(rows: list[dict], eps: float, detector: _Detector) -> None:
+    at = [row for row in rows if row["attack"] == "none" or row["eps_attack"] == eps]
+    plain = [row for row in at if not row["attack"].startswith(EVADE)]
+    once = list({(row["attack"], row["defence"]): row for row in plain}.values())
+    print(f"\nattacks of eps {eps:g}; training images are the negatives")
+    print(report.table(*evaluate.detection_table(once)))
+    bare = [row for row in at if row["defence"] == "none"]
+    unique = list({row["attack"]: row for row in bare}.values())
+    print(
+        f"\nthresholds for false-positive rates, from {detector.n} "
+        f"{detector.source} images; passed: misclassified and not rejected"
+    )
+    print(report.table(*evaluate.rejection_table(unique, list(detector.least))))
+    print(
+        f"{EVADE} sees the detector (white-box); the others see the classifier alone "
+        "(grey-box)"
+    )
