@@ -22,6 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.evaluate = _evaluate()
     config.choose_threshold = _choose_threshold()
     config.detect = _detect()
+    config.compare_purifiers = _compare_purifiers()
+    config.gradients = _gradients()
     config.classify = _classify()
     config.release = _release()
     config.sample = _sample()
@@ -214,6 +216,28 @@ def _detect() -> ml_collections.ConfigDict:
     return detect
 
 
+def _compare_purifiers() -> ml_collections.ConfigDict:
+    """L-BFGS-B beside greedy decoding, in the ball of `purify`."""
+    compare = ml_collections.ConfigDict()
+    compare.input = "auto"  # as for evaluate
+    compare.images = 10  # the first
+    compare.attack = "fgsm"  # as for `attack`
+    compare.preset = ""
+    compare.eps_attack = 8.0  # levels
+    compare.starts = 100  # random ones, for each image
+    compare.iterations = 100  # of each search, at most
+    return compare
+
+
+def _gradients() -> ml_collections.ConfigDict:
+    """Gradients of a classifier behind the purifier of `purify`."""
+    gradients = ml_collections.ConfigDict()
+    gradients.input = "auto"  # as for evaluate
+    gradients.images = 100  # the first
+    gradients.batch = 20
+    return gradients
+
+
 def _classify() -> ml_collections.ConfigDict:
     """Accuracy of a classifier."""
     classify = ml_collections.ConfigDict()
@@ -283,6 +307,9 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.detect.classifier = network
     config.detect.calibration_images, config.detect.examples = 8, 2
     config.detect.evading_images = 2
+    compare = config.compare_purifiers
+    compare.images, compare.starts, compare.iterations = 2, 3, 2
+    config.gradients.images = config.gradients.batch = 4
     config.release.on_sample, config.release.batch = True, 64
     config.release.to = "runs/smoke/pixelcnn"
     return config

@@ -17,6 +17,7 @@ from pixeldefend.run.classifier import (
     release_classifier,
     train_classifier,
 )
+from pixeldefend.run.comparing import compare_purifiers, gradients
 from pixeldefend.run.density_model import release, sample, score, train_pixelcnn
 from pixeldefend.run.detecting import detect
 from pixeldefend.run.evaluating import evaluate
@@ -32,6 +33,8 @@ MODES: dict[str, Callable[[inputs.Config, Workdir], None]] = {
     "evaluate": evaluate,
     "choose_threshold": choose_threshold,
     "detect": detect,
+    "compare_purifiers": compare_purifiers,
+    "gradients": gradients,
     "score": score,
     "classify": classify,
     "sample": sample,
@@ -44,12 +47,16 @@ MODES: dict[str, Callable[[inputs.Config, Workdir], None]] = {
 MODELS = {
     "purify": ("pixelcnn", "classifier"),
     "attack": ("classifier",),
+    "compare_purifiers": ("pixelcnn", "classifier"),
+    "gradients": ("pixelcnn", "classifier"),
     "classify": ("classifier",),
     "release_classifier": ("classifier",),
 }
 # What else a mode reads.
 _PURIFIER = {"purify": ("eps", "solver"), "squeeze": ("colours", "preset")}
 ALSO = {
+    "compare_purifiers": {"purify": ("eps",)},
+    "gradients": {"purify": ("eps",)},
     "detect": _PURIFIER
     | {"evaluate": ("attacks", "eps_attack", "batch", "images", "input")},
     "evaluate": _PURIFIER,

@@ -3,7 +3,8 @@
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,16 @@ from pixeldefend.workdir import config_hash
 FOLDERS = ("adversarial", "purified", "predictions", "parts")
 
 
-def mark(mapped: parallel.BatchMap, **identity: Any) -> str:
+def mark(mapped: parallel.BatchMap | None, **identity: Any) -> str:
     """A short name for what results depend on.
 
     Args:
-      mapped: what computes them; only the batch of a device matters.
+      mapped: what computes them, if it is a map; only the batch of a device matters.
       **identity: everything else.
     """
-    batch = parallel.check_batch(mapped.batch)
-    return config_hash(identity | {"batch": batch, "version": __version__})
+    if mapped is not None:
+        identity["batch"] = parallel.check_batch(mapped.batch)
+    return config_hash(identity | {"version": __version__})
 
 
 class Kept:
@@ -96,12 +98,32 @@ class Kept:
         result, seconds = report.run_batches(
             mapped, what, variables, *arrays, parts=parts
         )
+        self._write(path, mark, result, seconds)
+        parts.remove()
+        return result
+
+    def keep(
+        self, kind: str, name: str, mark: str, make: Callable[[], dict]
+    ) -> dict[str, np.ndarray]:
+        """Makes results in one go and keeps them, with the `seconds` it took.
+
+        Args:
+          kind: a folder.
+          name: of the results, readable.
+          mark: see `mark`.
+          make: returns the arrays.
+        """
+        begun = time.perf_counter()
+        result = make()
+        self._write(self._path(kind, name), mark, result, time.perf_counter() - begun)
+        return result
+
+    def _write(self, path: epath.Path, mark: str, result: dict, seconds: float) -> None:
+        """Adds to `result` what it took, and writes it."""
         result["seconds"] = np.float64(round(seconds, 3))
         result["device"] = np.array(parallel.devices())
         checkpoint.write_arrays(path, **result, mark=np.array(mark))
-        parts.remove()
         self._seconds[path] = seconds
-        return result
 
     def tidy(self) -> None:
         """Removes what only a killed run would need."""
