@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.detect = _detect()
     config.compare_purifiers = _compare_purifiers()
     config.gradients = _gradients()
+    config.figures = _figures()
     config.classify = _classify()
     config.release = _release()
     config.sample = _sample()
@@ -210,9 +211,11 @@ def _detect() -> ml_collections.ConfigDict:
     detect.calibration_images = 1000  # at most, the first; 0: all
     # Shares of clean images that may be rejected. 0.0175: as Appendix A's classifier.
     detect.false_positive_rates = (0.01, 0.0175, 0.05)
-    # Images, the first, that are attacked past the detector too (white-box); 0: none.
+    # Images, the first, that are attacked past the detector too (white-box), whose
+    # threshold is that of one of the rates; 0: none.
     detect.evading_images = 0
-    detect.examples = 12  # images, the first, that are kept for figures
+    detect.evading_rate = 0.05
+    detect.examples = 24  # images, the first, that are kept for figures
     return detect
 
 
@@ -236,6 +239,14 @@ def _gradients() -> ml_collections.ConfigDict:
     gradients.images = 100  # the first
     gradients.batch = 20
     return gradients
+
+
+def _figures() -> ml_collections.ConfigDict:
+    """Pictures, of every data set."""
+    figures = ml_collections.ConfigDict()
+    figures.results = "results"  # folder with rows, and arrays in a folder `arrays`
+    figures.to = ""  # folder for the pictures; "": the workdir
+    return figures
 
 
 def _classify() -> ml_collections.ConfigDict:

@@ -37,6 +37,8 @@ EFFECTS = {
     "tables",
     "published",
     "figures",
+    "plots",
+    "likelihood_ascent",
     "report",
     "parts",
     "run",

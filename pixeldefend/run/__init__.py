@@ -20,6 +20,7 @@ from pixeldefend.run.classifier import (
 from pixeldefend.run.comparing import compare_purifiers, gradients
 from pixeldefend.run.density_model import release, sample, score, train_pixelcnn
 from pixeldefend.run.detecting import detect
+from pixeldefend.run.drawing import figures
 from pixeldefend.run.evaluating import evaluate
 from pixeldefend.run.main_job import purify
 from pixeldefend.run.thresholds import choose_threshold
@@ -35,6 +36,7 @@ MODES: dict[str, Callable[[inputs.Config, Workdir], None]] = {
     "detect": detect,
     "compare_purifiers": compare_purifiers,
     "gradients": gradients,
+    "figures": figures,
     "score": score,
     "classify": classify,
     "sample": sample,
@@ -49,6 +51,7 @@ MODELS = {
     "attack": ("classifier",),
     "compare_purifiers": ("pixelcnn", "classifier"),
     "gradients": ("pixelcnn", "classifier"),
+    "figures": (),
     "classify": ("classifier",),
     "release_classifier": ("classifier",),
 }
@@ -71,7 +74,10 @@ FREE = {
     "evaluate": tuple(f"evaluate.{field}" for field in (*_SHOWN, *_GIVEN)),
     "detect": (
         *(f"evaluate.{field}" for field in ("attacks", "eps_attack", *_GIVEN)),
-        *(f"detect.{field}" for field in (*_CHOSEN, "evading_images", "examples")),
+        *(
+            f"detect.{field}"
+            for field in (*_CHOSEN, "evading_images", "evading_rate", "examples")
+        ),
     ),
 }
 

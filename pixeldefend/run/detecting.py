@@ -9,7 +9,6 @@ import numpy as np
 
 from pixeldefend import (
     checkpoint,
-    classifiers,
     data,
     density,
     detection,
@@ -86,14 +85,15 @@ def detect(config: inputs.Config, workdir: Workdir) -> None:
         sets = list(_sets(layout, bench, eps))
         for one in sets:
             rows += _rows(config, tools, detector, one, given.labels)
-            arrays |= _arrays(settings, tools, bench, one, given, eps)
-        for name in detector.least if settings.evading_images else ():
-            rows.append(_evading(config, tools, bench, detector, eps, name, given))
+            arrays |= _arrays(settings, bench, one, eps)
+        if settings.evading_images:
+            rows.append(_evading(config, tools, bench, detector, eps, given))
     provenance = inputs.provenance(workdir.hash, bench.seconds)
     rows = [
         row | {k: v for k, v in identity.items() if k not in row} | provenance
         for row in rows
     ]
+    arrays["eps_defend"] = np.int32(tools.eps_defend)
     arrays["examples/labels"] = given.labels[: settings.examples]
     arrays["examples/clean"] = given.images[: settings.examples]
     checkpoint.write_arrays(folder / "detection.npz", **arrays)
@@ -121,6 +121,11 @@ def _layout(config: inputs.Config) -> grid.Grid:
             raise ValueError(
                 f"detect.false_positive_rates must be between 0 and 1: {rate}"
             )
+    if config.detect.evading_rate not in config.detect.false_positive_rates:
+        raise ValueError(
+            "detect.evading_rate must be one of the false_positive_rates: "
+            f"{config.detect.evading_rate}"
+        )
     for field in ("evading_images", "examples", "calibration_images"):
         if config.detect[field] < 0:
             raise ValueError(f"detect.{field} must not be negative")
@@ -143,6 +148,11 @@ def _calibration(config: inputs.Config, tools: Tools, given: data.Input) -> data
     return data.read_input(config.dataset, source, count, shape, config.data_dir)
 
 
+def _rate(rate: float) -> str:
+    """A false-positive rate as rows name it."""
+    return f"{rate:.4g}"
+
+
 def _calibrated(
     settings: Any, tools: Tools, calibration: data.Input, reference: np.ndarray
 ) -> _Detector:
@@ -157,9 +167,7 @@ def _calibrated(
         mapped, f"scoring {calibration.source} images", params, calibration.images
     )
     least = {
-        f"{rate:.4g}": float(
-            detection.threshold_for(log_probs, false_positive_rate=rate)
-        )
+        _rate(rate): float(detection.threshold_for(log_probs, false_positive_rate=rate))
         for rate in settings.false_positive_rates
     }
     return _Detector(reference, least, calibration.source, log_probs)
@@ -233,11 +241,11 @@ def _evading(
     bench: Workbench,
     detector: _Detector,
     eps: float,
-    name: str,
     given: data.Input,
 ) -> dict:
     """A row for images that are made to get past the detector (white-box)."""
     source = config.detect.classifier
+    name = _rate(config.detect.evading_rate)
     made = grid.Made(
         EVADE,
         "selective",
@@ -252,7 +260,7 @@ def _evading(
     only = dataclasses.replace(detector, least={name: bar})
     return (
         evaluating.identity(config, tools, grid.Pipeline(source), made)
-        | {"threat": "white-box", "attack": f"{EVADE} at {name}"}
+        | {"threat": "white-box"}
         | {
             "images": inputs.identity(
                 given._replace(images=given.images[: len(right)])
@@ -265,16 +273,10 @@ def _evading(
 
 
 def _arrays(
-    settings: Any,
-    tools: Tools,
-    bench: Workbench,
-    one: _Set,
-    given: data.Input,
-    eps: float,
+    settings: Any, bench: Workbench, one: _Set, eps: float
 ) -> dict[str, np.ndarray]:
     """What figures are drawn from, by "EPS/ATTACK/STAGE/WHAT"."""
     found = {}
-    model, variables, _ = tools.classifiers[settings.classifier]
     count = settings.examples
     for defence, log_probs in one.log_probs.items():
         defences = () if defence == "none" else (defence,)
@@ -283,15 +285,16 @@ def _arrays(
         found[f"{key}/correct"] = one.correct[defence]
         if count:
             images = bench.shown(one.made, defences).images[:count]
-            logits = classifiers.logits_fn(model)(variables, images.astype(np.float32))
             found[f"{key}/images"] = images
-            found[f"{key}/probabilities"] = np.asarray(jax.nn.softmax(logits))
+            found[f"{key}/probabilities"] = bench.probabilities(
+                settings.classifier, images
+            )
     return found
 
 
 def _tell(rows: list[dict], eps: float, detector: _Detector) -> None:
     at = [row for row in rows if row["attack"] == "none" or row["eps_attack"] == eps]
-    plain = [row for row in at if not row["attack"].startswith(EVADE)]
+    plain = [row for row in at if row["attack"] != EVADE]
     once = list({(row["attack"], row["defence"]): row for row in plain}.values())
     print(f"\nattacks of eps {eps:g}; training images are the negatives")
     print(report.table(*evaluate.detection_table(once)))

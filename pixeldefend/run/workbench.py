@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -164,6 +165,22 @@ class Workbench:
             "predictions", name, of, mapped, f"{row}: {made}", variables, images
         )
         return found["classes"] == self._given.labels[: len(images)]
+
+    def probabilities(self, classifier: str, images: np.ndarray) -> np.ndarray:
+        """A classifier's probabilities `[N, K]` for a few images, which are not kept.
+
+        Args:
+          classifier: the name of its weights.
+          images: `[N, H, W, C]` uint8.
+        """
+        model, variables, _ = self._tools.classifiers[classifier]
+
+        def run(variables: Any, images: jax.Array) -> jax.Array:
+            logits_fn = classifiers.logits_fn(model)
+            return jax.nn.softmax(logits_fn(variables, images.astype(jnp.float32)))
+
+        mapped = self._mapped(("probabilities", model), run, len(images))
+        return mapped(variables, images)
 
     def bits_per_dim(self, log_probs: np.ndarray) -> np.ndarray:
         """`[N]`, of log-probabilities in nats."""

@@ -1,0 +1,256 @@
+"""The mode `figures`: every picture of the papers, from arrays and rows kept."""
+
+import json
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from etils import epath
+from matplotlib.figure import Figure
+
+from pixeldefend import data, density, detection, plots
+from pixeldefend.run import inputs
+from pixeldefend.workdir import Workdir, user_errors
+
+Arrays = dict[str, np.ndarray]
+Picture = tuple[str, Callable[[], Figure]]
+
+# Figures 10 and 11: the paper's eps, by data set.
+_GRIDS = {"fashion_mnist": ("figure_10", "25"), "cifar10": ("figure_11", "8")}
+_SAMPLES = {"fashion_mnist": "figure_08", "cifar10": "figure_09"}
+_EPS = "8"
+_TRUE = 48  # images shown beside samples
+
+
+def figures(config: inputs.Config, workdir: Workdir) -> None:
+    """Draws every figure that there are arrays for, of all data sets."""
+    settings = config.figures
+    with user_errors():
+        source = epath.Path(settings.results)
+        pictures = list(_pictures(source))
+        if not pictures:
+            raise ValueError(
+                f"no arrays under {source / 'arrays'}: --mode=detect makes them; give "
+                "--config.figures.results"
+            )
+        folder = epath.Path(settings.to) if settings.to else None
+        if folder is not None and folder.is_file():
+            raise ValueError(f"figures.to {folder} is a file; name a folder")
+    folder = folder or workdir.open()
+    for name, draw in pictures:
+        plots.save(draw(), folder / f"{name}.png")
+    print(f"{len(pictures)} figures: {', '.join(name for name, _ in pictures)}")
+    print(f"results in {folder}")
+
+
+def _pictures(results: epath.Path) -> Iterator[Picture]:
+    """What can be drawn: names and how."""
+    for dataset in plots.DATASETS:
+        found = _arrays(results, f"detection_{dataset}")
+        if found is not None:
+            yield from _of_detection(dataset, found)
+        found = _arrays(results, f"purifiers_{dataset}")
+        if found is not None:
+            yield f"figure_05_{dataset}", _drawing(_purifiers, dataset, found)
+        found = _arrays(results, f"samples_{dataset}")
+        if found is not None and dataset in _SAMPLES:
+            name = f"{_SAMPLES[dataset]}_{dataset}"
+            yield name, _drawing(_samples, dataset, found)
+        found = _arrays(results, f"detection_report_{dataset}")
+        if found is not None:
+            yield f"report_1_{dataset}", _drawing(_ranks, dataset, found, "none", True)
+            name = f"report_3_{dataset}"
+            yield name, _drawing(_probabilities, dataset, found)
+        rows = results / f"white_box_{dataset}.jsonl"
+        if rows.exists():
+            lines = rows.read_text().splitlines()
+            loaded = [json.loads(line) for line in lines]
+            yield f"white_box_{dataset}", _drawing(_white_box, dataset, loaded)
+
+
+def _drawing(draw: Callable[..., Figure], *of: object) -> Callable[[], Figure]:
+    return lambda: draw(*of)
+
+
+def _of_detection(dataset: str, found: Arrays) -> Iterator[Picture]:
+    for number, draw, more in (
+        ("01", _attacked, ()),
+        ("02a", _densities, ()),
+        ("02b", _errors, ()),
+        ("03", _ranks, ("none",)),
+        ("04", _before_and_after, ()),
+        ("06", _curves, ()),
+        ("07", _ranks, ("purify",)),
+    ):
+        yield f"figure_{number}_{dataset}", _drawing(draw, dataset, found, *more)
+    if dataset in _GRIDS:
+        name, eps = _GRIDS[dataset]
+        if f"{eps}/fgsm/none/images" in found:
+            yield f"{name}_{dataset}", _drawing(_grid, dataset, found, eps)
+
+
+def _arrays(results: epath.Path, name: str) -> Arrays | None:
+    """The arrays of a file, or None if there is no such file.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    path = results / "arrays" / f"{name}.npz"
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _sets(found: Arrays, eps: str, stage: str, what: str) -> dict[str, np.ndarray]:
+    """By title: clean images first, then the attacks in the order of the run."""
+    sets = {}
+    for key, array in found.items():
+        parts = key.split("/")
+        if len(parts) == 4 and (parts[0], parts[2], parts[3]) == (eps, stage, what):
+            sets[plots.title_of(parts[1])] = array
+    return sets
+
+
+def _name(dataset: str, text: str) -> str:
+    return f"{plots.DATASETS[dataset]}: {text}"
+
+
+def _example(found: Arrays, eps: str) -> int:
+    """The first image that every attack fools (but noise) and purification mends most
+    often among those kept."""
+    label = found["examples/labels"]
+    before = _sets(found, eps, "none", "probabilities")
+    after = _sets(found, eps, "purify", "probabilities")
+    right = {k: p.argmax(-1) == label for k, p in before.items()}
+    mended = np.sum([p.argmax(-1) == label for p in after.values()], 0)
+    fooled = np.sum([~r for k, r in right.items() if k not in ("clean", "RAND")], 0)
+    clean = right["clean"].astype(int)
+    return int(np.argmax(clean * (100 * fooled + mended)))
+
+
+def _guesses(dataset: str, probabilities: dict[str, np.ndarray], i: int) -> list[str]:
+    names = plots.CLASSES[dataset]
+    return [names[int(found[i].argmax())] for found in probabilities.values()]
+
+
+def _attacked(dataset: str, found: Arrays) -> Figure:
+    i = _example(found, _EPS)
+    shown = _sets(found, _EPS, "none", "images")
+    texts = _guesses(dataset, _sets(found, _EPS, "none", "probabilities"), i)
+    row = np.stack([images[i] for images in shown.values()])
+    name = f"attacks of eps {_EPS}; below, what the ResNet takes it for"
+    return plots.images([row], list(shown), [texts], _name(dataset, name))
+
+
+def _before_and_after(dataset: str, found: Arrays) -> Figure:
+    i = _example(found, _EPS)
+    rows, texts = [], []
+    for stage in ("none", "purify"):
+        shown = _sets(found, _EPS, stage, "images")
+        rows.append(np.stack([images[i] for images in shown.values()]))
+        texts.append(_guesses(dataset, _sets(found, _EPS, stage, "probabilities"), i))
+    name = f"attacks of eps {_EPS} (above) and purified (below)"
+    return plots.images(rows, list(shown), texts, _name(dataset, name))
+
+
+def _densities(dataset: str, found: Arrays) -> Figure:
+    shape = found["examples/clean"].shape[1:]
+    scores = {
+        title: np.asarray(density.to_bits_per_dim(log_probs, shape))
+        for title, log_probs in _sets(found, _EPS, "none", "log_probs").items()
+    }
+    return plots.densities(scores, _name(dataset, f"likelihood, attacks of eps {_EPS}"))
+
+
+def _errors(dataset: str, found: Arrays) -> Figure:
+    correct = _sets(found, _EPS, "none", "correct")
+    name = f"test error of the ResNet, attacks of eps {_EPS}"
+    return plots.errors(correct, _name(dataset, name))
+
+
+def _ranks(dataset: str, found: Arrays, stage: str, report: bool = False) -> Figure:
+    reference = found["reference"]
+    eps = next(key.split("/")[0] for key in found if key.endswith("none/log_probs"))
+    ranks = {
+        title: np.asarray(detection.p_values(log_probs, reference))
+        for title, log_probs in _sets(found, eps, stage, "log_probs").items()
+    }
+    what = "the report's attacks" if report else f"attacks of eps {eps}"
+    after = ", purified" if stage == "purify" else ""
+    return plots.p_values(ranks, _name(dataset, f"p-values, {what}{after}"))
+
+
+def _curves(dataset: str, found: Arrays) -> Figure:
+    panels = {
+        title: _sets(found, _EPS, stage, "log_probs")
+        for title, stage in (("(a) as attacked", "none"), ("(b) purified", "purify"))
+    }
+    name = f"detection of attacks of eps {_EPS}"
+    return plots.curves(found["reference"], panels, _name(dataset, name))
+
+
+def _grid(dataset: str, found: Arrays, eps: str) -> Figure:
+    parts = {
+        f"FGSM, eps {eps}": found[f"{eps}/fgsm/none/images"],
+        f"purified, eps {int(found['eps_defend'])}": found[f"{eps}/fgsm/purify/images"],
+    }
+    return plots.grids(parts, 12, plots.DATASETS[dataset])
+
+
+def _samples(dataset: str, found: Arrays) -> Figure:
+    parts = {
+        "test images": data.sample(dataset)[0][:_TRUE],
+        "samples of the density model": found["images"][:_TRUE],
+    }
+    return plots.grids(parts, 12, plots.DATASETS[dataset])
+
+
+def _purifiers(dataset: str, found: Arrays) -> Figure:
+    scores = {
+        "clean": found["clean"],
+        "FGSM": found["perturbed"],
+        "L-BFGS-B": found["lbfgs_b"].ravel(),
+        "PixelDefend": found["purified"],
+    }
+    return plots.densities(scores, _name(dataset, "two ways of purifying"))
+
+
+def _probabilities(dataset: str, found: Arrays) -> Figure:
+    eps = next(key.split("/")[0] for key in found if key.endswith("none/log_probs"))
+    before = _sets(found, eps, "none", "probabilities")
+    after = _sets(found, eps, "purify", "probabilities")
+    # The first of those that the classifier gets right as they are.
+    labels = found["examples/labels"]
+    right = before["clean"].argmax(-1) == labels
+    i = int(np.argmax(right))
+    shown = {
+        title: (before[title][i], after[title][i])
+        for title in before
+        if len(before[title]) > i
+    }
+    names = plots.CLASSES[dataset]
+    title = _name(dataset, "what the ResNet makes of one image (shaded: its class)")
+    return plots.probabilities(shown, names, int(labels[i]), title)
+
+
+def _white_box(dataset: str, rows: list[dict]) -> Figure:
+    """Accuracies under the strongest attacks, by who attacks."""
+    groups: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for row in rows:
+        if row["threat"] is None or not row["eps_attack"]:
+            continue
+        if row["attack"] == "worst_per_image":
+            continue
+        defence = row["defence"].replace("purify", "PixelDefend")
+        lines = (row["training"], *defence.split("_"), f"eps {row['eps_attack']:g}")
+        title = "\n".join(lines).replace("_", "\n")
+        who = row["threat"]
+        cell = tuple(100 * row[name] for name in ("accuracy", "low", "high"))
+        known = groups.setdefault(title, {}).get(who)
+        if known is None or cell[0] < known[0]:
+            groups[title][who] = cell
+    name = "under the strongest attack of each attacker"
+    return plots.accuracies(groups, _name(dataset, name))
