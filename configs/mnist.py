@@ -29,6 +29,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluate.eps_attack = (8.0, 25.0)
     config.evaluate.rows = ("mnist/cnn_a", "mnist/cnn_a + squeeze")
     config.choose_threshold.classifier = "mnist/cnn_a"
+    config.detect.classifier = "mnist/cnn_a"
     default.small(config)
     if variant == "smoke":
         # Shaped like MNIST's images: enough to try the code.

@@ -78,10 +78,10 @@ def climb(
         threading.Thread(target=search, args=(i,), daemon=True)
         for i in range(len(starts))
     ]
-    for thread in threads:
-        thread.start()
     # In the caller's own thread, as JAX's settings (such as precision) are a thread's.
     try:
+        for thread in threads:
+            thread.start()
         while images := meeting.questions():
             meeting.answer(_values(value_and_grad, images, starts))
     except BaseException as error:

@@ -112,8 +112,8 @@ def densities(scores: dict[str, np.ndarray], name: str = "") -> Figure:
             edges,
             weights=share,
             histtype="step",
-            color=_COLOURS[i],
-            linestyle=_DASHES[i],
+            color=_COLOURS[i % len(_COLOURS)],
+            linestyle=_DASHES[i % len(_DASHES)],
             linewidth=1.6,
             label=f"{title} (n {len(found)})",
         )
@@ -163,7 +163,7 @@ def p_values(found: dict[str, np.ndarray], name: str = "") -> Figure:
         axis.hist(ranks, np.linspace(0, 1, 21), weights=share, color=_COLOURS[2])
         axis.axhline(1 / 20, color=_COLOURS[3], linestyle="--", linewidth=1)
         axis.set_title(f"{title} (n {len(ranks)})", fontsize=9)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=7, labelbottom=True)
     for axis in axes[len(found) :]:
         axis.set_visible(False)
     figure.supxlabel("p-value (dashed: uniform)", fontsize=9)
@@ -192,8 +192,8 @@ def curves(
             axis.plot(
                 false,
                 true,
-                color=_COLOURS[i],
-                linestyle=_DASHES[i],
+                color=_COLOURS[i % len(_COLOURS)],
+                linestyle=_DASHES[i % len(_DASHES)],
                 linewidth=1.5,
                 label=f"{attack}: {area:.3f}",
             )
@@ -278,7 +278,7 @@ def accuracies(
                 at,
                 middle,
                 width,
-                color=_COLOURS[1 + i],
+                color=_COLOURS[(1 + i) % len(_COLOURS)],
                 yerr=spread,
                 capsize=2,
                 label=attacker if g == 0 else None,

@@ -70,6 +70,16 @@ def test_a_function_that_fails_ends_all_searches(rng, count):
         likelihood_ascent.climb(broken, starts, lower=lower, upper=upper, iterations=3)
 
 
+def test_what_fails_inside_of_a_search_is_heard(rng):
+    starts, lower, upper = _box(rng, 3)
+
+    def useless(images):
+        return np.zeros((len(images), 2)), np.zeros_like(images)
+
+    with pytest.raises(TypeError):
+        likelihood_ascent.climb(useless, starts, lower=lower, upper=upper, iterations=3)
+
+
 def test_what_is_wrong_is_said(rng):
     starts, lower, upper = _box(rng, 1)
     climb = likelihood_ascent.climb

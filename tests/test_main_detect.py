@@ -123,6 +123,7 @@ def test_evading_images_get_past_what_they_were_made_for(found, folder):
             keep_failed=True,
         )
     )({"classifier": variables, "params": params}, images, labels)
+    assert np.any(np.asarray(info.distance) > 0)
     assert rows[0]["passed"]["0.05"] == pytest.approx(
         float(np.mean(info.success)), abs=1e-4
     )
@@ -137,6 +138,8 @@ def test_detect_tells_what_is_wrong(folder, models, tmp_path):  # noqa: F811
         ({"detect.false_positive_rates": (0.0,)}, "between 0 and 1: 0.0"),
         ({"evaluate.attacks": ("bim through=bpda",)}, "a detector has no through="),
         ({"detect.classifier": "a/b + purify"}, "takes no defences"),
+        ({"detect.classifier": "a/b{eps}"}, "must be one network"),
+        ({"evaluate.attacks": ("bim", "bim eps=4")}, "has bim twice"),
         ({"detect.evading_rate": 0.5}, "one of the false_positive_rates: 0.5"),
         ({"detect.examples": -1}, "detect.examples must not be negative"),
     ):

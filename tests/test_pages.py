@@ -23,7 +23,15 @@ def test_no_measured_number_stands_outside_the_places(name):
     assert found == []
 
 
-_MEASURED = ("accuracy", "bits_per_dim", "ratio", "ratio_to_forward", "threshold")
+_MEASURED = (
+    "accuracy",
+    "auc",
+    "bits_per_dim",
+    "norm",
+    "ratio",
+    "ratio_to_forward",
+    "threshold",
+)
 
 
 def _changed(value, key=None):

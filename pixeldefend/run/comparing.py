@@ -1,5 +1,5 @@
-"""The modes `compare_purifiers` and `gradients`: why purification is greedy, and what
-an attacker's gradients find behind it."""
+"""The modes `compare_purifiers` and `gradients`: another purifier than the greedy one,
+and what an attacker's gradients find behind that."""
 
 import dataclasses
 from collections.abc import Callable
@@ -58,9 +58,7 @@ def _read(config: inputs.Config, settings: inputs.Config, name: str) -> _Job:
     purification.width_for(config.purify.eps)
     if settings.images < 1:
         raise ValueError(f"{name}.images must be at least 1: {settings.images}")
-    source = settings.input
-    if source == "auto":
-        source = "test" if config.data_dir else "sample"
+    source = inputs.source(config, settings.input)
     shape = tuple(card["image_shape"])
     given = data.read_input(
         config.dataset, source, settings.images, shape, config.data_dir
@@ -86,11 +84,16 @@ def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
                 raise ValueError(
                     f"compare_purifiers.{field} must be at least 1: {settings[field]}"
                 )
-        workdir.check_own("searches")
+        for own in ("searches", "purifiers.npz", "rows.jsonl"):
+            workdir.check_own(own)
+        if job.given.own:
+            workdir.check_outside(settings.input)
     folder = workdir.open()
     inputs.tell_source(config, job.given)
     seen = _attacked_and_purified(config, job, move)
-    ended, seconds = _searched(config, folder, job, seen["perturbed"], workdir.hash)
+    ended, asked, seconds = _searched(
+        config, folder, job, seen["perturbed"], workdir.hash
+    )
     bits = _bits(job, ended.reshape(-1, *ended.shape[2:])).reshape(ended.shape[:2])
     found = {name: _bits(job, images) for name, images in seen.items()}
     checkpoint.write_arrays(folder / "purifiers.npz", lbfgs_b=bits, **found)
@@ -101,7 +104,8 @@ def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
     }
     better = {"lbfgs_b": np.mean(bits < found["purified"][:, None])}
     lines, rows = [], []
-    for name, scores in (found | {"lbfgs_b": bits.ravel()}).items():
+    # Searches for one image are no independent images; their means are.
+    for name, scores in (found | {"lbfgs_b": bits.mean(1)}).items():
         figures = evaluate.summary(scores)
         row = {
             "dataset": config.dataset,
@@ -117,6 +121,7 @@ def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
             **figures,
             "less_likely_than_attacked": _share(shares.get(name)),
             "likelier_than_purified": _share(better.get(name)),
+            "queries": float(np.mean(asked)) if name == "lbfgs_b" else None,
         }
         rows.append(
             row
@@ -188,19 +193,24 @@ def _searched(
     job: _Job,
     attacked: np.ndarray,
     of: str,
-) -> tuple[np.ndarray, float]:
-    """Where all searches end, `[N, starts, H, W, C]` uint8, and the seconds."""
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Where all searches end, `[N, starts, H, W, C]` uint8, how often each asked
+    `[N, starts]`, and the seconds."""
     settings = config.compare_purifiers
     kept = Kept(folder)
 
-    @jax.jit
-    def value_and_grad(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def climbing(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         def total(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            values = density.log_prob(job.model, job.params, images)
+            values = density.log_prob(job.model, params, images)
             return jnp.sum(values), values
 
         slopes, values = jax.grad(total, has_aux=True)(images)
         return values, slopes
+
+    mapped = parallel.BatchMap(climbing, parallel.batch_for(128, settings.starts))
+
+    def value_and_grad(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return mapped(job.params, images)
 
     progress = report.Progress("L-BFGS-B")
     found = []
@@ -223,10 +233,11 @@ def _searched(
                 return {"images": np.rint(ended).astype(np.uint8), "asked": asked}
 
             one = kept.keep("searches", f"{i}", its_mark, climb)
-        found.append(one["images"])
+        found.append((one["images"], one["asked"]))
         progress.update((i + 1) / len(attacked), f"{len(found)} images")
     progress.close()
-    return np.stack(found), kept.seconds
+    ended, asked = (np.stack(arrays) for arrays in zip(*found, strict=True))
+    return ended, asked, kept.seconds
 
 
 def _mark(of: str, job: _Job, image: np.ndarray) -> str:
@@ -244,6 +255,9 @@ def gradients(config: inputs.Config, workdir: Workdir) -> None:
     with user_errors():
         job = _read(config, settings, "gradients")
         parallel.check_batch(settings.batch, "gradients.batch")
+        workdir.check_own("rows.jsonl")
+        if job.given.own:
+            workdir.check_outside(settings.input)
     folder = workdir.open()
     inputs.tell_source(config, job.given)
     batch = parallel.batch_for(settings.batch, len(job.given.images))

@@ -63,7 +63,12 @@ def detect(config: inputs.Config, workdir: Workdir) -> None:
     with user_errors():
         layout = _layout(config)
         tools, given = evaluating.prepared(
-            config, workdir, layout, 0.0, _source(config), config.evaluate.images
+            config,
+            workdir,
+            layout,
+            0.0,
+            inputs.source(config, config.evaluate.input),
+            config.evaluate.images,
         )
         reference = checkpoint.load_reference(config.pixelcnn.weights)
         if reference is None:
@@ -72,27 +77,24 @@ def detect(config: inputs.Config, workdir: Workdir) -> None:
                 "released model of it with --mode=release"
             )
         calibration = _calibration(config, tools, given)
-        for name in ("detection.npz",):
-            workdir.check_own(name)
+        workdir.check_own("detection.npz")
     folder = workdir.open()
     inputs.tell_source(config, given)
     bench = Workbench(folder, given, tools)
     evaluating.make(bench, layout)
     detector = _calibrated(settings, tools, calibration, reference)
     rows, arrays = [], {"reference": reference, "calibration": detector.log_probs}
-    identity = inputs.identity(given)
     for eps in layout.eps:
         sets = list(_sets(layout, bench, eps))
         for one in sets:
-            rows += _rows(config, tools, detector, one, given.labels)
+            its = _rows(config, tools, bench, detector, one, given, eps)
+            if one.made.attack != grid.CLEAN or eps == layout.eps[0]:
+                rows += its
             arrays |= _arrays(settings, bench, one, eps)
         if settings.evading_images:
             rows.append(_evading(config, tools, bench, detector, eps, given))
-    provenance = inputs.provenance(workdir.hash, bench.seconds)
-    rows = [
-        row | {k: v for k, v in identity.items() if k not in row} | provenance
-        for row in rows
-    ]
+    whole = {"table_seconds": round(bench.seconds, 1), "config": workdir.hash}
+    rows = [row | whole for row in rows]
     arrays["eps_defend"] = np.int32(tools.eps_defend)
     arrays["examples/labels"] = given.labels[: settings.examples]
     arrays["examples/clean"] = given.images[: settings.examples]
@@ -108,12 +110,17 @@ def _layout(config: inputs.Config) -> grid.Grid:
     classifier = config.detect.classifier
     if " + " in classifier:
         raise ValueError(f"detect.classifier takes no defences: {classifier}")
+    if "{" in classifier or classifier != classifier.strip():
+        raise ValueError(f"detect.classifier must be one network: {classifier!r}")
     layout = grid.read(
         (classifier, f"{classifier} + purify"),
         config.evaluate.attacks,
         config.evaluate.eps_attack,
     )
+    names = [column.attack for column in layout.columns]
     for column in layout.columns:
+        if names.count(column.attack) > 1:
+            raise ValueError(f"evaluate.attacks has {column.attack} twice")
         if column.slope:
             raise ValueError(f"attack {column}: a detector has no through=")
     for rate in config.detect.false_positive_rates:
@@ -130,12 +137,6 @@ def _layout(config: inputs.Config) -> grid.Grid:
         if config.detect[field] < 0:
             raise ValueError(f"detect.{field} must not be negative")
     return layout
-
-
-def _source(config: inputs.Config) -> str:
-    if config.evaluate.input != "auto":
-        return config.evaluate.input
-    return "test" if config.data_dir else "sample"
 
 
 def _calibration(config: inputs.Config, tools: Tools, given: data.Input) -> data.Input:
@@ -192,9 +193,11 @@ def _sets(layout: grid.Grid, bench: Workbench, eps: float) -> Iterator[_Set]:
 def _rows(
     config: inputs.Config,
     tools: Tools,
+    bench: Workbench,
     detector: _Detector,
     one: _Set,
-    labels: np.ndarray,
+    given: data.Input,
+    eps: float,
 ) -> Iterator[dict]:
     """Two rows: before purification and after."""
     classes = tools.classifiers[config.detect.classifier].model.classes
@@ -204,21 +207,25 @@ def _rows(
         row = grid.Pipeline(config.detect.classifier, defences)
         # Of the classifier with a random label for what is rejected (Appendix A).
         drawn = np.random.default_rng(config.seed).integers(classes, size=len(right))
-        lucky = drawn == labels[: len(right)]
+        lucky = drawn == given.labels[: len(right)]
+        guessed = {
+            name: np.mean(np.where(log_probs < bar, lucky, right))
+            for name, bar in detector.least.items()
+        }
         yield (
             evaluating.identity(config, tools, row, one.made)
             | {"threat": "grey-box" if one.made.source else None}
+            | {"table_eps": eps}
+            | inputs.identity(given._replace(images=given.images[: len(right)]))
             | accuracy(right)
             | evaluate.detection(log_probs, detector.reference, detector.least)
             | _passed(detector, log_probs, right)
             | {
                 "random_label_accuracy": {
-                    name: round(
-                        float(np.mean(np.where(log_probs < bar, lucky, right))), 4
-                    )
-                    for name, bar in detector.least.items()
+                    name: round(float(share), 4) for name, share in guessed.items()
                 }
             }
+            | inputs.provenance("", bench.shown(one.made, defences).seconds)
         )
 
 
@@ -232,6 +239,7 @@ def _passed(detector: _Detector, log_probs: np.ndarray, right: np.ndarray) -> di
         "passed": passed,
         "calibration": detector.source,
         "calibrated_on": detector.n,
+        "reference_images": len(detector.reference),
     }
 
 
@@ -260,7 +268,7 @@ def _evading(
     only = dataclasses.replace(detector, least={name: bar})
     return (
         evaluating.identity(config, tools, grid.Pipeline(source), made)
-        | {"threat": "white-box"}
+        | {"threat": "white-box", "table_eps": eps}
         | {
             "images": inputs.identity(
                 given._replace(images=given.images[: len(right)])
@@ -269,6 +277,7 @@ def _evading(
         | accuracy(right)
         | evaluate.detection(found["log_probs"], detector.reference, only.least)
         | _passed(only, found["log_probs"], right)
+        | inputs.provenance("", float(found["seconds"]))
     )
 
 
@@ -293,7 +302,7 @@ def _arrays(
 
 
 def _tell(rows: list[dict], eps: float, detector: _Detector) -> None:
-    at = [row for row in rows if row["attack"] == "none" or row["eps_attack"] == eps]
+    at = [row for row in rows if row["attack"] == "none" or row["table_eps"] == eps]
     plain = [row for row in at if row["attack"] != EVADE]
     once = list({(row["attack"], row["defence"]): row for row in plain}.values())
     print(f"\nattacks of eps {eps:g}; training images are the negatives")
@@ -305,6 +314,8 @@ def _tell(rows: list[dict], eps: float, detector: _Detector) -> None:
         f"{detector.source} images; passed: misclassified and not rejected"
     )
     print(report.table(*evaluate.rejection_table(unique, list(detector.least))))
+    if bare[0]["input"] == detector.source:
+        print("thresholds come from the images they are tested on (no data_dir)")
     print(
         f"{EVADE} sees the detector (white-box); the others see the classifier alone "
         "(grey-box)"

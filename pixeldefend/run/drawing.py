@@ -1,6 +1,7 @@
 """The mode `figures`: every picture of the papers, from arrays and rows kept."""
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -29,7 +30,8 @@ def figures(config: inputs.Config, workdir: Workdir) -> None:
         pictures = list(_pictures(source))
         if not pictures:
             raise ValueError(
-                f"no arrays under {source / 'arrays'}: --mode=detect makes them; give "
+                f"no arrays under {source / 'arrays'}: --mode=detect makes them as "
+                "detection.npz; copy that there as detection_DATASET.npz, or give "
                 "--config.figures.results"
             )
         folder = epath.Path(settings.to) if settings.to else None
@@ -72,16 +74,19 @@ def _drawing(draw: Callable[..., Figure], *of: object) -> Callable[[], Figure]:
 
 
 def _of_detection(dataset: str, found: Arrays) -> Iterator[Picture]:
-    for number, draw, more in (
-        ("01", _attacked, ()),
-        ("02a", _densities, ()),
-        ("02b", _errors, ()),
-        ("03", _ranks, ("none",)),
-        ("04", _before_and_after, ()),
-        ("06", _curves, ()),
-        ("07", _ranks, ("purify",)),
+    sets = _sets(found, _EPS, "none", "log_probs")
+    examples = _sets(found, _EPS, "none", "images")
+    for number, draw, wanted, more in (
+        ("01", _attacked, examples, ()),
+        ("02a", _densities, sets, ()),
+        ("02b", _errors, sets, ()),
+        ("03", _ranks, sets, ("none",)),
+        ("04", _before_and_after, examples, ()),
+        ("06", _curves, sets, ()),
+        ("07", _ranks, sets, ("purify",)),
     ):
-        yield f"figure_{number}_{dataset}", _drawing(draw, dataset, found, *more)
+        if wanted:
+            yield f"figure_{number}_{dataset}", _drawing(draw, dataset, found, *more)
     if dataset in _GRIDS:
         name, eps = _GRIDS[dataset]
         if f"{eps}/fgsm/none/images" in found:
@@ -100,7 +105,7 @@ def _arrays(results: epath.Path, name: str) -> Arrays | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
@@ -121,9 +126,14 @@ def _name(dataset: str, text: str) -> str:
 def _example(found: Arrays, eps: str) -> int:
     """The first image that every attack fools (but noise) and purification mends most
     often among those kept."""
-    label = found["examples/labels"]
     before = _sets(found, eps, "none", "probabilities")
     after = _sets(found, eps, "purify", "probabilities")
+    count = min(map(len, before.values()))  # an attack may have had fewer
+    label = found["examples/labels"][:count]
+    before, after = (
+        {title: rows[:count] for title, rows in sets.items()}
+        for sets in (before, after)
+    )
     right = {k: p.argmax(-1) == label for k, p in before.items()}
     mended = np.sum([p.argmax(-1) == label for p in after.values()], 0)
     fooled = np.sum([~r for k, r in right.items() if k not in ("clean", "RAND")], 0)
@@ -242,7 +252,8 @@ def _white_box(dataset: str, rows: list[dict]) -> Figure:
     for row in rows:
         if row["threat"] is None or not row["eps_attack"]:
             continue
-        if row["attack"] == "worst_per_image":
+        # An attacker who sees everything has all attacks, and keeps what worked.
+        if (row["attack"] == "worst_per_image") != (row["threat"] == "white-box"):
             continue
         defence = row["defence"].replace("purify", "PixelDefend")
         lines = (row["training"], *defence.split("_"), f"eps {row['eps_attack']:g}")
@@ -252,5 +263,5 @@ def _white_box(dataset: str, rows: list[dict]) -> Figure:
         known = groups.setdefault(title, {}).get(who)
         if known is None or cell[0] < known[0]:
             groups[title][who] = cell
-    name = "under the strongest attack of each attacker"
+    name = "grey-box: the strongest attack; white-box: all attacks"
     return plots.accuracies(groups, _name(dataset, name))

@@ -32,9 +32,7 @@ def evaluate(config: inputs.Config, workdir: Workdir) -> None:
         layout = grid.read(
             settings.rows, settings.attacks, settings.eps_attack, settings.sources
         )
-        source = "test" if config.data_dir else "sample"
-        if settings.input != "auto":
-            source = settings.input
+        source = inputs.source(config, settings.input)
         tools, given = prepared(
             config, workdir, layout, settings.threshold, source, settings.images
         )

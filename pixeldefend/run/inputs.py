@@ -36,6 +36,13 @@ def chosen(config: Config, mode: str, shape: Sequence[int]) -> data.Input:
     return given
 
 
+def source(config: Config, given: str) -> str:
+    """Of images to measure on: "auto" is test, or without data_dir the sample."""
+    if given != "auto":
+        return given
+    return "test" if config.data_dir else "sample"
+
+
 def tell_source(config: Config, given: data.Input) -> None:
     """Says where the images come from, where a user may have meant more of them."""
     if given.source == "sample" and not given.own and not config.data_dir:
