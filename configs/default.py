@@ -143,7 +143,7 @@ def _attack() -> ml_collections.ConfigDict:
     # rand, fgsm, bim, pgd, pgd_l2, fgm, deepfool, deepfool_l2, cw, cw_l2,
     # gaussian_blur, contrast_reduction, salt_and_pepper, saliency_map, lbfgs
     attack.name = "bim"
-    # Of its arguments: paper, code, strong, thesis, report; "": the attack's usual one.
+    # Of its arguments: paper, code, strong, athalye, thesis, report; "": the usual one.
     attack.preset = ""
     # In the attack's norm: levels, or values for saliency_map; inf: no bound.
     attack.eps = 8.0
@@ -180,7 +180,8 @@ def _evaluate() -> ml_collections.ConfigDict:
         "cifar10/resnet-adversarial_fgsm8 + purify_adaptive",
     )
     # Names as for `attack`; after the name: preset=, images= (at most), eps= (instead
-    # of eps_attack; attacks of another norm than L-infinity are unbounded without).
+    # of eps_attack; attacks of another norm than L-infinity are unbounded without),
+    # through= (bpda, straight_through, expectation: looks through purifiers, too).
     evaluate.attacks = ("rand", "fgsm", "bim", "deepfool", "cw preset=code images=200")
     evaluate.eps_attack = (2.0, 8.0, 16.0)  # levels
     # Classifiers on which images are made besides each row's own (transfer).

@@ -18,6 +18,7 @@ from pixeldefend.purification import (
     adaptive_eps,
     purify,
     purify_with_rounds,
+    relax,
     width_for,
 )
 from pixeldefend.raster import decode
@@ -46,6 +47,7 @@ __all__ = [
     "p_values",
     "purify",
     "purify_with_rounds",
+    "relax",
     "sample",
     "squeeze_features",
     "width_for",
