@@ -127,6 +127,7 @@ class Table:
         clean = self._rows.get(_key(grid.pipeline(text, eps), grid.Made(grid.CLEAN)))
         known = {c.attack for c in self._columns.values() if c.preset in _THEIRS}
         theirs = clean is not None and source is None
+        theirs &= not any(column.slope for column in self._columns.values())
         theirs &= known == {c.attack for c in self._columns.values()} == _FIVE
         paper = self._paper(clean, STRONGEST, eps) if theirs else None
         return dataclasses.replace(least, paper=paper)
@@ -142,7 +143,7 @@ class Table:
         defended = (0, published.EPS_DEFEND.get(self._dataset))
         if not same or row["preset"] not in _THEIRS:
             return None
-        if row["eps_defend"] not in defended or row["own"]:
+        if row["eps_defend"] not in defended or row["own"] or row.get("slope"):
             return None
         return published.accuracy(
             self._dataset, row["network"], row["training"], row["defence"], attack, eps

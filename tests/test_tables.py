@@ -66,6 +66,20 @@ def test_cells_are_found_among_rows_beside_the_papers(table):
     assert table.cell(PURIFIED, "bim", 25.0) is None
 
 
+def test_the_paper_has_no_number_for_who_sees_the_purifier():
+    row = grid.pipeline(PURIFIED, 8.0)
+    through = grid.column("bim through=bpda")
+    layout = grid.read((PURIFIED,), (*FIVE, "bim through=bpda"), (8,))
+    made = grid.made_for(row, through, 8.0)
+    seen = _row(PURIFIED, made, 0.4, slope="bpda")
+    found = tables.Table(layout, [*_rows(), seen], "fashion_mnist")
+    assert found.cell(PURIFIED, "bim", 8.0).ours == pytest.approx(70)
+    cell = found.cell(PURIFIED, "bim (bpda)", 8.0)
+    assert cell.ours == pytest.approx(40) and cell.paper is None
+    strongest = found.cell(PURIFIED, tables.STRONGEST, 8.0)
+    assert strongest.ours == pytest.approx(40) and strongest.paper is None
+
+
 def test_the_strongest_attack_is_the_least_of_all(table):
     assert table.cell(RESNET, tables.STRONGEST, 8.0).ours == pytest.approx(10)
     strongest = table.cell(PURIFIED, tables.STRONGEST, 8.0)
