@@ -96,7 +96,8 @@ def relax(
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"images must be floating levels 0..255: {images.dtype}")
-    radius = _radius(images, eps, width).astype(images.dtype)
+    _check_width(width, eps)
+    radius = _radius(images, eps).astype(images.dtype)
     return raster.decode(
         model,
         params,
@@ -222,9 +223,7 @@ def bounds(images: chex.Array, eps: chex.Array | int) -> tuple[chex.Array, chex.
     return jnp.maximum(levels - radius, 0), jnp.minimum(levels + radius, 255)
 
 
-def _radius(
-    images: chex.Array, eps: chex.Array | int, width: int | None = None
-) -> chex.Array:
+def _radius(images: chex.Array, eps: chex.Array | int) -> chex.Array:
     """`eps`, checked, as int32 that goes with `images [B, ...]`."""
     radius = check_eps(eps)
     if radius.ndim and radius.shape != images.shape[:1]:
@@ -232,7 +231,6 @@ def _radius(
             f"eps must be a number or [{images.shape[0]}], one per image: "
             f"{list(radius.shape)}"
         )
-    _check_width(width, eps)
     return radius.astype(jnp.int32).reshape((-1,) + (1,) * (images.ndim - 1))
 
 

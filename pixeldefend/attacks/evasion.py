@@ -1,17 +1,13 @@
 """Attacks that have to get past a detector as well as a classifier."""
 
-from collections.abc import Callable
 from typing import Any
 
 import chex
-import jax
 import jax.numpy as jnp
 
 from pixeldefend.attacks import norms, outcome, walk
 from pixeldefend.attacks.outcome import Info, LogitsFn, Task
-
-# `score_fn(variables, images) -> [B]`, of floating levels; low scores are rejected.
-ScoreFn = Callable[[Any, chex.Array], chex.Array]
+from pixeldefend.attacks.walk import ScoreFn
 
 
 def evade(
@@ -71,7 +67,7 @@ def evade(
 
     def look(given: Task, bar: chex.Array, shown: chex.Array) -> tuple:
         up_loss, logits = walk.slope_of_loss(logits_fn, variables, shown, given.labels)
-        up_score, score = _slope_of_score(score_fn, variables, shown)
+        up_score, score = walk.slope_of_score(score_fn, variables, shown)
         fooled = outcome.surely_fooled(logits, given.labels)
         # Not by a rounding error, which falls differently in another batch.
         noise = 64 * jnp.finfo(score.dtype).eps * jnp.abs(score)
@@ -90,9 +86,7 @@ def evade(
         lanes=lanes,
     )
     found = walk.whole(norms.LINF, given, way.moved, quantise)
-    shown = found.astype(given.images.dtype)
-    passes = score_fn(variables, shown) >= bar
-    found, info = outcome.concluded(
+    return outcome.concluded(
         logits_fn,
         variables,
         given,
@@ -100,21 +94,6 @@ def evade(
         way.steps,
         way.queries,
         size=norms.linf,
-        keep_failed=True,
+        keep_failed=keep_failed,
+        passes=score_fn(variables, found.astype(given.images.dtype)) >= bar,
     )
-    success = info.success & passes
-    if not keep_failed:
-        found = jnp.where(norms.each(success), found, given.images.astype(found.dtype))
-        distance = jnp.where(success, info.distance, 0)
-        info = info.replace(distance=distance)
-    return found, info.replace(success=success)
-
-
-def _slope_of_score(
-    score_fn: ScoreFn, variables: Any, images: chex.Array
-) -> tuple[chex.Array, chex.Array]:
-    def total(images: chex.Array) -> tuple[chex.Array, chex.Array]:
-        scores = score_fn(variables, images)
-        return jnp.sum(scores), scores
-
-    return jax.grad(total, has_aux=True)(images)

@@ -221,6 +221,7 @@ def concluded(
     *,
     size: Callable[[chex.Array], chex.Array],
     keep_failed: bool,
+    passes: chex.Array | bool = True,
 ) -> tuple[chex.Array, Info]:
     """The end of every attack: judges what was found, on the image that is returned.
 
@@ -234,15 +235,15 @@ def concluded(
       size: of a perturbation, `norms.linf`, `l2` or `l0`.
       keep_failed: return what was found also where it is taken for its label; False
         gives the clean image there.
+      passes: `[B]`, what success takes besides a wrong label.
 
     Returns:
       Images like `found`, and what was done to them.
     """
     count = (len(found),)
     queries = given.queries + jnp.broadcast_to(jnp.int32(queries), count) + 1
-    success = fooled(
-        logits_fn(variables, found.astype(given.images.dtype)), given.labels
-    )
+    logits = logits_fn(variables, found.astype(given.images.dtype))
+    success = fooled(logits, given.labels) & passes
     if not keep_failed:
         kept = success[:, None, None, None]
         found = jnp.where(kept, found, given.images.astype(found.dtype))

@@ -18,6 +18,10 @@ from pixeldefend.attacks.outcome import LogitsFn, Task
 Look = Callable[[Task, Any, chex.Array], tuple[chex.Array, chex.Array]]
 
 
+# `score_fn(variables, images) -> [B]`, of floating levels.
+ScoreFn = Callable[[Any, chex.Array], chex.Array]
+
+
 @struct.dataclass
 class Walk:
     """One image's way.
@@ -101,3 +105,15 @@ def slope_of_loss(
         return jnp.sum(each), logits
 
     return jax.grad(loss, has_aux=True)(images)
+
+
+def slope_of_score(
+    score_fn: ScoreFn, variables: Any, images: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+    """The gradient of a score with respect to the images, and the scores `[B]`."""
+
+    def total(images: chex.Array) -> tuple[chex.Array, chex.Array]:
+        scores = score_fn(variables, images)
+        return jnp.sum(scores), scores
+
+    return jax.grad(total, has_aux=True)(images)

@@ -125,11 +125,9 @@ def search(tools: Tools, made: Made) -> Program:
     return Program(name, run, {})
 
 
-def evade(tools: Tools, made: Made) -> Program:
-    """An attack past a classifier and the detector by likelihood (`attacks.evade`).
-
-    Its variables hold besides `least`, the log-probability that passes.
-    """
+def evade(tools: Tools, made: Made, least: float) -> Program:
+    """An attack past a classifier and a detector by likelihood (`attacks.evade`), which
+    lets log-probabilities from `least` on pass."""
     model, _, _ = tools.classifiers[made.source]
     density_model, params, _ = tools.density_model
     of_classifier = classifiers.logits_fn(model)
@@ -157,7 +155,8 @@ def evade(tools: Tools, made: Made) -> Program:
         log_probs = density.log_prob(density_model, variables["params"], found)
         return _told(found, info) | {"log_probs": log_probs}
 
-    options = {"eps": jnp.float32(made.eps), "params": params}
+    options = {"eps": jnp.float32(made.eps), "least": jnp.float32(least)}
+    options |= {"params": params}
     return Program(("evade", model, density_model), run, options)
 
 

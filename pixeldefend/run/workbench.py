@@ -133,11 +133,11 @@ class Workbench:
         Returns:
           As `attacked`, and their `log_probs`.
         """
-        program = programs.evade(self._tools, made)
+        program = programs.evade(self._tools, made, least)
         of = self._mark(made, program, f"{least:.6f}")
         name = f"{_slug(made)}-{of[:8]}"
         return self._kept.find("adversarial", name, of) or self._run(
-            made, program, name, of, f"{made}, past the detector", least=least
+            made, program, name, of, f"{made}, past the detector"
         )
 
     def correct(
@@ -268,9 +268,8 @@ class Workbench:
         of: str,
         what: str,
         *others: np.ndarray,
-        **options: float,
     ) -> dict[str, np.ndarray]:
-        """Runs a program for a set, with `options` as further variables."""
+        """Runs a program for a set."""
         count = self._count(made)
         _, _, variables = programs.network(self._tools, made)
         return self._kept.run(
@@ -279,9 +278,7 @@ class Workbench:
             of,
             self._mapped(program.key, program.function, count),
             what,
-            {"classifier": variables}
-            | program.options
-            | {key: np.float32(value) for key, value in options.items()},
+            {"classifier": variables} | program.options,
             self._given.images[:count],
             self._given.labels[:count].astype(np.int32),
             np.arange(count, dtype=np.uint32),
