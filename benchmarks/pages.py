@@ -420,27 +420,14 @@ def _detection_rows(dataset: str) -> list[dict]:
 
 def detection(dataset: str, eps: float) -> str:
     """p-values of attacked images before and after purification."""
-    rows = [
-        row
-        for row in _detection_rows(dataset)
-        if (row["attack"] == grid.CLEAN or row["table_eps"] == eps)
-        and row["attack"] != "evade"
-    ]
-    unique = list({(row["attack"], row["defence"]): row for row in rows}.values())
-    return report.markdown_table(*evaluate.detection_table(unique))
+    found = evaluate.detection_table(_detection_rows(dataset), eps)
+    return report.markdown_table(*found)
 
 
 def rejection(dataset: str, eps: float) -> str:
     """What detectors with a threshold reject, and what gets past them."""
-    rows = [
-        row
-        for row in _detection_rows(dataset)
-        if (row["attack"] == grid.CLEAN or row["table_eps"] == eps)
-        and row["defence"] == "none"
-    ]
-    unique = list({row["attack"]: row for row in rows}.values())
-    names = list(unique[0]["rejected"])
-    return report.markdown_table(*evaluate.rejection_table(unique, names))
+    found = evaluate.rejection_table(_detection_rows(dataset), eps)
+    return report.markdown_table(*found)
 
 
 def appendix_a() -> str:

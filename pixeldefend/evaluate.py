@@ -9,6 +9,9 @@ from etils import epath
 
 from pixeldefend import checkpoint, density, report
 from pixeldefend import detection as detection_
+from pixeldefend.grid import CLEAN
+
+EVADE = "evade"  # in rows, the attack of `attacks.evade`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,24 +158,28 @@ def detection(
     return {"n": len(log_probs)} | rounded | {"rejected": rejected}
 
 
-def detection_table(
-    rows: list[dict],
-) -> tuple[list[str], list[list[str]]]:
+def _attacked_with(rows: list[dict], eps: float) -> list[dict]:
+    """The rows of clean images, and of the attacks of a table's eps."""
+    return [r for r in rows if r["attack"] == CLEAN or r["table_eps"] == eps]
+
+
+def detection_table(rows: list[dict], eps: float) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a table of detection, before and after purification.
 
     Args:
-      rows: of `--mode=detect` for one eps, two for each attack: `defence` "none" and
-        "purify".
+      rows: of `--mode=detect`, two for each attack: `defence` "none" and "purify".
+      eps: levels, of the attacks to show.
     """
     header = ["", "AUC", "purified", "two-sided", "purified"]
     header += ["p < 0.05", "purified", "p > 0.95", "purified"]
     header += ["KS distance", "purified"]
     found: dict[str, dict[str, dict]] = {}
-    for row in rows:
-        found.setdefault(row["attack"], {})[row["defence"]] = row
+    for row in _attacked_with(rows, eps):
+        if row["attack"] != EVADE:  # which is not purified
+            found.setdefault(row["attack"], {})[row["defence"]] = row
     lines = []
     for attack, pair in found.items():
-        line = ["clean" if attack == "none" else attack.upper()]
+        line = [_title(attack)]
         for name in (
             "auc",
             "auc_two_sided",
@@ -186,22 +193,25 @@ def detection_table(
     return header, lines
 
 
-def rejection_table(
-    rows: list[dict], names: list[str]
-) -> tuple[list[str], list[list[str]]]:
+def _title(attack: str) -> str:
+    return "clean" if attack == CLEAN else attack.upper()
+
+
+def rejection_table(rows: list[dict], eps: float) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a table of detectors with thresholds.
 
     Args:
       rows: of `--mode=detect`, with `rejected`, `passed` (misclassified and not
         rejected) and `accuracy`.
-      names: of the detectors to show.
+      eps: levels, of the attacks to show.
     """
+    shown = [r for r in _attacked_with(rows, eps) if r["defence"] == "none"]
+    names = list(shown[0]["rejected"])
     header = ["", "n", "misclassified"]
     header += [f"{what} at {name}" for name in names for what in ("rejected", "passed")]
     lines = []
-    for row in rows:
-        title = "clean" if row["attack"] == "none" else row["attack"].upper()
-        line = [title, str(row["n"]), f"{1 - row['accuracy']:.1%}"]
+    for row in shown:
+        line = [_title(row["attack"]), str(row["n"]), f"{1 - row['accuracy']:.1%}"]
         for name in names:
             for what in ("rejected", "passed"):
                 share = row[what].get(name)

@@ -24,7 +24,7 @@ from pixeldefend import (
     purification,
     report,
 )
-from pixeldefend.attacks.walk import slope_of_loss
+from pixeldefend.attacks.walk import slope_of_loss, slope_of_score
 from pixeldefend.run import inputs
 from pixeldefend.run.kept import Kept, mark
 from pixeldefend.workdir import Workdir, user_errors
@@ -179,12 +179,9 @@ def _attacked_and_purified(
 
 def _bits(job: _Job, images: np.ndarray) -> np.ndarray:
     """Bits/dim `[N]`."""
-
-    def run(params: Any, images: jax.Array) -> jax.Array:
-        return density.bits_per_dim(job.model, params, images)
-
-    mapped = parallel.BatchMap(run, parallel.batch_for(128, len(images)))
-    return mapped(job.params, images)
+    mapped = inputs.score_map(job.model, parallel.batch_for(128, len(images)))
+    log_probs = mapped(job.params, images)
+    return np.asarray(density.to_bits_per_dim(log_probs, images.shape[1:]))
 
 
 def _searched(
@@ -199,12 +196,11 @@ def _searched(
     settings = config.compare_purifiers
     kept = Kept(folder)
 
-    def climbing(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def total(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            values = density.log_prob(job.model, params, images)
-            return jnp.sum(values), values
+    def score(params: Any, images: jax.Array) -> jax.Array:
+        return density.log_prob(job.model, params, images)
 
-        slopes, values = jax.grad(total, has_aux=True)(images)
+    def climbing(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        slopes, values = slope_of_score(score, params, images)
         return values, slopes
 
     mapped = parallel.BatchMap(climbing, parallel.batch_for(128, settings.starts))

@@ -124,7 +124,7 @@ def score(config: inputs.Config, workdir: Workdir) -> None:
         reference = checkpoint.load_reference(config.pixelcnn.weights)
         given = inputs.chosen(config, "score", card["image_shape"])
         parallel.check_batch(settings.batch, "score.batch")
-        mapped = _score_map(model, settings.batch)
+        mapped = inputs.score_map(model, settings.batch)
     folder = workdir.open()
     inputs.tell_source(config, given)
     log_probs, seconds = report.run_batches(mapped, "scoring", params, given.images)
@@ -145,12 +145,6 @@ def score(config: inputs.Config, workdir: Workdir) -> None:
     )
 
 
-def _score_map(model: pixelcnn.PixelCNN, batch: int) -> parallel.BatchMap:
-    return parallel.BatchMap(
-        lambda params, images: density.log_prob(model, params, images), batch
-    )
-
-
 def release(config: inputs.Config, workdir: Workdir) -> None:
     """Makes a released model of a training run: test figures, references, card."""
     with user_errors():
@@ -160,7 +154,7 @@ def release(config: inputs.Config, workdir: Workdir) -> None:
             raise ValueError(
                 f"release.reference must not be negative: {config.release.reference}"
             )
-        mapped = _score_map(model, config.release.batch)
+        mapped = inputs.score_map(model, config.release.batch)
         bundled = data.sample(config.dataset)[0]
         splits = {"train": bundled, "test": bundled, "sample": bundled}
         if not config.release.on_sample:

@@ -4,13 +4,11 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from pixeldefend import (
     checkpoint,
     data,
-    density,
     detection,
     evaluate,
     grid,
@@ -22,8 +20,6 @@ from pixeldefend.run import evaluating, inputs
 from pixeldefend.run.programs import Tools
 from pixeldefend.run.workbench import Workbench
 from pixeldefend.workdir import Workdir, user_errors
-
-EVADE = "evade"
 
 
 class _Set(NamedTuple):
@@ -76,7 +72,7 @@ def detect(config: inputs.Config, workdir: Workdir) -> None:
                 f"{config.pixelcnn.weights} has no scores of training images: make a "
                 "released model of it with --mode=release"
             )
-        calibration = _calibration(config, tools, given)
+        calibration = _calibration(config, given)
         workdir.check_own("detection.npz")
     folder = workdir.open()
     inputs.tell_source(config, given)
@@ -139,7 +135,7 @@ def _layout(config: inputs.Config) -> grid.Grid:
     return layout
 
 
-def _calibration(config: inputs.Config, tools: Tools, given: data.Input) -> data.Input:
+def _calibration(config: inputs.Config, given: data.Input) -> data.Input:
     """The images on which thresholds are chosen."""
     source = config.detect.calibration
     if source == "auto":
@@ -158,14 +154,12 @@ def _calibrated(
     settings: Any, tools: Tools, calibration: data.Input, reference: np.ndarray
 ) -> _Detector:
     model, params, _ = tools.density_model
-
-    def run(params: Any, images: jax.Array) -> jax.Array:
-        return density.log_prob(model, params, images)
-
     batch = parallel.batch_for(tools.batch, len(calibration.images))
-    mapped = parallel.BatchMap(run, batch)
     log_probs, _ = report.run_batches(
-        mapped, f"scoring {calibration.source} images", params, calibration.images
+        inputs.score_map(model, batch),
+        f"scoring {calibration.source} images",
+        params,
+        calibration.images,
     )
     least = {
         _rate(rate): float(detection.threshold_for(log_probs, false_positive_rate=rate))
@@ -255,7 +249,7 @@ def _evading(
     source = config.detect.classifier
     name = _rate(config.detect.evading_rate)
     made = grid.Made(
-        EVADE,
+        evaluate.EVADE,
         "selective",
         eps,
         source=source,
@@ -302,21 +296,16 @@ def _arrays(
 
 
 def _tell(rows: list[dict], eps: float, detector: _Detector) -> None:
-    at = [row for row in rows if row["attack"] == "none" or row["table_eps"] == eps]
-    plain = [row for row in at if row["attack"] != EVADE]
-    once = list({(row["attack"], row["defence"]): row for row in plain}.values())
     print(f"\nattacks of eps {eps:g}; training images are the negatives")
-    print(report.table(*evaluate.detection_table(once)))
-    bare = [row for row in at if row["defence"] == "none"]
-    unique = list({row["attack"]: row for row in bare}.values())
+    print(report.table(*evaluate.detection_table(rows, eps)))
     print(
         f"\nthresholds for false-positive rates, from {detector.n} "
         f"{detector.source} images; passed: misclassified and not rejected"
     )
-    print(report.table(*evaluate.rejection_table(unique, list(detector.least))))
-    if bare[0]["input"] == detector.source:
+    print(report.table(*evaluate.rejection_table(rows, eps)))
+    if rows[0]["input"] == detector.source:
         print("thresholds come from the images they are tested on (no data_dir)")
     print(
-        f"{EVADE} sees the detector (white-box); the others see the classifier alone "
-        "(grey-box)"
+        f"{evaluate.EVADE} sees the detector (white-box); the others see the "
+        "classifier alone (grey-box)"
     )

@@ -13,6 +13,7 @@ from pixeldefend import (
     checkpoint,
     classifiers,
     data,
+    density,
     parallel,
     pixelcnn,
     purification,
@@ -128,6 +129,13 @@ def classifier_named(weights: str) -> tuple[classifiers.Classifier, dict, dict]:
     if card["kind"] != "classifier":
         raise ValueError(f"{weights} is no classifier")
     return model, variables, card
+
+
+def score_map(model: pixelcnn.PixelCNN, batch: int) -> parallel.BatchMap:
+    """`mapped(params, images)`: log-probabilities `[N]` of images, nats."""
+    return parallel.BatchMap(
+        lambda params, images: density.log_prob(model, params, images), batch
+    )
 
 
 def check_labels(given: data.Input, weights: str, classes: int) -> None:
