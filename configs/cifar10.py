@@ -21,6 +21,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Variants: "" (small enough for two cores), "paper", "report", "smoke"."""
     config = default.get_config()
     config.dataset = "cifar10"
+    config.reject.false_positive_rate = 0.03  # the thesis's
+    config.sweep.rows = default.thesis_rows("cifar10/resnet")
+    config.sweep.eps = tuple(round(0.51 * i, 2) for i in range(1, 31))
+    config.sweep.evading_eps = (2.55, 5.1, 7.65, 10.2, 15.3)
+    config.puvae.weights = "cifar10/puvae"
+    config.puvae.model.variant = "D"
+    config.puvae.model.latents = 1024
+    config.magnet.weights = "cifar10/magnet"
+    config.magnet.model.autoencoders = ("plain",)
+    config.magnet.model.features = 32
     config.pixelcnn.weights = "cifar10/pixelcnn"
     if variant == "paper":
         config.pixelcnn.train.steps = 400_000

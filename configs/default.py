@@ -15,11 +15,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.compilation_cache = "~/.cache/pixeldefend"
     config.pixelcnn = _pixelcnn()
     config.classifier = _classifier()
+    config.puvae = _puvae()
+    config.magnet = _magnet()
     config.purify = _purify()
     config.score = _score()
     config.attack = _attack()
     config.squeeze = _squeeze()
+    config.reject = _reject()
+    config.calibrate = _calibrate()
     config.evaluate = _evaluate()
+    config.sweep = _sweep()
     config.choose_threshold = _choose_threshold()
     config.detect = _detect()
     config.compare_purifiers = _compare_purifiers()
@@ -103,6 +108,60 @@ def _classifier() -> ml_collections.ConfigDict:
     return classifier
 
 
+def _autoencoder_train() -> ml_collections.ConfigDict:
+    """How PuVAE and MagNet's autoencoders are trained."""
+    train = ml_collections.ConfigDict()
+    train.start = ""  # like `weights`: begin from these, "" afresh
+    train.batch = 64  # images per step, over all devices
+    train.steps = 0  # give steps or hours
+    train.hours = 1.0
+    train.schedule = "anneal"  # paper, anneal
+    train.learning_rate = 2e-3
+    train.warmup = 100  # steps, anneal only
+    train.decay = 1.0  # per step, paper only
+    train.polyak = 0.99  # decay of the average, per step
+    train.clip = 0.0  # largest gradient norm, 0: none
+    train.on_sample = False  # train on the bundled sample: for trying the code only
+    train.eval_images = 1000  # of the validation images
+    train.log_every = 50  # steps
+    train.eval_every = 500  # steps
+    train.checkpoint_minutes = 5.0
+    return train
+
+
+def _puvae() -> ml_collections.ConfigDict:
+    """The conditional autoencoder that purifies; it is trained for `classifier`."""
+    puvae = ml_collections.ConfigDict()
+    puvae.weights = "mnist/puvae"  # as for the density model
+    puvae.samples = 1  # draws of the latent variables when purifying
+    puvae.noise = 0.1  # of those draws, times their standard deviation
+    puvae.model = ml_collections.ConfigDict()
+    puvae.model.variant = "C"  # C, D
+    puvae.model.latents = 32
+    puvae.model.divisor = 1  # of feature maps and dense widths
+    puvae.loss = ml_collections.ConfigDict()  # weights of its parts
+    puvae.loss.reconstruction = 1.0  # nats per value
+    puvae.loss.divergence = 1e-3  # nats
+    # Much more of it and the first epochs teach to please the classifier only.
+    puvae.loss.classification = 0.1  # nats
+    puvae.train = _autoencoder_train()
+    return puvae
+
+
+def _magnet() -> ml_collections.ConfigDict:
+    """MagNet's autoencoders."""
+    magnet = ml_collections.ConfigDict()
+    magnet.weights = "mnist/magnet"  # as for the density model
+    magnet.model = ml_collections.ConfigDict()
+    magnet.model.autoencoders = ("pooled", "plain")  # pooled, plain; reformer first
+    magnet.model.features = 3  # feature maps
+    magnet.model.copies = 4  # of each autoencoder, one of which meets an image
+    magnet.noise = 0.1  # of training images 0..1, standard deviation
+    magnet.diversity = 0.04  # weight of what makes the copies differ
+    magnet.train = _autoencoder_train()
+    return magnet
+
+
 def _purify() -> ml_collections.ConfigDict:
     """Purification, the main job."""
     purify = ml_collections.ConfigDict()
@@ -159,6 +218,28 @@ def _squeeze() -> ml_collections.ConfigDict:
     return squeeze
 
 
+def _reject() -> ml_collections.ConfigDict:
+    """Detectors among the defences of `evaluate`."""
+    reject = ml_collections.ConfigDict()
+    # Share of clean images that may be rejected, by the scores of validation images
+    # that are kept beside the detector's weights.
+    reject.false_positive_rate = 0.01
+    return reject
+
+
+def _calibrate() -> ml_collections.ConfigDict:
+    """Scores of clean images by detectors, from which thresholds come."""
+    calibrate = ml_collections.ConfigDict()
+    # Of reject_p_value, reject_rmse, reject_magnet.
+    calibrate.detectors = ("reject_p_value", "reject_rmse", "reject_magnet")
+    calibrate.input = "validation"  # as for evaluate
+    calibrate.test = "test"  # images on which the rates are checked, likewise
+    calibrate.images = 0  # at most, the first, of both; 0: all
+    calibrate.rates = (0.001, 0.01, 0.03)  # of false positives, to be checked
+    calibrate.keep = False  # keep the scores beside the weights
+    return calibrate
+
+
 def _evaluate() -> ml_collections.ConfigDict:
     """Every defence under every attack; the purifier is that of `purify`."""
     evaluate = ml_collections.ConfigDict()
@@ -167,7 +248,8 @@ def _evaluate() -> ml_collections.ConfigDict:
     evaluate.images = 1000  # at most, the first; 0: all
     evaluate.batch = 100  # images per compiled program, over all devices
     # A classifier's weights and the defences that an image passes, in order, of
-    # squeeze, purify, purify_adaptive; {eps} in the weights stands for the attack's.
+    # squeeze, purify, purify_adaptive, puvae, magnet, and the detectors reject_p_value,
+    # reject_rmse and reject_magnet; {eps} in the weights stands for the attack's.
     evaluate.rows = (
         "cifar10/resnet",
         "cifar10/vgg",
@@ -181,7 +263,8 @@ def _evaluate() -> ml_collections.ConfigDict:
     )
     # Names as for `attack`; after the name: preset=, images= (at most), eps= (instead
     # of eps_attack; attacks of another norm than L-infinity are unbounded without),
-    # through= (bpda, straight_through, expectation: looks through purifiers, too).
+    # through= (bpda, straight_through, expectation: looks through purifiers, too),
+    # levels=fractional (not rounded to whole levels).
     evaluate.attacks = ("rand", "fgsm", "bim", "deepfool", "cw preset=code images=200")
     evaluate.eps_attack = (2.0, 8.0, 16.0)  # levels
     # Classifiers on which images are made besides each row's own (transfer).
@@ -190,6 +273,46 @@ def _evaluate() -> ml_collections.ConfigDict:
     # density model's card.
     evaluate.threshold = -1.0
     return evaluate
+
+
+def _sweep() -> ml_collections.ConfigDict:
+    """Defences under attacks of many eps: the thesis's Tables 3 to 5."""
+    sweep = ml_collections.ConfigDict()
+    sweep.input = "auto"  # as for evaluate
+    sweep.images = 1000  # at most, the first; 0: all
+    sweep.rows = ()  # as for evaluate
+    # As for evaluate. The thesis leaves levels fractional, and does not say whether its
+    # attacks saw the purifier.
+    sweep.attacks = (
+        "fgsm preset=thesis levels=fractional",
+        "bim preset=thesis levels=fractional",
+        "pgd preset=thesis levels=fractional",
+        "fgsm preset=thesis images=200",
+        "bim preset=thesis images=200",
+        "pgd preset=thesis images=200",
+        "fgsm preset=thesis levels=fractional through=straight_through images=200",
+        "bim preset=thesis levels=fractional through=straight_through images=200",
+        "pgd preset=thesis levels=fractional through=straight_through images=200",
+    )
+    # Levels: 0.01 to 0.3 of the range 0..1.
+    sweep.eps = tuple(round(2.55 * i, 2) for i in range(1, 31))
+    # Images, the first, that are attacked past the detectors too; 0: none.
+    sweep.evading_images = 100
+    sweep.evading_eps = (12.75, 25.5, 38.25, 51.0, 76.5)  # levels
+    sweep.evading_slope = "straight_through"  # how those attacks see purifiers
+    return sweep
+
+
+def thesis_rows(classifier: str) -> tuple[str, ...]:
+    """Of a sweep: a classifier by itself and behind what the thesis is about."""
+    return (
+        classifier,
+        f"{classifier} + puvae",
+        f"{classifier} + reject_rmse + puvae",
+        f"{classifier} + magnet",
+        f"{classifier} + reject_magnet + magnet",
+        f"{classifier} + reject_p_value + puvae",
+    )
 
 
 def _choose_threshold() -> ml_collections.ConfigDict:
@@ -299,6 +422,13 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     train.on_sample, train.eval_images = True, 16
     train.steps, train.hours, train.batch = 8, 0.0, 8
     train.log_every, train.eval_every, train.checkpoint_minutes = 2, 4, 0.0
+    config.puvae.model.divisor = 32
+    for section in (config.puvae, config.magnet):
+        train = section.train
+        train.on_sample, train.eval_images = True, 16
+        train.steps, train.hours, train.batch = 8, 0.0, 8
+        train.log_every, train.eval_every, train.checkpoint_minutes = 2, 4, 0.0
+    config.magnet.model.copies = 2
     config.purify.count = config.purify.batch = 4
     config.purify.save_seconds = 0.0
     config.sample.count = config.sample.batch = 4
@@ -313,6 +443,17 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if config.dataset == "mnist":  # which has no density model
         evaluate.rows = evaluate.rows[:2]
     evaluate.eps_attack = (8.0,)
+    sweep = config.sweep
+    sweep.images, sweep.eps, sweep.evading_images = 4, (25.5, 76.5), 2
+    sweep.attacks = (
+        "fgsm preset=thesis levels=fractional",
+        "bim preset=thesis levels=fractional through=straight_through images=2",
+    )
+    sweep.evading_eps = (25.5,)
+    calibrate = config.calibrate
+    calibrate.input = calibrate.test = "sample"
+    calibrate.images, calibrate.rates = 16, (0.25,)
+    calibrate.detectors = ("reject_rmse", "reject_magnet")
     config.choose_threshold.classifier = network
     config.choose_threshold.input = "sample"
     config.choose_threshold.images = 4
@@ -358,6 +499,7 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     model.features, model.depth, model.dropout = 24, 1, 0.0
     train.hours, train.schedule, train.batch = 1.8, "anneal", 32
     train.learning_rate, train.clip, train.polyak = 3e-3, 1.0, 0.995
+    config.puvae.model.divisor = 4
     # The classifier: an hour on one core.
     train = config.classifier.train
     train.steps, train.hours, train.schedule = 0, 1.0, "anneal"

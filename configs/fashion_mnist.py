@@ -35,6 +35,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Variants: "" (small enough for two cores), "paper", "report", "smoke"."""
     config = default.get_config()
     config.dataset = "fashion_mnist"
+    config.reject.false_positive_rate = 0.01  # the thesis's
+    config.sweep.rows = default.thesis_rows("fashion_mnist/cnn_a")
+    config.puvae.weights = "fashion_mnist/puvae"
+    config.puvae.model.latents = 128
+    config.magnet.weights = "fashion_mnist/magnet"
     config.pixelcnn.weights = "fashion_mnist/pixelcnn"
     config.pixelcnn.model.channels = 1
     config.classifier.weights = "fashion_mnist/resnet"

@@ -17,6 +17,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Variants: "" (small enough for two cores), "smoke"."""
     config = default.get_config()
     config.dataset = "mnist"
+    config.reject.false_positive_rate = 0.001  # the thesis's
+    config.sweep.rows = default.thesis_rows("mnist/cnn_a")
+    config.puvae.weights = "mnist/puvae"
+    config.magnet.weights = "mnist/magnet"
     config.pixelcnn.weights = "mnist/pixelcnn"
     config.pixelcnn.model.channels = 1
     config.classifier.weights = "mnist/cnn_a"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from pixeldefend import classifiers, pixelcnn
+from pixeldefend import classifiers, magnet, pixelcnn, puvae
 
 RELEASED = epath.resource_path("pixeldefend") / "released"
 
@@ -31,6 +31,8 @@ class _Kind(NamedTuple):
 _KINDS = {
     "pixelcnn": _Kind(pixelcnn.PixelCNN, dataclasses.asdict, pixelcnn.init),
     "classifier": _Kind(classifiers.make, classifiers.describe, classifiers.init),
+    "puvae": _Kind(puvae.PuVAE, puvae.describe, puvae.init),
+    "magnet": _Kind(magnet.make, magnet.describe, magnet.init),
 }
 
 
@@ -223,7 +225,7 @@ def save_released(
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # First, so that a kill never leaves an old card beside new weights.
-    for name in ("card.json", "reference.npy"):
+    for name in ("card.json", "reference.npy", "validation.npy"):
         (folder / name).unlink(missing_ok=True)
     save_weights(folder / "weights", params)
     if reference is not None:
@@ -303,6 +305,43 @@ def load_released(name: str) -> tuple[Any, Any, dict]:
     if card.get("sha256") != fingerprint(params):
         raise _unreadable(folder / "weights", "they are not the ones of the card")
     return model, params, card
+
+
+def save_validation(folder: epath.PathLike, scores: np.ndarray, told: dict) -> None:
+    """Keeps the scores of validation images beside a model, for thresholds.
+
+    Args:
+      folder: of the model.
+      scores: how suspicious they are, `[D, N]`; see `reject.thresholds`.
+      told: for the card, under `validation`.
+    """
+    folder = epath.Path(folder)
+    with whole_file(folder / "validation.npy") as temporary:
+        with temporary.open("wb") as file:
+            np.save(file, np.asarray(scores, np.float32))
+    write_json(folder / "card.json", load_card(folder) | {"validation": told})
+
+
+def load_validation(name: str) -> np.ndarray | None:
+    """Scores `[D, N]` of validation images by a detector; None if not kept.
+
+    Raises:
+      FileNotFoundError: no such model.
+      ValueError: the file is damaged.
+    """
+    path = find_released(name) / "validation.npy"
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file:
+            scores = np.load(file, allow_pickle=False)
+        if not np.issubdtype(scores.dtype, np.floating) or scores.ndim != 2:
+            raise ValueError(f"{scores.dtype} {scores.shape}")
+        if not scores.size or not np.all(np.isfinite(scores)):
+            raise ValueError("they are not finite numbers")
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} holds no scores: {error}") from error
+    return scores
 
 
 def load_reference(name: str) -> np.ndarray | None:

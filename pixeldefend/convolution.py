@@ -7,6 +7,13 @@ products of a number and a long vector: measured on one core, 128 images of 28 x
 0.6 ms in place of 7, and a training step of the quartered ResNet-62 takes half the
 time.
 
+With holes (dilation): values an even number of rows and columns apart make up images of
+their own, which are convolved without holes.
+
+Doubling (transposed, of stride two): the four values that each value becomes are so
+many channels of a convolution, which are laid side by side afterwards: a tenth of the
+time.
+
 Backwards inside a loop: the slope by the images is a convolution by the kernel turned
 around, which XLA does by its fast routine only where the turned kernel is an array of
 its own. In a program without loops it makes one; in the body of a loop it reads the
@@ -21,9 +28,11 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Largest number of channel pairs that are summed one by one; from 64 on it loses.
 _FEW = 16
+_LAYOUT = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
 
 def convolve(
@@ -35,8 +44,7 @@ def convolve(
 ) -> chex.Array:
     """`lax.conv_general_dilated`, faster where it can be; for `nn.Conv`.
 
-    Where the stride is one it can be differentiated backwards only. Neither dilation
-    nor groups.
+    Where the stride is one it can be differentiated backwards only. No groups.
 
     Args:
       images: `[B, H, W, I]`.
@@ -48,8 +56,15 @@ def convolve(
     Returns:
       `[B, H', W', O]`.
     """
-    pairs = kernel.shape[2] * kernel.shape[3]
     size = kernel.shape[:2]
+    holes = options.get("rhs_dilation") or (1, 1)
+    if tuple(holes) != (1, 1):
+        even = all(n % h == 0 for n, h in zip(images.shape[1:3], holes, strict=True))
+        odd = size[0] % 2 and size[1] % 2
+        if even and odd and padding == "SAME" and tuple(strides) == (1, 1):
+            return _with_holes(images, kernel, tuple(holes))
+        return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
+    pairs = kernel.shape[2] * kernel.shape[3]
     whole = tuple(strides) == (1, 1) and padding in ("SAME", "VALID")
     if whole and padding == "SAME" and size == (3, 3) and pairs <= _FEW:
         return _narrow(images, kernel)
@@ -58,11 +73,55 @@ def convolve(
     return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
 
 
-def _usual(images: chex.Array, kernel: chex.Array, padding: Any = "SAME") -> chex.Array:
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-        images, kernel, (1, 1), padding, dimension_numbers=dimensions
+def _with_holes(
+    images: chex.Array, kernel: chex.Array, holes: tuple[int, int]
+) -> chex.Array:
+    """Padded "SAME", a kernel of odd sizes, sizes of images that `holes` divide."""
+    batch, height, width, channels = images.shape
+    down, across = holes
+    parts = images.reshape(
+        batch, height // down, down, width // across, across, channels
     )
+    parts = parts.transpose(0, 2, 4, 1, 3, 5)
+    found = convolve(
+        parts.reshape(-1, *parts.shape[3:]), kernel, (1, 1), "SAME", **_LAYOUT
+    )
+    found = found.reshape(*parts.shape[:-1], kernel.shape[-1])
+    return found.transpose(0, 3, 1, 4, 2, 5).reshape(batch, height, width, -1)
+
+
+def double(images: chex.Array, kernel: chex.Array) -> chex.Array:
+    """`lax.conv_transpose` of stride two, padded "SAME".
+
+    Args:
+      images: `[B, H, W, I]`.
+      kernel: `[k, k, I, O]`, k odd.
+
+    Returns:
+      `[B, 2 H, 2 W, O]`.
+    """
+    size, _, _, outputs = kernel.shape
+    before = (size + 1) // 2
+    reach = before // 2
+    # Along one axis, output 2 i + p is a sum over inputs i + offset.
+    taps = [(p, t, (p + t - before) // 2) for p in (0, 1) for t in range(size)]
+    taps = [tap for tap in taps if (tap[0] + tap[1] - before) % 2 == 0]
+    chosen = np.zeros((2, 2 * reach + 1, size), kernel.dtype)
+    for p, t, offset in taps:
+        chosen[p, reach + offset, t] = 1
+    wide = jnp.einsum(
+        "pat,qbu,tuio->abipqo", chosen, chosen, kernel, precision="highest"
+    )
+    wide = wide.reshape(2 * reach + 1, 2 * reach + 1, images.shape[-1], -1)
+    found = convolve(images, wide, (1, 1), "SAME", **_LAYOUT)
+    batch, height, width = images.shape[:3]
+    found = found.reshape(batch, height, width, 2, 2, outputs)
+    found = found.transpose(0, 1, 3, 2, 4, 5)
+    return found.reshape(batch, 2 * height, 2 * width, outputs)
+
+
+def _usual(images: chex.Array, kernel: chex.Array, padding: Any = "SAME") -> chex.Array:
+    return jax.lax.conv_general_dilated(images, kernel, (1, 1), padding, **_LAYOUT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -9,9 +9,7 @@ from etils import epath
 
 from pixeldefend import checkpoint, density, report
 from pixeldefend import detection as detection_
-from pixeldefend.grid import CLEAN
-
-EVADE = "evade"  # in rows, the attack of `attacks.evade`
+from pixeldefend.grid import CLEAN, EVADE
 
 
 @dataclasses.dataclass(frozen=True)

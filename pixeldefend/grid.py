@@ -5,9 +5,22 @@ from collections.abc import Iterable, Iterator
 
 from pixeldefend import attacks
 
-DEFENCES = ("squeeze", "purify", "purify_adaptive")
-PURIFIERS = ("purify", "purify_adaptive")
+# What stands in front of a classifier, and the model that it takes; "" for none.
+DEFENCES = {
+    "squeeze": "",
+    "purify": "density_model",
+    "purify_adaptive": "density_model",
+    "puvae": "puvae",
+    "magnet": "magnet",
+    "reject_p_value": "density_model",
+    "reject_rmse": "puvae",
+    "reject_magnet": "magnet",
+}
+BY_DENSITY = ("purify", "purify_adaptive")
+PURIFIERS = (*BY_DENSITY, "puvae", "magnet")
+DETECTORS = ("reject_p_value", "reject_rmse", "reject_magnet")
 CLEAN = "none"
+EVADE = "evade"  # `attacks.evade`, past a classifier and its detectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +29,8 @@ class Pipeline:
 
     Attributes:
       classifier: its weights, as `checkpoint.load_released` takes them.
-      defences: of `DEFENCES`, in the order in which an image passes them.
+      defences: of `DEFENCES`, in the order in which an image passes them; a detector
+        judges it as it then is, and hands it on unchanged.
     """
 
     classifier: str
@@ -29,8 +43,18 @@ class Pipeline:
 
     @property
     def purifies(self) -> bool:
-        """Whether a density model takes part."""
-        return any(defence in PURIFIERS for defence in self.defences)
+        """Whether a density model purifies."""
+        return any(defence in BY_DENSITY for defence in self.defences)
+
+    @property
+    def rejects(self) -> bool:
+        """Whether a detector takes part."""
+        return any(defence in DETECTORS for defence in self.defences)
+
+    @property
+    def models(self) -> set[str]:
+        """What the defences take: of "density_model", "puvae" and "magnet"."""
+        return {DEFENCES[defence] for defence in self.defences} - {""}
 
     def __str__(self) -> str:
         return " + ".join((self.classifier, *self.defences))
@@ -47,6 +71,7 @@ class Column:
       eps: that it has whatever the table's; None for the table's.
       slope: how it looks through purifiers as well, of `attacks.SLOPES`; "" for not at
         all.
+      fractional: whether levels are left as they are found, not whole ones.
     """
 
     attack: str
@@ -54,6 +79,7 @@ class Column:
     images: int = 0
     eps: float | None = None
     slope: str = ""
+    fractional: bool = False
 
     def __str__(self) -> str:
         """Short, for the head of a table: what is usual goes without saying."""
@@ -64,6 +90,8 @@ class Column:
             words.append(f"{self.eps:g}")
         if self.slope:
             words.append(f"({self.slope})")
+        if self.fractional:
+            words.append("fractional")
         return " ".join(words)
 
 
@@ -77,9 +105,10 @@ class Made:
       eps: in the attack's norm; 0.0 for clean images.
       source: the classifier that the attack looked at; None where it looks at none.
       through: what it saw in front of the classifier, in the order in which an image
-        passes it: of "median", "purify" and "purify_adaptive".
+        passes it: of "median", `PURIFIERS` and `DETECTORS`.
       slope: how it saw the purifiers among them, of `attacks.SLOPES`; "" for none.
       images: as for `Column`.
+      fractional: likewise.
     """
 
     attack: str
@@ -89,6 +118,7 @@ class Made:
     through: tuple[str, ...] = ()
     slope: str = ""
     images: int = 0
+    fractional: bool = False
 
     @property
     def seen(self) -> str | None:
@@ -100,7 +130,8 @@ class Made:
     def __str__(self) -> str:
         if self.attack == CLEAN:
             return "clean"
-        text = f"{self.attack} ({self.preset}), eps {self.eps:g}"
+        text = f"{self.attack}{f' ({self.preset})' if self.preset else ''}"
+        text += f", eps {self.eps:g}{', fractional' if self.fractional else ''}"
         if self.source is None:
             return text
         seen = " behind ".join((self.source, *self.through[::-1]))
@@ -132,22 +163,24 @@ def pipeline(text: str, eps: float) -> Pipeline:
 
 
 def column(text: str) -> Column:
-    """Reads an attack: "NAME preset=P images=N eps=E through=T", of which NAME must be.
+    """Reads an attack: "NAME preset=P images=N eps=E through=T levels=fractional".
 
-    Attacks of another norm than L-infinity have no bound unless `eps` gives one. With
-    `through=bpda`, or another of `attacks.SLOPES`, an attack looks through purifiers
-    too (white-box).
+    NAME must be there. Attacks of another norm than L-infinity have no bound unless
+    `eps` gives one. With `through=bpda`, or another of `attacks.SLOPES`, an attack
+    looks through purifiers too (white-box). With `levels=fractional` it is not rounded
+    to whole levels, as no file of an image could hold it.
 
     Raises:
       ValueError: unknown attack, preset or option, or no number where one must be.
     """
     name, *words = text.split() or [""]
-    options = {"preset": "", "images": "0", "eps": "", "through": ""}
+    options = {"preset": "", "images": "0", "eps": "", "through": "", "levels": ""}
     for word in words:
         option, equals, value = word.partition("=")
         if option not in options or not equals:
             raise ValueError(
-                f"attack {text!r}: {word!r} is none of preset=, images=, eps=, through="
+                f"attack {text!r}: {word!r} is none of preset=, images=, eps=, "
+                "through=, levels="
             )
         options[option] = value
     if options["through"] not in ("", *attacks.SLOPES):
@@ -155,6 +188,8 @@ def column(text: str) -> Column:
         raise ValueError(
             f"attack {text!r}: through= must be one of {known}, or be left out"
         )
+    if options["levels"] not in ("", "fractional"):
+        raise ValueError(f"attack {text!r}: levels= must be fractional, or be left out")
     preset = attacks.usual(name, options["preset"])
     try:
         images = int(options["images"])
@@ -169,7 +204,10 @@ def column(text: str) -> Column:
         attacks.check_eps(own, f"eps of attack {text!r}")
     if options["through"] and not attacks.ATTACKS[name].looks:
         raise ValueError(f"attack {text!r}: {name} looks at nothing")
-    return Column(name, preset, images, own, options["through"])
+    fractional = bool(options["levels"])
+    if fractional and (name == "rand" or attacks.ATTACKS[name].cut):
+        raise ValueError(f"attack {text!r}: {name} gives whole levels only")
+    return Column(name, preset, images, own, options["through"], fractional)
 
 
 def _usual_eps(attack: str) -> float | None:
@@ -201,7 +239,13 @@ def made_for(
         return Made(CLEAN, images=column.images)
     known = attacks.ATTACKS[column.attack]
     eps = eps if column.eps is None else column.eps
-    made = Made(column.attack, column.preset, eps, images=column.images)
+    made = Made(
+        column.attack,
+        column.preset,
+        eps,
+        images=column.images,
+        fractional=column.fractional,
+    )
     if not known.looks:
         return made
     through = []

@@ -1,4 +1,7 @@
-"""The only unit conversions: levels 0..255 (stored) and units -1..1 (networks)."""
+"""The only unit conversions: levels 0..255 (stored) and what networks work in.
+
+The density model works in units -1..1, autoencoders in fractions 0..1.
+"""
 
 import chex
 import jax.numpy as jnp
@@ -41,3 +44,20 @@ def to_levels(units: chex.Array) -> chex.Array:
 def to_floating_levels(units: chex.Array) -> chex.Array:
     """Maps units -1..1 to levels 0..255 that need not be whole, for optimisers."""
     return (units + 1) * HALF_RANGE
+
+
+def to_fractions(levels: chex.Array) -> chex.Array:
+    """Maps levels 0..255, integer or floating, to fractions 0..1.
+
+    Args:
+      levels: any shape, or distances in levels.
+
+    Returns:
+      The same shape, at least float32.
+    """
+    return levels.astype(at_least_float32(levels.dtype)) / (LEVELS - 1)
+
+
+def from_fractions(fractions: chex.Array) -> chex.Array:
+    """Maps fractions 0..1 to levels 0..255 that need not be whole."""
+    return fractions * (LEVELS - 1)

@@ -275,6 +275,7 @@ def _key_of(row: dict) -> tuple:
         row["source"],
         row["through"],
         row.get("slope") or "",
+        row.get("levels") == "fractional",
     )
 
 
@@ -288,4 +289,5 @@ def _key(row: grid.Pipeline, made: grid.Made) -> tuple:
         made.source,
         made.seen,
         made.slope,
+        made.fractional,
     )

@@ -129,10 +129,19 @@ class Plan:
         return self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1)) * cosine
 
 
-def adam(plan: Plan) -> optax.GradientTransformation:
-    """Adam as PixelCNN++ uses it (the 1e-8 inside the square root), without a rate."""
+def adam(plan: Plan, *, usual: bool = False) -> optax.GradientTransformation:
+    """Adam without a rate.
+
+    Args:
+      plan: says whether gradients are clipped.
+      usual: as Kingma and Ba recommend it; else as PixelCNN++ uses it, with the 1e-8
+        inside the square root.
+    """
     steps = [optax.clip_by_global_norm(plan.clip)] if plan.clip else []
-    steps.append(optax.scale_by_adam(b1=0.95, b2=0.9995, eps=0.0, eps_root=1e-8))
+    if usual:
+        steps.append(optax.scale_by_adam())
+    else:
+        steps.append(optax.scale_by_adam(b1=0.95, b2=0.9995, eps=0.0, eps_root=1e-8))
     return optax.chain(*steps)
 
 

@@ -27,6 +27,9 @@ PURE = {
     "classifiers",
     "convolution",
     "squeeze",
+    "puvae",
+    "magnet",
+    "reject",
 }
 EFFECTS = {
     "data",
@@ -45,6 +48,8 @@ EFFECTS = {
     "workdir",
     "density_training",
     "classifier_training",
+    "autoencoder_training",
+    "sweeps",
 }
 PACKAGES = {"jax", "flax", "optax", "chex", "numpy", "scipy"}
 

@@ -4,6 +4,7 @@ Each function makes a `logits_fn` of the whole defence, which any attack takes l
 classifier's own.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -84,6 +85,68 @@ def behind_purifier(
                 threshold=variables["threshold"],
             )
         return logits_fn(variables["classifier"], purified(params, images, eps))
+
+    return defended
+
+
+def behind_autoencoder(
+    logits_fn: LogitsFn,
+    rebuild: Callable[[Any, chex.Array, chex.PRNGKey], chex.Array],
+    *,
+    slope: str = "bpda",
+    draws: int = 4,
+) -> LogitsFn:
+    """A classifier behind a PuVAE or a reformer, which have slopes of their own.
+
+    Three ways to look through it:
+      bpda: as if it changed nothing.
+      straight_through: its own slope, of one draw of its noise, with the rounding of
+        levels passed over. Of a PuVAE that is the slope of the reconstruction which is
+        chosen.
+      expectation: the mean of several draws, of log-probabilities, with no rounding:
+        Athalye et al. (2018), section 4.2, expectation over transformation.
+
+    Draws are the same for all images and at every look, and not those of the defence.
+
+    Args:
+      logits_fn: of the classifier behind it.
+      rebuild: `rebuild(params, images, key) -> levels [B, H, W, C]`, floating, for keys
+        `[B]`.
+      slope: one of `SLOPES`.
+      draws: of "expectation".
+
+    Returns:
+      `logits_fn(variables, images) -> [B, K]` of floating levels; `variables` holds
+      `classifier` (what the given `logits_fn` takes), `params` for `rebuild` and `key`.
+
+    Raises:
+      ValueError: an unknown slope, or not at least one draw.
+    """
+    if slope not in SLOPES:
+        raise ValueError(f"slope must be one of {', '.join(SLOPES)}: {slope!r}")
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1: {draws}")
+
+    def defended(variables: dict, images: chex.Array) -> chex.Array:
+        def drawn(key: chex.PRNGKey) -> chex.Array:
+            keys = jnp.broadcast_to(key, (len(images),))
+            given = jax.lax.stop_gradient(images) if slope == "bpda" else images
+            return rebuild(variables["params"], given, keys)
+
+        if slope == "expectation":
+            # One after the other: memory for one.
+            each = jax.lax.map(
+                jax.checkpoint(
+                    lambda key: jax.nn.log_softmax(
+                        logits_fn(variables["classifier"], drawn(key))
+                    )
+                ),
+                jax.random.split(variables["key"], draws),
+            )
+            return jnp.mean(each, 0)
+        found = drawn(variables["key"])
+        onto = images if slope == "bpda" else found
+        return logits_fn(variables["classifier"], _instead(onto, jnp.round(found)))
 
     return defended
 

@@ -12,6 +12,13 @@ from etils import epath
 
 from pixeldefend.run import inputs
 from pixeldefend.run.attacking import attack
+from pixeldefend.run.autoencoders import (
+    release_magnet,
+    release_puvae,
+    train_magnet,
+    train_puvae,
+)
+from pixeldefend.run.calibrating import calibrate
 from pixeldefend.run.classifier import (
     classify,
     release_classifier,
@@ -23,6 +30,7 @@ from pixeldefend.run.detecting import detect
 from pixeldefend.run.drawing import figures
 from pixeldefend.run.evaluating import evaluate
 from pixeldefend.run.main_job import purify
+from pixeldefend.run.sweeping import sweep
 from pixeldefend.run.thresholds import choose_threshold
 from pixeldefend.workdir import UserError, Workdir, config_hash, user_errors
 
@@ -32,7 +40,9 @@ MODES: dict[str, Callable[[inputs.Config, Workdir], None]] = {
     "purify": purify,
     "attack": attack,
     "evaluate": evaluate,
+    "sweep": sweep,
     "choose_threshold": choose_threshold,
+    "calibrate": calibrate,
     "detect": detect,
     "compare_purifiers": compare_purifiers,
     "gradients": gradients,
@@ -42,11 +52,19 @@ MODES: dict[str, Callable[[inputs.Config, Workdir], None]] = {
     "sample": sample,
     "train_pixelcnn": train_pixelcnn,
     "train_classifier": train_classifier,
+    "train_puvae": train_puvae,
+    "train_magnet": train_magnet,
     "release": release,
     "release_classifier": release_classifier,
+    "release_puvae": release_puvae,
+    "release_magnet": release_magnet,
 }
 # Whose weights a mode uses, where that is not the density model alone.
+_DEFENCES = ("pixelcnn", "puvae", "magnet")
 MODELS = {
+    "evaluate": _DEFENCES,
+    "calibrate": ("classifier", *_DEFENCES),
+    "sweep": _DEFENCES,
     "purify": ("pixelcnn", "classifier"),
     "attack": ("classifier",),
     "compare_purifiers": ("pixelcnn", "classifier"),
@@ -54,15 +72,22 @@ MODELS = {
     "figures": (),
     "classify": ("classifier",),
     "release_classifier": ("classifier",),
+    "release_puvae": ("classifier", "puvae"),
+    "release_magnet": ("classifier", "magnet"),
 }
 # What else a mode reads.
+_LATENT = {"puvae": ("samples", "noise")}
 _PURIFIER = {"purify": ("eps", "solver"), "squeeze": ("colours", "preset")}
 ALSO = {
     "compare_purifiers": {"purify": ("eps",)},
     "gradients": {"purify": ("eps",)},
     "detect": _PURIFIER
     | {"evaluate": ("attacks", "eps_attack", "batch", "images", "input")},
-    "evaluate": _PURIFIER,
+    "evaluate": _PURIFIER | _LATENT | {"reject": ("false_positive_rate",)},
+    "calibrate": _LATENT | {"evaluate": ("batch",)},
+    "sweep": _PURIFIER
+    | _LATENT
+    | {"reject": ("false_positive_rate",), "evaluate": ("threshold",)},
     "choose_threshold": _PURIFIER | {"evaluate": ("attacks", "eps_attack", "batch")},
 }
 # What of a section may change while its folder is used again: each image kept there
@@ -72,6 +97,13 @@ _GIVEN = ("images", "input", "batch")
 _CHOSEN = ("classifier", "calibration", "calibration_images", "false_positive_rates")
 FREE = {
     "evaluate": tuple(f"evaluate.{field}" for field in (*_SHOWN, *_GIVEN)),
+    "sweep": tuple(
+        f"sweep.{field}"
+        for field in (
+            *("rows", "attacks", "eps", "images", "input"),
+            *("evading_images", "evading_eps", "evading_slope"),
+        )
+    ),
     "detect": (
         *(f"evaluate.{field}" for field in ("attacks", "eps_attack", *_GIVEN)),
         *(
@@ -110,16 +142,18 @@ def _sections(mode: str, config: inputs.Config) -> dict:
     """The part of a config that a mode's results depend on."""
     whole = json.loads(config.to_json_best_effort())
     kept = {"mode": mode, "dataset": config.dataset, "seed": config.seed}
-    trained = {"train_pixelcnn": "pixelcnn", "train_classifier": "classifier"}
-    if mode in trained:
-        section = trained[mode]
+    if mode.startswith("train_"):
+        section = mode.removeprefix("train_")
         kept[section] = {k: v for k, v in whole[section].items() if k != "weights"}
+        if mode == "train_puvae":
+            kept["classifier"] = {"weights": whole["classifier"]["weights"]}
     else:
         for section in MODELS.get(mode, ("pixelcnn",)):
             kept[section] = {"weights": whole[section]["weights"]}
-        kept[mode] = whole[mode.removesuffix("_classifier")]
+        kept[mode] = whole["release" if mode.startswith("release_") else mode]
         for section, fields in ALSO.get(mode, {}).items():
-            kept[section] = {field: whole[section][field] for field in fields}
+            chosen = {field: whole[section][field] for field in fields}
+            kept[section] = kept.get(section, {}) | chosen
         for name in ("save_seconds", "keep"):  # when and where results are written
             kept[mode].pop(name, None)
     return kept

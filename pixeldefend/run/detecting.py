@@ -249,7 +249,7 @@ def _evading(
     source = config.detect.classifier
     name = _rate(config.detect.evading_rate)
     made = grid.Made(
-        evaluate.EVADE,
+        grid.EVADE,
         "selective",
         eps,
         source=source,
@@ -306,6 +306,6 @@ def _tell(rows: list[dict], eps: float, detector: _Detector) -> None:
     if rows[0]["input"] == detector.source:
         print("thresholds come from the images they are tested on (no data_dir)")
     print(
-        f"{evaluate.EVADE} sees the detector (white-box); the others see the "
+        f"{grid.EVADE} sees the detector (white-box); the others see the "
         "classifier alone (grey-box)"
     )

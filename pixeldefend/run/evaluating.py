@@ -1,7 +1,9 @@
 """The mode `evaluate`: every defence under every attack, as rows and tables."""
 
+import dataclasses
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 
 from pixeldefend import (
@@ -12,6 +14,7 @@ from pixeldefend import (
     grid,
     parallel,
     purification,
+    reject,
     report,
     squeeze,
     tables,
@@ -19,7 +22,7 @@ from pixeldefend import (
 from pixeldefend.evaluate import accuracy, summary, write_rows
 from pixeldefend.run import inputs, kept
 from pixeldefend.run.programs import Loaded, Tools
-from pixeldefend.run.workbench import Workbench
+from pixeldefend.run.workbench import Shown, Workbench
 from pixeldefend.workdir import Workdir, user_errors
 
 _TABLES = ("rows.jsonl", "table.md")
@@ -71,7 +74,11 @@ def prepared(
     Raises:
       ValueError, TypeError, OSError: what does not fit, or is not there.
     """
-    tools = _tools(config, layout, threshold)
+    sources = [name for eps in layout.eps for name in layout.sources_at(eps)]
+    pipelines = layout.pipelines()
+    tools = tools_for(config, pipelines, sources, threshold)
+    bars = _thresholds(config, pipelines)
+    tools = dataclasses.replace(tools, thresholds=bars)
     given = _images(config, tools, source, count)
     if given.own:
         workdir.check_outside(source)
@@ -87,9 +94,20 @@ def prepared(
     return tools, given
 
 
-def _tools(config: inputs.Config, layout: grid.Grid, threshold: float) -> Tools:
-    """Models and settings, loaded and checked; what costs nothing to check first."""
-    pipelines = layout.pipelines()
+def tools_for(
+    config: inputs.Config,
+    pipelines: list[grid.Pipeline],
+    sources: list[str] | tuple[str, ...] = (),
+    threshold: float = 0.0,
+) -> Tools:
+    """Models and settings, loaded and checked; what costs nothing to check first.
+
+    Args:
+      config: whose models and settings are taken.
+      pipelines: the classifiers and what stands in front of them.
+      sources: other classifiers.
+      threshold: as for `prepared`.
+    """
     settings = config.evaluate
     parallel.check_batch(settings.batch, "evaluate.batch")
     if any("squeeze" in row.defences for row in pipelines):
@@ -99,21 +117,28 @@ def _tools(config: inputs.Config, layout: grid.Grid, threshold: float) -> Tools:
             preset=config.squeeze.preset,
         )
     model = None
-    if any(row.purifies for row in pipelines):
+    models = set().union(*(row.models for row in pipelines))
+    if "density_model" in models:
         inputs.check_solver(config.purify.solver)
         purification.width_for(config.purify.eps)
         model = Loaded(*inputs.density_model(config))
         inputs.check_dataset(config, config.pixelcnn.weights, model.card)
         if any("purify_adaptive" in row.defences for row in pipelines):
             threshold = inputs.threshold(threshold, config.pixelcnn.weights, model.card)
-    sources = [name for eps in layout.eps for name in layout.sources_at(eps)]
-    names = dict.fromkeys([row.classifier for row in pipelines] + sources)
+    names = dict.fromkeys([*(row.classifier for row in pipelines), *sources])
     for name in names:  # before the long reading of those that are there
         checkpoint.find_released(name)
     loaded = {name: _classifier(config, name) for name in names}
     shapes = {tuple(one.card["image_shape"]) for one in loaded.values()}
+    autoencoders = {
+        kind: Loaded(*inputs.autoencoder(config, kind))
+        for kind in models & {"puvae", "magnet"}
+    }
+    shapes |= {tuple(one.card["image_shape"]) for one in autoencoders.values()}
     if len(shapes) > 1:
-        raise ValueError(f"the classifiers take images of different shapes: {shapes}")
+        raise ValueError(f"the models take images of different shapes: {shapes}")
+    if "puvae" in models:
+        _check_draws(config)
     return Tools(
         classifiers=loaded,
         density_model=model,
@@ -124,7 +149,43 @@ def _tools(config: inputs.Config, layout: grid.Grid, threshold: float) -> Tools:
         median=config.squeeze.preset,
         seed=config.seed,
         batch=settings.batch,
+        samples=config.puvae.samples,
+        noise=config.puvae.noise,
+        **autoencoders,
     )
+
+
+def _check_draws(config: inputs.Config) -> None:
+    """Raises ValueError for latent draws that there cannot be."""
+    if config.puvae.samples < 1:
+        raise ValueError(f"puvae.samples must be at least 1: {config.puvae.samples}")
+    if not 0 <= config.puvae.noise < float("inf"):
+        raise ValueError(
+            f"puvae.noise must be finite and not negative: {config.puvae.noise}"
+        )
+
+
+def _thresholds(
+    config: inputs.Config, pipelines: list[grid.Pipeline]
+) -> dict[str, np.ndarray]:
+    """Of the detectors in a table, for the rate of false positives that is wanted."""
+    found = {}
+    rate = config.reject.false_positive_rate
+    for row in pipelines:
+        for name in row.defences:
+            if name not in grid.DETECTORS or name in found:
+                continue
+            weights = config[inputs.SECTIONS[grid.DEFENCES[name]]].weights
+            scores = checkpoint.load_validation(weights)
+            if scores is None:
+                raise ValueError(
+                    f"{weights} has no scores of validation images, so {name} has no "
+                    "threshold: make them with --mode=calibrate"
+                )
+            found[name] = np.asarray(
+                reject.thresholds(jnp.asarray(scores), false_positive_rate=rate)
+            )
+    return found
 
 
 def _classifier(config: inputs.Config, name: str) -> Loaded:
@@ -154,25 +215,16 @@ def make(bench: Workbench, layout: grid.Grid) -> None:
     """Makes all images that a table needs: attacked ones first, then purified ones."""
     cells = list(layout.cells())
     attacked = list(dict.fromkeys(made for _, made in cells))
-    purified = list(
-        dict.fromkeys((made, row.defences) for row, made in cells if row.purifies)
-    )
-    sets = {(made, _before_purifier(defences)) for made, defences in purified}
     print(
         f"{len(layout.pipelines())} pipelines, {len(cells)} cells: "
-        f"{len(attacked)} sets of images, {len(sets)} purifications",
+        f"{len(attacked)} sets of images",
         flush=True,
     )
     for made in attacked:
         bench.attacked(made)
-    for made, defences in purified:
-        bench.shown(made, defences)
-
-
-def _before_purifier(defences: tuple[str, ...]) -> tuple[str, ...]:
-    """What an image passes before it is purified; both kinds purify alike."""
-    which = [defence in grid.PURIFIERS for defence in defences]
-    return defences[: which.index(True)]
+    for row, made in cells:
+        if row.models:
+            bench.shown(made, row.defences, row.classifier)
 
 
 def _rows(
@@ -184,22 +236,8 @@ def _rows(
     mark: str,
 ) -> Iterator[dict]:
     """A row for every cell, and one for every row's images under all its attacks."""
-    right = {}
-    for row, made in layout.cells():
-        shown = bench.shown(made, row.defences)
-        right[row, made] = bench.correct(row, made, shown.images)
-        count = len(shown.images)
-        cell = {"distance": round(float(_distance(shown.images, given.images)), 4)}
-        if shown.log_probs is not None:
-            cell |= summary(bench.bits_per_dim(shown.log_probs))
-        yield (
-            identity(config, tools, row, made)
-            | inputs.identity(given._replace(images=given.images[:count]))
-            | accuracy(right[row, made])
-            | cell
-            | inputs.provenance(mark, shown.seconds)
-            | {"device": shown.device}
-        )
+    right: dict = {}
+    yield from cells(config, layout, bench, tools, given, mark, right)
     for text in layout.rows:
         for eps in layout.eps:
             row = grid.pipeline(text, eps)
@@ -221,9 +259,72 @@ def _rows(
             )
 
 
+def cells(
+    config: inputs.Config,
+    layout: grid.Grid,
+    bench: Workbench,
+    tools: Tools,
+    given: data.Input,
+    mark: str,
+    right: dict | None = None,
+) -> Iterator[dict]:
+    """A row for every cell.
+
+    Args:
+      config: of the run.
+      layout: of the table.
+      bench: that has its images.
+      tools: of the bench.
+      given: clean images.
+      mark: of the run.
+      right: gets the outcomes of each cell, `[N]` bool.
+    """
+    right = {} if right is None else right
+    for row, made in layout.cells():
+        shown = bench.shown(made, row.defences, row.classifier)
+        count = len(shown.images)
+        right[row, made], shares = judged(bench, tools, row, made, shown, given)
+        cell = {"distance": round(float(_distance(shown.images, given.images)), 4)}
+        if shown.log_probs is not None:
+            cell |= summary(bench.bits_per_dim(shown.log_probs))
+        if shown.rmse is not None:
+            cell["rmse"] = round(float(np.mean(shown.rmse)), 3)
+        cell |= shares
+        yield (
+            identity(config, tools, row, made)
+            | inputs.identity(given._replace(images=given.images[:count]))
+            | accuracy(right[row, made])
+            | cell
+            | inputs.provenance(mark, shown.seconds)
+            | {"device": shown.device}
+        )
+
+
+def judged(
+    bench: Workbench,
+    tools: Tools,
+    row: grid.Pipeline,
+    made: grid.Made,
+    shown: Shown,
+    given: data.Input,
+) -> tuple[np.ndarray, dict]:
+    """Which images count as right `[N]`; where some are rejected, also the shares."""
+    classes = bench.classes(row, made, shown.images)
+    labels = given.labels[: len(classes)]
+    if shown.rejected is None:
+        return classes == labels, {}
+    last = tools.classifiers[row.classifier].model.classes
+    found = reject.with_rejection(classes, shown.rejected, label=last)
+    attacked = made.attack != grid.CLEAN
+    right = reject.correct(found, labels, label=last, attacked=attacked)
+    shares = reject.shares(found, labels, label=last)
+    told = {name: round(float(share), 4) for name, share in shares.items()}
+    return np.asarray(right), told
+
+
 def _distance(images: np.ndarray, clean: np.ndarray) -> float:
     """Mean L-infinity distance to the clean images, levels."""
-    moved = np.abs(images.astype(np.int16) - clean[: len(images)])
+    moved = np.abs(images.astype(np.float32) - clean[: len(images)])
     return moved.max((1, 2, 3)).mean()
 
 
@@ -233,12 +334,17 @@ def identity(
     """The identity of a row: what was attacked by what, behind which defences."""
     model, _, card = tools.classifiers[row.classifier]
     adaptive = "purify_adaptive" in row.defences
-    return {
+    weights = dict.fromkeys(inputs.SECTIONS)
+    hashes = dict.fromkeys(inputs.SECTIONS)
+    for kind in row.models:
+        weights[kind] = config[inputs.SECTIONS[kind]].weights
+        hashes[kind] = tools.model_of(kind).card["sha256"][:8]
+    found = {
         "dataset": config.dataset,
         "classifier": row.classifier,
         "network": classifiers.describe(model)["architecture"],
         "training": card["training"]["training"],
-        "density_model": config.pixelcnn.weights if row.purifies else None,
+        "density_model": weights["density_model"],
         "defence": row.defence,
         "attack": made.attack,
         "preset": made.preset,
@@ -250,10 +356,20 @@ def identity(
         "through": made.seen,
         "slope": made.slope or None,
         "classifier_sha256": card["sha256"][:8],
-        "density_model_sha256": (
-            tools.density_model.card["sha256"][:8] if row.purifies else None
-        ),
+        "density_model_sha256": hashes["density_model"],
     }
+    if made.fractional:
+        found["levels"] = "fractional"
+    for kind in row.models - {"density_model"}:
+        found |= {kind: weights[kind], f"{kind}_sha256": hashes[kind]}
+    if row.rejects:
+        found["false_positive_rate"] = config.reject.false_positive_rate
+        found["thresholds"] = {
+            name: [float(f"{bar:.6g}") for bar in tools.thresholds[name]]
+            for name in row.defences
+            if name in grid.DETECTORS
+        }
+    return found
 
 
 def _legend(given: data.Input, rows: list[dict]) -> str:

@@ -23,6 +23,8 @@ from pixeldefend.parts import Parts
 from pixeldefend.workdir import config_hash
 
 Config = ml_collections.ConfigDict
+# Of what takes part in a defence, the section that names its weights.
+SECTIONS = {"density_model": "pixelcnn", "puvae": "puvae", "magnet": "magnet"}
 
 
 def chosen(config: Config, mode: str, shape: Sequence[int]) -> data.Input:
@@ -115,6 +117,24 @@ def density_model(config: Config) -> tuple[pixelcnn.PixelCNN, dict, dict]:
         raise ValueError(f"{config.pixelcnn.weights} is no PixelCNN++")
     if model.classes:
         raise ValueError("class-conditional weights can only be sampled from here")
+    return model, params, card
+
+
+def autoencoder(config: Config, kind: str) -> tuple[Any, dict, dict]:
+    """The PuVAE or the MagNet of a config: description, parameters, card.
+
+    Args:
+      config: whose section `kind` names the weights.
+      kind: "puvae" or "magnet".
+
+    Raises:
+      ValueError: weights of another model, or of another data set.
+    """
+    weights = config[kind].weights
+    model, params, card = checkpoint.load_released(weights)
+    if card["kind"] != kind:
+        raise ValueError(f"{weights} is no {kind}, but a {card['kind']}")
+    check_dataset(config, weights, card)
     return model, params, card
 
 

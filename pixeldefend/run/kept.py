@@ -14,7 +14,7 @@ from pixeldefend import __version__, checkpoint, parallel, report
 from pixeldefend.parts import Parts
 from pixeldefend.workdir import config_hash
 
-FOLDERS = ("adversarial", "purified", "predictions", "parts")
+FOLDERS = ("adversarial", "purified", "scores", "predictions", "parts")
 
 
 def mark(mapped: parallel.BatchMap | None, **identity: Any) -> str:

@@ -1,14 +1,24 @@
 """The functions that a workbench maps over images, made of its tools."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pixeldefend import attacks, classifiers, defence, density, purification
-from pixeldefend.grid import Made
+from pixeldefend import (
+    attacks,
+    classifiers,
+    defence,
+    density,
+    keys,
+    magnet,
+    purification,
+    puvae,
+)
+from pixeldefend.grid import DEFENCES, DETECTORS, Made
 
 
 class Loaded(NamedTuple):
@@ -31,8 +41,13 @@ class Tools:
       threshold: bits/dim below which the adaptive defence leaves an image alone.
       colours: of the squeezed images.
       median: preset of `squeeze.median`.
-      seed: of random attacks.
+      seed: of random attacks and defences.
       batch: images at a time, over all devices.
+      puvae: None where no row takes one.
+      samples: of its latent variables.
+      noise: of these.
+      magnet: None where no row takes one.
+      thresholds: `[D]` of each detector's D scores, by its name.
     """
 
     classifiers: dict[str, Loaded]
@@ -44,6 +59,15 @@ class Tools:
     median: str
     seed: int
     batch: int
+    puvae: Loaded | None = None
+    samples: int = 1
+    noise: float = 0.0
+    magnet: Loaded | None = None
+    thresholds: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def model_of(self, name: str) -> Loaded:
+        """The model of that name in `grid.DEFENCES`."""
+        return getattr(self, name)
 
 
 class Program(NamedTuple):
@@ -67,7 +91,19 @@ def network(tools: Tools, made: Made) -> tuple[Any, Callable, Any]:
         if name == "median":
             logits_fn = defence.behind_median(logits_fn, preset=tools.median)
             continue
-        if name == "detector":  # beside the classifier, not in front of it
+        # Beside the classifier, not in front of it.
+        if name in ("detector", *DETECTORS):
+            continue
+        if name in ("puvae", "magnet"):
+            logits_fn = attacks.behind_autoencoder(
+                logits_fn, _rebuilding(tools, name), slope=made.slope
+            )
+            variables = {
+                "classifier": variables,
+                "params": tools.model_of(name).params,
+                # The defence itself draws otherwise.
+                "key": jax.random.fold_in(jax.random.key(tools.seed), 1),
+            }
             continue
         density_model, params, _ = tools.density_model
         logits_fn = attacks.behind_purifier(
@@ -91,6 +127,8 @@ def whole_attack(tools: Tools, made: Made) -> Program:
     """An attack that looks at eps from the beginning."""
     model, logits_fn, _ = network(tools, made)
     move = attacks.named(made.attack, made.preset)
+    if made.fractional:
+        move = functools.partial(move, quantise=False)
     perturb = defence.perturbing(move, logits_fn)
 
     def run(variables: dict, *arrays: jax.Array) -> dict:
@@ -98,7 +136,7 @@ def whole_attack(tools: Tools, made: Made) -> Program:
 
     eps, key = jnp.float32(made.eps), jax.random.key(tools.seed)
     name = ("attack", model, made.through, made.slope, made.attack, made.preset)
-    return Program(name, run, {"eps": eps, "key": key})
+    return Program((*name, made.fractional), run, {"eps": eps, "key": key})
 
 
 def search(tools: Tools, made: Made) -> Program:
@@ -160,6 +198,58 @@ def evade(tools: Tools, made: Made, least: float) -> Program:
     return Program(("evade", model, density_model), run, options)
 
 
+def evade_all(tools: Tools, made: Made) -> Program:
+    """An attack past all that stands in front of a classifier, `made.through`: its
+    purifiers looked through as `made.slope` says, and its detectors."""
+    model, logits_fn, variables = network(tools, made)
+    detectors = [name for name in made.through if name in DETECTORS]
+    judges = {name: suspicion(tools, name, made.source) for name in detectors}
+    of_classifier = tools.classifiers[made.source].params
+
+    def defended(variables: dict, images: jax.Array) -> jax.Array:
+        return logits_fn(variables["network"], images)
+
+    def harmless(variables: dict, images: jax.Array) -> jax.Array:
+        keys = jnp.broadcast_to(variables["key"], (len(images),))
+        shares = [
+            judges[name](variables["detectors"][name], images, keys)
+            / variables["thresholds"][name][:, None]
+            for name in detectors
+        ]
+        return -jnp.max(jnp.concatenate(shares), 0)
+
+    def run(
+        variables: dict, images: jax.Array, labels: jax.Array, indices: jax.Array
+    ) -> dict:
+        del indices
+        found, info = attacks.evade(
+            defended,
+            harmless,
+            variables,
+            images,
+            labels,
+            eps=variables["eps"],
+            threshold=-1.0,
+            keep_failed=True,
+        )
+        return _told(found, info)
+
+    options = {
+        "network": variables,
+        "detectors": {
+            name: {
+                "params": tools.model_of(DEFENCES[name]).params,
+                "classifier": of_classifier,
+            }
+            for name in detectors
+        },
+        "thresholds": {name: jnp.asarray(tools.thresholds[name]) for name in detectors},
+        "key": jax.random.fold_in(jax.random.key(tools.seed), 1),
+        "eps": jnp.float32(made.eps),
+    }
+    return Program(("evade_all", model, made.through, made.slope), run, options)
+
+
 def cut(tools: Tools, made: Made) -> Program:
     """Its end: what is found, cut to the ball."""
     model, logits_fn, _ = network(tools, made)
@@ -211,6 +301,106 @@ def purify(tools: Tools) -> Program:
 
     options = {"params": params, "eps": jnp.int32(tools.eps_defend)}
     return Program(("purify",), run, options)
+
+
+def _rebuilding(tools: Tools, name: str) -> Callable[..., jax.Array]:
+    """What a PuVAE or a reformer makes of images, floating levels."""
+    if name == "puvae":
+        model = tools.puvae.model
+        options = {"samples": tools.samples, "noise": tools.noise}
+
+        def rebuild(params: Any, images: jax.Array, key: jax.Array) -> jax.Array:
+            return puvae.reconstruct(model, params, images, key, **options).images
+
+        return rebuild
+    return functools.partial(magnet.reformed, tools.magnet.model)
+
+
+def rebuild(tools: Tools, name: str) -> Program:
+    """Images behind a PuVAE or a reformer; of a PuVAE also how far it moved them."""
+    reform = _rebuilding(tools, name)
+    seed = tools.seed
+
+    def run(variables: Any, images: jax.Array, indices: jax.Array) -> dict:
+        key = keys.for_images(jax.random.key(seed), indices)
+        if name == "magnet":
+            return {"images": _whole(reform(variables, images, key))}
+        found = puvae.reconstruct(
+            tools.puvae.model,
+            variables,
+            images,
+            key,
+            samples=tools.samples,
+            noise=tools.noise,
+        )
+        return {"images": _whole(found.images), "rmse": found.rmse}
+
+    return Program((name, tools.samples, tools.noise), run, {})
+
+
+def _whole(images: jax.Array) -> jax.Array:
+    return jnp.round(images).astype(jnp.uint8)
+
+
+def scores(tools: Tools, detector: str, classifier: str) -> Program:
+    """How suspicious images are: `scores` `[N, D]`, see `reject`.
+
+    Args:
+      tools: with the detector's model.
+      detector: of `grid.DETECTORS`, but not "reject_rmse", whose scores `rebuild` has.
+      classifier: whose opinion some of MagNet's detectors ask.
+    """
+    of_images = suspicion(tools, detector, classifier)
+    seed = tools.seed
+
+    def run(variables: dict, images: jax.Array, indices: jax.Array) -> dict:
+        key = keys.for_images(jax.random.key(seed), indices)
+        return {"scores": of_images(variables, images, key).T}
+
+    return Program((detector, tools.classifiers[classifier].model), run, {})
+
+
+def suspicion(
+    tools: Tools, detector: str, classifier: str
+) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
+    """`scores(variables, images, key) -> [D, B]`, differentiable, for keys `[B]`;
+    `variables` holds `params` of the detector's model and those of the `classifier`."""
+    if detector == "reject_p_value":
+        density_model = tools.density_model.model
+
+        def unlikely(variables: dict, images: jax.Array, key: jax.Array) -> jax.Array:
+            del key
+            return -density.log_prob(density_model, variables["params"], images)[None]
+
+        return unlikely
+    if detector == "reject_rmse":
+
+        def distant(variables: dict, images: jax.Array, key: jax.Array) -> jax.Array:
+            return puvae.reconstruct(
+                tools.puvae.model,
+                variables["params"],
+                images,
+                key,
+                samples=tools.samples,
+                noise=tools.noise,
+            ).rmse[None]
+
+        return distant
+    model, _, card = tools.magnet
+    logits_fn = classifiers.logits_fn(tools.classifiers[classifier].model)
+
+    def unstable(variables: dict, images: jax.Array, key: jax.Array) -> jax.Array:
+        return magnet.scores(
+            model,
+            variables["params"],
+            images,
+            key,
+            detectors=magnet.DETECTORS[card["dataset"]],
+            logits_fn=logits_fn,
+            classifier_variables=variables["classifier"],
+        )
+
+    return unstable
 
 
 def _told(images: jax.Array, info: attacks.Info) -> dict[str, jax.Array]:

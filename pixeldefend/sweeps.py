@@ -1,0 +1,136 @@
+"""Accuracy against eps: from rows of `--mode=sweep`, beside what was published."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from pixeldefend import grid, pixels, published, report
+
+# Of a detector in front, the kind of defence that the thesis calls "ours".
+_OURS = "reject_rmse+puvae"
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """Which curve a row belongs to.
+
+    Attributes:
+      classifier: its weights.
+      defence: see `grid.Pipeline.defence`.
+      attack: its name.
+      slope: how it saw purifiers; "" for not at all.
+      levels: "fractional" or "whole".
+    """
+
+    classifier: str
+    defence: str
+    attack: str
+    slope: str
+    levels: str
+
+    @property
+    def column(self) -> tuple[str, str, str]:
+        """What it has in common with the curves of other defences."""
+        return self.attack, self.slope, self.levels
+
+    def title(self) -> str:
+        """Of its column, for people."""
+        words = [self.attack.upper().replace("_", "-")]
+        if self.slope:
+            words.append(f"through the purifier ({self.slope.replace('_', ' ')})")
+        if self.levels == "whole":
+            words.append("in whole levels")
+        return " ".join(words)
+
+
+def curves(rows: Iterable[dict]) -> dict[Key, list[dict]]:
+    """The rows of each attack on each defence, by rising eps; clean ones have eps 0."""
+    found: dict[Key, list[dict]] = {}
+    for row in rows:
+        levels = row.get("levels") or "whole"
+        if row["attack"] == grid.CLEAN:
+            levels = ""
+        key = Key(
+            row["classifier"],
+            row["defence"],
+            row["attack"],
+            row["slope"] or "",
+            levels,
+        )
+        found.setdefault(key, []).append(row)
+    return {
+        key: sorted(own, key=lambda row: row["eps_attack"])
+        for key, own in found.items()
+    }
+
+
+def worst(curve: list[dict]) -> dict:
+    """The row of a curve with the least accuracy, of several that of the least eps."""
+    return min(curve, key=lambda row: row["accuracy"])
+
+
+def lines(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a table as the thesis's Tables 3 to 5, in percent.
+
+    A line for each attack, with the accuracy at the largest eps and at the worst one
+    for each defence; published numbers in brackets, where the attack does not look at
+    the purifier, as it does not say.
+    """
+    found = curves(rows)
+    defences = list(dict.fromkeys((k.classifier, k.defence) for k in found))
+    columns = list(dict.fromkeys(k.column for k in found))
+    header = [""]
+    for _, defence in defences:
+        name = defence.replace("_", " ").replace("+", ", ")
+        header.append("no defence" if defence == "none" else name)
+        header.append("worst (eps)")
+    table = []
+    for column in columns:
+        line = []
+        for classifier, defence in defences:
+            key = Key(classifier, defence, *column)
+            curve = found.get(key)
+            if curve is None:
+                line += ["", ""]
+                continue
+            last, least = curve[-1], worst(curve)
+            line.append(_cell(last, _published(last, defence, worst=False)))
+            if column[0] == grid.CLEAN or len(curve) == 1:
+                line.append("")
+                continue
+            eps = _fraction(least["eps_attack"])
+            text = _cell(least, _published(least, defence, worst=True))
+            line.append(f"{text} at {eps:.2f}")
+        title = "clean" if column[0] == grid.CLEAN else _title(found, column)
+        table.append([title, *line])
+    return header, table
+
+
+def _fraction(levels: float) -> float:
+    return float(pixels.to_fractions(np.float32(levels)))
+
+
+def _title(found: dict[Key, list[dict]], column: tuple[str, str, str]) -> str:
+    key = next(key for key in found if key.column == column)
+    eps = _fraction(found[key][-1]["eps_attack"])
+    return f"{key.title()}, eps {eps:.2f}"
+
+
+def _published(row: dict, defence: str, *, worst: bool) -> float | None:
+    """What the thesis has for a row at its largest or its worst eps."""
+    kinds = {"none": "none", "puvae": "puvae", _OURS: "worst" if worst else "detector"}
+    if defence not in kinds or (worst and defence != _OURS) or row["slope"]:
+        return None
+    return published.thesis(row["dataset"], row["attack"], kinds[defence])
+
+
+def _cell(row: dict, theirs: float | None) -> str:
+    half = 50 * (row["high"] - row["low"])
+    text = f"{100 * row['accuracy']:.1f} ± {half:.1f}"
+    return text if theirs is None else f"{text} ({theirs:.1f})"
+
+
+def show(rows: list[dict]) -> str:
+    """The table as text."""
+    return report.table(*lines(rows))
