@@ -16,7 +16,15 @@ from collections.abc import Callable
 from absl import app, flags
 
 from configs import fashion_mnist
-from pixeldefend import checkpoint, evaluate, grid, report, tables
+from pixeldefend import (
+    checkpoint,
+    evaluate,
+    grid,
+    published,
+    report,
+    sweeps,
+    tables,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -37,7 +45,20 @@ _CLASSIFIERS = (
     "cifar10/resnet-adversarial_fgsm8",
     "cifar10/vgg",
 )
-_DENSITY_MODELS = ("fashion_mnist/pixelcnn", "cifar10/pixelcnn")
+_AUTOENCODERS = (
+    "mnist/puvae",
+    "mnist/magnet",
+    "fashion_mnist/puvae",
+    "fashion_mnist/magnet",
+)
+_TRAINING_IMAGES = 55_000
+_THESIS_EPOCHS = {"mnist": 350, "fashion_mnist": 350, "cifar10": 1024}
+_MAGNET_EPOCHS = 100
+_DENSITY_MODELS = (
+    "fashion_mnist/pixelcnn",
+    "cifar10/pixelcnn",
+    "mnist/pixelcnn",
+)
 
 
 def read(name: str) -> list[dict]:
@@ -273,9 +294,9 @@ def _table_1() -> tables.Table:
 
 def check_weights(rows: list[dict]) -> None:
     """Raises ValueError where rows are of other weights than those released."""
-    for kind in ("classifier", "density_model"):
-        for name in {row[kind] for row in rows if row[kind]}:
-            found = {row[f"{kind}_sha256"] for row in rows if row[kind] == name}
+    for kind in ("classifier", "density_model", "puvae", "magnet"):
+        for name in {row[kind] for row in rows if row.get(kind)}:
+            found = {row[f"{kind}_sha256"] for row in rows if row.get(kind) == name}
             if found != {_card(name)["sha256"][:8]}:
                 raise ValueError(f"{name} was released anew: measure again")
 
@@ -470,7 +491,208 @@ def purifiers(dataset: str) -> str:
     return report.markdown_table(header, lines)
 
 
+def autoencoders() -> str:
+    """The released PuVAEs and MagNets, from their cards."""
+    header = ["model", "network", "trained on", "clean images right behind it"]
+    header += ["RMSE, 0 to 1"]
+    lines = []
+    for name in _AUTOENCODERS:
+        card = _card(name)
+        model, test = card["model"], card["figures"]["test"]
+        epochs = sum(run["images"] for run in _runs(card)) / _TRAINING_IMAGES
+        if card["kind"] == "puvae":
+            network = f"{model['variant']}, {model['latents']} latents"
+            theirs = _THESIS_EPOCHS[card["dataset"]]
+        else:
+            network = f"{' and '.join(model['autoencoders'])}, {model['copies']} copies"
+            theirs = _MAGNET_EPOCHS
+        if model.get("divisor", 1) > 1:
+            network += f", divided by {model['divisor']}"
+        lines.append(
+            [
+                f"`{name}`",
+                network,
+                f"{epochs:.1f} epochs ({theirs}), {_hours(card)} h",
+                f"{_with_interval(test)}, `{test['classifier']}`",
+                f"{test['rmse'] / 255:.3f}",
+            ]
+        )
+    return report.markdown_table(header, lines)
+
+
+def _sweep_rows(dataset: str) -> list[dict]:
+    """Of 30 eps, and of the largest with more images."""
+    rows = [*read(f"sweep_{dataset}"), *read(f"sweep_{dataset}_largest")]
+    check_weights(rows)
+    return rows
+
+
+def sweep(dataset: str, defences: tuple[str, ...]) -> str:
+    """The thesis's Tables 3 to 5."""
+    return report.markdown_table(*sweeps.lines(_sweep_rows(dataset), defences))
+
+
+def _of_curve(rows: list[dict], attack: str, defence: str, slope: str = "") -> list:
+    """One curve of fractional levels, without what is bounded in another norm."""
+    found = sweeps.curves(rows)
+    levels = "" if attack == grid.CLEAN else "fractional"
+    (key,) = (
+        key
+        for key in found
+        if (key.attack, key.defence, key.slope, key.levels)
+        == (attack, defence, slope, levels)
+    )
+    return found[key]
+
+
+def sweep_claims(dataset: str) -> str:
+    """The thesis's claims, each with a number."""
+    rows = _sweep_rows(dataset)
+    ours, bare = "reject_rmse+puvae", "puvae"
+    lines = []
+
+    def add(claim: str, theirs: str, found: str) -> None:
+        lines.append([claim, theirs, found])
+
+    clean = _of_curve(rows, grid.CLEAN, bare)[-1]
+    attacked = _of_curve(rows, "pgd", bare)[-1]
+    told = dataset == "mnist"
+    add(
+        "mean RMSE, clean and PGD of the largest eps (0 to 1)",
+        "0.04, 0.13" if told else "",
+        f"{clean['rmse'] / 255:.3f}, {attacked['rmse'] / 255:.3f}",
+    )
+    (bar,) = _of_curve(rows, grid.CLEAN, ours)[-1]["thresholds"]["reject_rmse"]
+    rejected = []
+    for attack in ("fgsm", "bim", "pgd"):
+        worst = sweeps.worst(_of_curve(rows, attack, ours))
+        rejected.append(
+            f"{attack.upper()} {100 * worst['rejected']:.1f} % at "
+            f"{worst['eps_attack'] / 255:.2f}"
+        )
+    add(
+        "rejected at the worst eps",
+        "1.8 to 18.3 %" if told else "",
+        "; ".join(rejected),
+    )
+    worst = sweeps.worst(_of_curve(rows, "pgd", ours))
+    add(
+        "the eps of PGD that hurts most, and t (0 to 1)",
+        "slightly above t",
+        f"{worst['eps_attack'] / 255:.2f}, {bar / 255:.3f}",
+    )
+    for defence in (bare, ours):
+        distances = []
+        for slope in ("", "straight_through"):
+            found = []
+            for attack in ("fgsm", "bim", "pgd"):
+                own = _of_curve(rows, attack, defence, slope)[-1]
+                kind = "detector" if defence == ours else "puvae"
+                theirs = published.thesis(dataset, attack, kind)
+                found.append(abs(100 * own["accuracy"] - theirs))
+            distances.append(sum(found) / len(found))
+        name = "PuVAE" if defence == bare else "PuVAE with the detector"
+        add(
+            f"mean distance of {name} from the thesis's FGSM, BIM and PGD, points",
+            "",
+            f"grey-box {distances[0]:.1f}, white-box {distances[1]:.1f}",
+        )
+    add(
+        "PGD in L-infinity and in L2, each where the bare classifier is nearest 10 %",
+        "no difference",
+        "; ".join(_in_norm(rows, attack) for attack in ("pgd", "pgd_l2")),
+    )
+    return report.markdown_table(["claim", "thesis", "here"], lines)
+
+
+def _in_norm(rows: list[dict], attack: str) -> str:
+    """PuVAE at the eps where the bare classifier's accuracy is nearest to 10 %."""
+    bare = {row["eps_attack"]: row for row in _of_curve(rows, attack, "none")}
+    behind = {row["eps_attack"]: row for row in _of_curve(rows, attack, "puvae")}
+    eps = min(behind, key=lambda eps: abs(bare[eps]["accuracy"] - 0.1))
+    norm = "L2" if attack == "pgd_l2" else "L-infinity"
+    return (
+        f"{norm} {eps / 255:.2g}: bare {_share(bare[eps])}, PuVAE {_share(behind[eps])}"
+    )
+
+
+def false_positives() -> str:
+    """Clean test images that detectors reject."""
+    header = ["data set", "detector", "asked for", "rejected (95 %)", "n"]
+    lines = []
+    for dataset in ("mnist", "fashion_mnist"):
+        for row in read(f"calibrate_{dataset}"):
+            if _card(row["weights"])["sha256"][:8] != row["sha256"]:
+                raise ValueError(f"{row['weights']} was released anew: calibrate again")
+            low, high = 100 * row["low"], 100 * row["high"]
+            lines.append(
+                [
+                    dataset,
+                    row["detector"],
+                    f"{100 * row['false_positive_rate']:g} %",
+                    f"{100 * row['rejected']:.2f} % ({low:.2f} to {high:.2f})",
+                    row["n"],
+                ]
+            )
+    return report.markdown_table(header, lines)
+
+
+def evading() -> str:
+    """Attacks that see purifier and detector."""
+    header = ["data set", "defence", "eps, 0 to 1", "right", "wrong", "rejected", "n"]
+    lines = []
+    for dataset in ("mnist", "fashion_mnist"):
+        for row in _sweep_rows(dataset):
+            if row["attack"] != grid.EVADE:
+                continue
+            shares = (row["right"], row["wrong"], row["rejected"])
+            lines.append(
+                [
+                    dataset,
+                    row["defence"].replace("+", ", "),
+                    f"{row['eps_attack'] / 255:.2f}",
+                    *(f"{100 * share:.0f} %" for share in shares),
+                    row["n"],
+                ]
+            )
+    return report.markdown_table(header, lines)
+
+
+def purifier_speed() -> str:
+    """From `benchmarks/purifiers.py`."""
+    header = ["data set", "batch", "purifier", "images/s", "times PixelDefend"]
+    lines = []
+    for run in read("purifiers_speed"):
+        for name in ("pixeldefend", "puvae", "magnet"):
+            one = run[name]
+            low, high = one["range"]
+            ratio = f"**{one['times_pixeldefend']:g}** ({low:g} to {high:g})"
+            lines.append(
+                [
+                    run["dataset"],
+                    run["batch"],
+                    name,
+                    f"{one['images_per_second']:g}",
+                    ratio if name != "pixeldefend" else "1",
+                ]
+            )
+    return report.markdown_table(header, lines)
+
+
+_OWN = ("none", "puvae", "reject_rmse+puvae")
+_OTHERS = ("magnet", "reject_magnet+magnet", "reject_p_value+puvae")
+
 PLACES: dict[str, Callable[[], str]] = {
+    "autoencoders": autoencoders,
+    "sweep_mnist": functools.partial(sweep, "mnist", _OWN),
+    "sweep_fashion_mnist": functools.partial(sweep, "fashion_mnist", _OWN),
+    "sweep_others_mnist": functools.partial(sweep, "mnist", _OTHERS),
+    "sweep_others_fashion_mnist": functools.partial(sweep, "fashion_mnist", _OTHERS),
+    "sweep_claims_mnist": functools.partial(sweep_claims, "mnist"),
+    "sweep_claims_fashion_mnist": functools.partial(sweep_claims, "fashion_mnist"),
+    "false_positives": false_positives,
+    "evading": evading,
+    "purifier_speed": purifier_speed,
     "density_models": density_models,
     "classifiers": classifiers,
     "classifiers_whole": classifiers_whole,

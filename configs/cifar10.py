@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = default.get_config()
     config.dataset = "cifar10"
     config.reject.false_positive_rate = 0.03  # the thesis's
-    config.sweep.rows = default.thesis_rows("cifar10/resnet")
+    default.thesis(config, "cifar10/resnet")
     config.sweep.eps = tuple(round(0.51 * i, 2) for i in range(1, 31))
     config.sweep.evading_eps = (2.55, 5.1, 7.65, 10.2, 15.3)
     config.puvae.weights = "cifar10/puvae"

@@ -279,7 +279,7 @@ def _sweep() -> ml_collections.ConfigDict:
     """Defences under attacks of many eps: the thesis's Tables 3 to 5."""
     sweep = ml_collections.ConfigDict()
     sweep.input = "auto"  # as for evaluate
-    sweep.images = 1000  # at most, the first; 0: all
+    sweep.images = 300  # at most, the first; 0: all
     sweep.rows = ()  # as for evaluate
     # As for evaluate. The thesis leaves levels fractional, and does not say whether its
     # attacks saw the purifier.
@@ -287,25 +287,28 @@ def _sweep() -> ml_collections.ConfigDict:
         "fgsm preset=thesis levels=fractional",
         "bim preset=thesis levels=fractional",
         "pgd preset=thesis levels=fractional",
-        "fgsm preset=thesis images=200",
-        "bim preset=thesis images=200",
-        "pgd preset=thesis images=200",
-        "fgsm preset=thesis levels=fractional through=straight_through images=200",
-        "bim preset=thesis levels=fractional through=straight_through images=200",
-        "pgd preset=thesis levels=fractional through=straight_through images=200",
+        "fgsm preset=thesis images=100",
+        "bim preset=thesis images=100",
+        "pgd preset=thesis images=100",
+        "fgsm preset=thesis levels=fractional through=straight_through images=100",
+        "bim preset=thesis levels=fractional through=straight_through images=100",
+        "pgd preset=thesis levels=fractional through=straight_through images=100",
     )
     # Levels: 0.01 to 0.3 of the range 0..1.
     sweep.eps = tuple(round(2.55 * i, 2) for i in range(1, 31))
-    # Images, the first, that are attacked past the detectors too; 0: none.
+    # Images, the first, that are attacked past the detectors of some of the rows too;
+    # 0: none.
     sweep.evading_images = 100
+    sweep.evading_rows = ()  # as they are in `rows`
     sweep.evading_eps = (12.75, 25.5, 38.25, 51.0, 76.5)  # levels
     sweep.evading_slope = "straight_through"  # how those attacks see purifiers
+    sweep.examples = 10  # images, the first, that are kept for figures
     return sweep
 
 
-def thesis_rows(classifier: str) -> tuple[str, ...]:
-    """Of a sweep: a classifier by itself and behind what the thesis is about."""
-    return (
+def thesis(config: ml_collections.ConfigDict, classifier: str) -> None:
+    """A sweep over a classifier by itself and behind what the thesis is about."""
+    config.sweep.rows = (
         classifier,
         f"{classifier} + puvae",
         f"{classifier} + reject_rmse + puvae",
@@ -313,6 +316,7 @@ def thesis_rows(classifier: str) -> tuple[str, ...]:
         f"{classifier} + reject_magnet + magnet",
         f"{classifier} + reject_p_value + puvae",
     )
+    config.sweep.evading_rows = config.sweep.rows[2::2]
 
 
 def _choose_threshold() -> ml_collections.ConfigDict:
@@ -445,6 +449,8 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     evaluate.eps_attack = (8.0,)
     sweep = config.sweep
     sweep.images, sweep.eps, sweep.evading_images = 4, (25.5, 76.5), 2
+    sweep.evading_rows = sweep.rows[2:3]
+    sweep.examples = 2
     sweep.attacks = (
         "fgsm preset=thesis levels=fractional",
         "bim preset=thesis levels=fractional through=straight_through images=2",

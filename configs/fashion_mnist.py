@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = default.get_config()
     config.dataset = "fashion_mnist"
     config.reject.false_positive_rate = 0.01  # the thesis's
-    config.sweep.rows = default.thesis_rows("fashion_mnist/cnn_a")
+    default.thesis(config, "fashion_mnist/cnn_a")
     config.puvae.weights = "fashion_mnist/puvae"
     config.puvae.model.latents = 128
     config.magnet.weights = "fashion_mnist/magnet"

@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = default.get_config()
     config.dataset = "mnist"
     config.reject.false_positive_rate = 0.001  # the thesis's
-    config.sweep.rows = default.thesis_rows("mnist/cnn_a")
+    default.thesis(config, "mnist/cnn_a")
     config.puvae.weights = "mnist/puvae"
     config.magnet.weights = "mnist/magnet"
     config.pixelcnn.weights = "mnist/pixelcnn"

@@ -7,6 +7,11 @@ products of a number and a long vector: measured on one core, 128 images of 28 x
 0.6 ms in place of 7, and a training step of the quartered ResNet-62 takes half the
 time.
 
+Stride two and first layers, backwards: the slope by the images is four convolutions
+without gaps in place of one with; by images of one or three channels it is a product of
+matrices whose parts are moved and summed. Measured on one core: a step of an attack on
+the thesis's CNN A, 100 images, takes 0.13 s in place of 0.21.
+
 With holes (dilation): values an even number of rows and columns apart make up images of
 their own, which are convolved without holes.
 
@@ -32,6 +37,7 @@ import numpy as np
 
 # Largest number of channel pairs that are summed one by one; from 64 on it loses.
 _FEW = 16
+_COLOURS = 3  # at most so many channels have images before the first convolution
 _LAYOUT = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
 
@@ -44,7 +50,7 @@ def convolve(
 ) -> chex.Array:
     """`lax.conv_general_dilated`, faster where it can be; for `nn.Conv`.
 
-    Where the stride is one it can be differentiated backwards only. No groups.
+    Where the stride is one or two it can be differentiated backwards only. No groups.
 
     Args:
       images: `[B, H, W, I]`.
@@ -70,6 +76,8 @@ def convolve(
         return _narrow(images, kernel)
     if whole and size[0] % 2 and size[1] % 2:
         return _whole(images, kernel, padding)
+    if tuple(strides) == (2, 2) and padding == "VALID":
+        return _halved(images, kernel)
     return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
 
 
@@ -145,6 +153,8 @@ def _whole_backward(
         return jax.vjp(lambda x: _usual(x, kernel, padding), images)[1](slope)[0]
 
     def by_images_on_cpu(slope: chex.Array, kernel: chex.Array) -> chex.Array:
+        if kernel.shape[2] <= _COLOURS:
+            return _spread(slope, kernel, images.shape[1:3], padding)
         turned = jax.lax.optimization_barrier(_turned(kernel))
         full = [(size - 1, size - 1) for size in kernel.shape[:2]]
         return _usual(slope, turned, "SAME" if padding == "SAME" else full)
@@ -157,6 +167,76 @@ def _whole_backward(
 
 
 _whole.defvjp(_whole_forward, _whole_backward)
+
+
+def _spread(
+    slope: chex.Array, kernel: chex.Array, size: tuple[int, int], padding: str
+) -> chex.Array:
+    """The slope by images of few channels: products first, moved and summed then."""
+    batch, height, width, outputs = slope.shape
+    high, wide, inputs, _ = kernel.shape
+    flat = kernel.transpose(3, 0, 1, 2).reshape(outputs, -1)
+    parts = (slope.reshape(-1, outputs) @ flat).reshape(
+        batch, height, width, high, wide, inputs
+    )
+    found = jnp.zeros((batch, height + high - 1, width + wide - 1, inputs), parts.dtype)
+    for i in range(high):
+        for j in range(wide):
+            found = found.at[:, i : i + height, j : j + width].add(parts[..., i, j, :])
+    down, across = (high // 2, wide // 2) if padding == "SAME" else (0, 0)
+    return found[:, down : down + size[0], across : across + size[1]]
+
+
+@jax.custom_vjp
+def _halved(images: chex.Array, kernel: chex.Array) -> chex.Array:
+    """Stride two, not padded."""
+    return _halved_usual(images, kernel)
+
+
+def _halved_usual(images: chex.Array, kernel: chex.Array) -> chex.Array:
+    return jax.lax.conv_general_dilated(images, kernel, (2, 2), "VALID", **_LAYOUT)
+
+
+def _halved_forward(images: chex.Array, kernel: chex.Array) -> tuple[chex.Array, tuple]:
+    return _halved(images, kernel), (images, kernel)
+
+
+def _halved_backward(saved: tuple, slope: chex.Array) -> tuple[chex.Array, chex.Array]:
+    images, kernel = saved
+
+    def by_images(slope: chex.Array, kernel: chex.Array) -> chex.Array:
+        return jax.vjp(lambda x: _halved_usual(x, kernel), images)[1](slope)[0]
+
+    def by_images_on_cpu(slope: chex.Array, kernel: chex.Array) -> chex.Array:
+        # Values 2 i + p of the images have met the taps 2 a + p: four convolutions of
+        # the slope, one for each p along both axes, done as one.
+        high, wide, inputs, outputs = kernel.shape
+        taps = -(-high // 2), -(-wide // 2)
+        room = [(0, 2 * n - size) for n, size in zip(taps, (high, wide), strict=True)]
+        parts = jnp.pad(kernel, (*room, (0, 0), (0, 0)))
+        parts = parts.reshape(taps[0], 2, taps[1], 2, inputs, outputs)
+        parts = parts[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
+        parts = jax.lax.optimization_barrier(parts.reshape(*taps, outputs, -1))
+        full = [(n - 1, n - 1) for n in taps]
+        found = _usual(slope, parts, full)
+        batch, down, across, _ = found.shape
+        found = found.reshape(batch, down, across, 2, 2, inputs)
+        found = found.transpose(0, 1, 3, 2, 4, 5)
+        found = found.reshape(batch, 2 * down, 2 * across, inputs)
+        height, width = images.shape[1:3]
+        found = found[:, :height, :width]
+        # Rows and columns that no window reaches have no slope.
+        missing = height - found.shape[1], width - found.shape[2]
+        return jnp.pad(found, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+
+    _, by_kernel = jax.vjp(lambda k: _halved_usual(images, k), kernel)
+    found = jax.lax.platform_dependent(
+        slope, kernel, cpu=by_images_on_cpu, default=by_images
+    )
+    return found, by_kernel(slope)[0]
+
+
+_halved.defvjp(_halved_forward, _halved_backward)
 
 
 def _turned(kernel: chex.Array) -> chex.Array:

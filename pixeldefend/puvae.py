@@ -61,7 +61,7 @@ class _Doubling(nn.Module):
         he = nn.initializers.variance_scaling(8.0, "fan_in", "normal")
         kernel = self.param("kernel", he, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return convolution.double(x, kernel) + bias
+        return convolution.double(x, kernel) + bias[None, None, None]
 
 
 class PuVAE(nn.Module):
@@ -330,11 +330,11 @@ def reconstructions(
     count = labels or model.classes
     batch = len(images)
     features = model.apply(params, images, method="features")
-    tried = jnp.arange(count)
+    tried = jnp.arange(count)[None]
     mean, deviation = model.apply(params, features[:, None], tried, method="posterior")
     drawn = noise * _normal(key, samples, model.latents, mean.dtype)
     latents = mean[:, None] + deviation[:, None] * drawn[:, :, None]
-    every = jnp.broadcast_to(tried, (batch, samples, count)).reshape(-1)
+    every = jnp.broadcast_to(tried[None], (batch, samples, count)).reshape(-1)
     log_odds = model.apply(
         params, latents.reshape(-1, model.latents), every, method="decode"
     )

@@ -1,7 +1,7 @@
 """Accuracy against eps: from rows of `--mode=sweep`, beside what was published."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -45,8 +45,11 @@ class Key:
 
 
 def curves(rows: Iterable[dict]) -> dict[Key, list[dict]]:
-    """The rows of each attack on each defence, by rising eps; clean ones have eps 0."""
-    found: dict[Key, list[dict]] = {}
+    """The rows of each attack on each defence, by rising eps; clean ones have eps 0.
+
+    Where the same was measured twice, the row of more images stands.
+    """
+    found: dict[Key, dict[float, dict]] = {}
     for row in rows:
         levels = row.get("levels") or "whole"
         if row["attack"] == grid.CLEAN:
@@ -58,11 +61,11 @@ def curves(rows: Iterable[dict]) -> dict[Key, list[dict]]:
             row["slope"] or "",
             levels,
         )
-        found.setdefault(key, []).append(row)
-    return {
-        key: sorted(own, key=lambda row: row["eps_attack"])
-        for key, own in found.items()
-    }
+        own = found.setdefault(key, {})
+        known = own.get(row["eps_attack"])
+        if known is None or known["n"] < row["n"]:
+            own[row["eps_attack"]] = row
+    return {key: [own[eps] for eps in sorted(own)] for key, own in found.items()}
 
 
 def worst(curve: list[dict]) -> dict:
@@ -70,14 +73,24 @@ def worst(curve: list[dict]) -> dict:
     return min(curve, key=lambda row: row["accuracy"])
 
 
-def lines(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+def lines(
+    rows: list[dict], only: Sequence[str] = ()
+) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a table as the thesis's Tables 3 to 5, in percent.
 
     A line for each attack, with the accuracy at the largest eps and at the worst one
     for each defence; published numbers in brackets, where the attack does not look at
     the purifier, as it does not say.
+
+    Args:
+      rows: of `--mode=sweep`.
+      only: the defences to show; none for all.
     """
-    found = curves(rows)
+    found = {
+        key: curve
+        for key, curve in curves(rows).items()
+        if not only or key.defence in only
+    }
     defences = list(dict.fromkeys((k.classifier, k.defence) for k in found))
     columns = list(dict.fromkeys(k.column for k in found))
     header = [""]

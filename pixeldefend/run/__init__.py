@@ -101,7 +101,13 @@ FREE = {
         f"sweep.{field}"
         for field in (
             *("rows", "attacks", "eps", "images", "input"),
-            *("evading_images", "evading_eps", "evading_slope"),
+            *(
+                "evading_images",
+                "evading_rows",
+                "evading_eps",
+                "evading_slope",
+                "examples",
+            ),
         )
     ),
     "detect": (

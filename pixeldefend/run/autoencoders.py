@@ -74,7 +74,7 @@ def train_puvae(config: inputs.Config, workdir: Workdir) -> None:
             line,
             classifier=config.classifier.weights,
             classifier_sha256=card["sha256"],
-            loss=config.puvae.loss.to_dict(),
+            loss_weights=config.puvae.loss.to_dict(),
         ),
     )
 

@@ -1,8 +1,21 @@
 """The mode `sweep`: defences under attacks of many eps, the thesis's Tables 3 to 5."""
 
+from typing import Any
+
+import jax
 import numpy as np
 
-from pixeldefend import attacks, checkpoint, data, grid, report, sweeps
+from pixeldefend import (
+    attacks,
+    checkpoint,
+    data,
+    grid,
+    keys,
+    parallel,
+    puvae,
+    report,
+    sweeps,
+)
 from pixeldefend.evaluate import accuracy, write_rows
 from pixeldefend.run import evaluating, inputs
 from pixeldefend.run.programs import Tools
@@ -31,6 +44,8 @@ def sweep(config: inputs.Config, workdir: Workdir) -> None:
     write_rows(folder / "rows.jsonl", rows)
     with checkpoint.whole_file(folder / "table.md") as temporary:
         temporary.write_text(report.markdown_table(*sweeps.lines(rows)) + "\n")
+    arrays = _examples(config, layout, bench, tools, given)
+    checkpoint.write_arrays(folder / "sweep.npz", **arrays)
     bench.tidy()
     print(f"\n{sweeps.show(rows)}\n\n{_legend(given)}\nresults in {folder}")
 
@@ -40,6 +55,8 @@ def _evading(config: inputs.Config) -> list[tuple[grid.Pipeline, float]]:
     settings = config.sweep
     if settings.evading_images < 0:
         raise ValueError("sweep.evading_images must not be negative")
+    if settings.examples < 0:
+        raise ValueError("sweep.examples must not be negative")
     if settings.evading_slope not in attacks.SLOPES:
         raise ValueError(
             f"sweep.evading_slope must be one of {', '.join(attacks.SLOPES)}: "
@@ -47,13 +64,17 @@ def _evading(config: inputs.Config) -> list[tuple[grid.Pipeline, float]]:
         )
     for eps in settings.evading_eps:
         attacks.check_eps(eps, "sweep.evading_eps")
+    for text in settings.evading_rows:
+        if text not in settings.rows:
+            raise ValueError(f"sweep.evading_rows has {text!r}, which is no row")
+        if not grid.pipeline(text, 0.0).rejects:
+            raise ValueError(f"sweep.evading_rows has {text!r}, without a detector")
     if not settings.evading_images:
         return []
     return [
-        (row, float(eps))
+        (grid.pipeline(text, eps), float(eps))
+        for text in settings.evading_rows
         for eps in settings.evading_eps
-        for row in dict.fromkeys(grid.pipeline(text, eps) for text in settings.rows)
-        if row.rejects
     ]
 
 
@@ -90,6 +111,63 @@ def _evaded(
         | inputs.provenance(mark, shown.seconds)
         | {"device": shown.device}
     )
+
+
+def _examples(
+    config: inputs.Config,
+    layout: grid.Grid,
+    bench: Workbench,
+    tools: Tools,
+    given: data.Input,
+) -> dict[str, np.ndarray]:
+    """Images for figures: one under rising eps, and what a PuVAE makes of a few."""
+    count = min(config.sweep.examples, len(given.images))
+    shown = {}
+    for row in layout.pipelines():
+        for column in layout.columns:
+            plain = not column.slope and column.attack in ("fgsm", "pgd")
+            if row.defences or not plain or column.attack in shown:
+                continue
+            shown[column.attack] = [
+                layout.made(row, column, eps) for eps in sorted(layout.eps)
+            ]
+    if not count or not shown:
+        return {}
+    # Seven of them, as many as fit across a page.
+    some = np.unique(np.linspace(0, len(layout.eps) - 1, 7).round().astype(int))
+    arrays = {"strengths/eps": np.float32(sorted(layout.eps))[some]}
+    for name, sets in shown.items():
+        images = [bench.attacked(sets[i])["images"][0] for i in some]
+        arrays[f"strengths/{name}"] = np.stack(images)
+    if tools.puvae is None or "pgd" not in shown:
+        return arrays
+    strongest = shown["pgd"][-1]
+    arrays |= {"eps": np.float32(strongest.eps), "labels": given.labels[:count]}
+    for name, made in (("clean", grid.Made(grid.CLEAN)), ("pgd", strongest)):
+        images = bench.attacked(made)["images"][:count]
+        rebuilt, distances = _every_label(tools, images)
+        arrays[f"given/{name}"] = images
+        arrays[f"rebuilt/{name}"] = np.round(rebuilt).astype(np.uint8)
+        arrays[f"distances/{name}"] = distances
+    return arrays
+
+
+def _every_label(tools: Tools, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A PuVAE's reconstructions `[N, K, H, W, C]` and their distances `[N, K]`."""
+
+    def run(params: Any, images: jax.Array, indices: jax.Array) -> Any:
+        return puvae.reconstructions(
+            tools.puvae.model,
+            params,
+            images,
+            keys.for_images(jax.random.key(tools.seed), indices),
+            noise=tools.noise,
+        )
+
+    mapped = parallel.BatchMap(run, parallel.batch_for(tools.batch, len(images)))
+    indices = np.arange(len(images), dtype=np.uint32)
+    rebuilt, distances = mapped(tools.puvae.params, images, indices)
+    return rebuilt[:, 0], distances[:, 0]
 
 
 def _legend(given: data.Input) -> str:

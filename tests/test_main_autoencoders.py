@@ -1,0 +1,270 @@
+"""The modes around PuVAE, MagNet and their detectors, as a user runs them."""
+
+import json
+import shlex
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_main import ROOT, _command, _environment, _rows, _run, kill_once
+
+from pixeldefend import checkpoint, data, keys, puvae, reject
+
+SMOKE = "configs/mnist.py:smoke"
+KINDS = ("puvae", "magnet")
+COUNT = 4
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Finished smoke training runs, never disturbed."""
+    folder = tmp_path_factory.mktemp("trained")
+    for kind in KINDS:
+        result = _run(SMOKE, f"train_{kind}", f"--workdir={folder / kind}")
+        assert result.returncode == 0, result.stderr
+        assert "levels away" in result.stdout and "images/s" in result.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def released(trained, tmp_path_factory):
+    """Released, with the scores of bundled images for thresholds."""
+    folder = tmp_path_factory.mktemp("released") / "toy"
+    for kind in KINDS:
+        result = _run(
+            SMOKE,
+            f"release_{kind}",
+            f"--config.{kind}.weights={trained / kind}",
+            f"--config.release.to={folder / kind}",
+        )
+        assert result.returncode == 0, result.stderr
+    workdir = tmp_path_factory.mktemp("runs") / "calibrate"
+    options = (*_weights(folder), "--config.calibrate.keep=True")
+    result = _run(SMOKE, "calibrate", *options, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    return folder, workdir
+
+
+def _weights(folder):
+    return [f"--config.{kind}.weights={folder / kind}" for kind in KINDS]
+
+
+def _rows_option(*defences):
+    rows = tuple(" + ".join(("mnist/cnn_a", *each)) for each in defences)
+    return f"--config.sweep.rows={rows}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_killed_and_run_again_ends_with_the_same_bytes(
+    trained, tmp_path, kind
+):
+    command = _command(SMOKE, f"train_{kind}", f"--workdir={tmp_path}/run")
+    kill_once(command, tmp_path, "run/checkpoints/2")
+    assert not (tmp_path / "run/model").exists(), "killed too late to prove anything"
+    subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
+    _, one, _ = checkpoint.load_released(str(trained / kind))
+    _, other, _ = checkpoint.load_released(str(tmp_path / "run"))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_card_tells_the_classifier_and_the_budget(trained):
+    _, _, card = checkpoint.load_released(str(trained / "puvae"))
+    told = card["training"]
+    classifier = checkpoint.load_card(checkpoint.find_released("mnist/cnn_a"))
+    assert told["classifier"] == "mnist/cnn_a"
+    assert told["classifier_sha256"] == classifier["sha256"]
+    assert told["images"] == 8 * 8 and told["loss_weights"]["divergence"] > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_released_figure_comes_again_by_the_command_on_its_card(
+    released, tmp_path, kind
+):
+    folder, _ = released
+    card = checkpoint.load_card(folder / kind)
+    figures = card["figures"]["sample"]
+    assert figures["n"] == 256 and figures["rmse"] > 0
+    python, main, *options = shlex.split(figures["command"])
+    assert (python, main) == ("python", "main.py")
+    # What the card calls by its name lies elsewhere here.
+    options = [o.replace(f"toy/{kind}", str(folder / kind)) for o in options]
+    done = subprocess.run(
+        [*_command("x", "x")[:2], *options, f"--workdir={tmp_path}/again"],
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = [r for r in _rows(tmp_path / "again") if r["attack"] == "none"]
+    assert row["correct"] == figures["correct"] and row["n"] == 256
+
+
+def test_calibrate_keeps_scores_that_give_its_thresholds(released):
+    folder, workdir = released
+    rows = {row["detector"]: row for row in _rows(workdir)}
+    assert set(rows) == {"reject_rmse", "reject_magnet"}
+    for name, row in rows.items():
+        kind = {"reject_rmse": "puvae", "reject_magnet": "magnet"}[name]
+        scores = checkpoint.load_validation(str(folder / kind))
+        assert scores.shape == ({"puvae": 1, "magnet": 2}[kind], 16)
+        bars = reject.thresholds(scores, false_positive_rate=0.25)
+        np.testing.assert_allclose(row["thresholds"], bars, rtol=1e-5)
+        # The same images: what was asked for is what comes.
+        out = np.asarray(reject.rejected(scores, bars))
+        assert row["rejected"] == pytest.approx(out.mean()) and row["n"] == 16
+    model, params, _ = checkpoint.load_released(str(folder / "puvae"))
+    images = data.sample("mnist")[0][:16]
+    key = keys.for_images(jax.random.key(0), jnp.arange(16, dtype=jnp.uint32))
+    rebuild = jax.jit(puvae.reconstruct, static_argnums=0)
+    found = rebuild(model, params, images, key)
+    scores = checkpoint.load_validation(str(folder / "puvae"))[0]
+    np.testing.assert_allclose(found.rmse, scores, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def swept(released, tmp_path_factory):
+    folder, _ = released
+    workdir = tmp_path_factory.mktemp("sweep") / "run"
+    defences = ((), ("puvae",), ("reject_rmse", "puvae"), ("reject_magnet", "magnet"))
+    options = [*_weights(folder), _rows_option(*defences)]
+    options.append("--config.reject.false_positive_rate=0.25")
+    result = _run(SMOKE, "sweep", *options, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    return folder, workdir, options, result.stdout
+
+
+def test_sweep_rows_are_those_of_the_functions(swept):
+    folder, workdir, _, printed = swept
+    rows = _rows(workdir)
+    model, params, _ = checkpoint.load_released(str(folder / "puvae"))
+    scores = checkpoint.load_validation(str(folder / "puvae"))
+    (bar,) = np.asarray(reject.thresholds(scores, false_positive_rate=0.25))
+    labels = data.sample("mnist")[1][:COUNT]
+    key = keys.for_images(jax.random.key(0), jnp.arange(COUNT, dtype=jnp.uint32))
+    rebuild = jax.jit(puvae.reconstruct, static_argnums=0)
+    network, variables, _ = checkpoint.load_released("mnist/cnn_a")
+    checked = 0
+    for eps in (25.5, 76.5):
+        path = f"adversarial/fgsm-thesis-eps{eps:g}-mnist_cnn_a-fractional-*.npz"
+        (path,) = workdir.glob(path)
+        with np.load(path) as arrays:
+            images = arrays["images"]
+        assert images.dtype == np.float32
+        clean = data.sample("mnist")[0][:COUNT]
+        assert np.abs(images - clean).max() <= eps * (1 + 1e-6)
+        found = rebuild(model, params, images, key)
+        logits = network.apply(
+            variables, np.round(found.images).astype(np.uint8), train=False
+        )
+        right = np.argmax(logits, -1) == labels
+        out = np.asarray(found.rmse) > bar
+        for row in rows:
+            if (row["attack"], row["eps_attack"]) != ("fgsm", eps):
+                continue
+            if row["defence"] == "puvae":
+                assert row["correct"] == right.sum()
+                np.testing.assert_allclose(row["rmse"], np.mean(found.rmse), rtol=1e-3)
+                checked += 1
+            if row["defence"] == "reject_rmse+puvae":
+                # As the thesis counts: what is rejected was told for an attack.
+                assert row["correct"] == (right | out).sum()
+                shares = [row["right"], row["wrong"], row["rejected"]]
+                expected = [(right & ~out), (~right & ~out), out]
+                np.testing.assert_allclose(
+                    shares, [np.mean(e) for e in expected], atol=1e-4
+                )
+                checked += 1
+    assert checked == 4
+    assert "worst (eps)" in printed and "EVADE" in printed
+
+
+def test_a_clean_image_that_is_rejected_is_not_right(swept):
+    rows = [row for row in _rows(swept[1]) if row["attack"] == "none"]
+    by = {row["defence"]: row for row in rows}
+    row = by["reject_rmse+puvae"]
+    assert row["accuracy"] == pytest.approx(row["right"])
+    assert row["right"] + row["wrong"] + row["rejected"] == pytest.approx(1)
+    assert "right" not in by["puvae"]
+
+
+def test_who_sees_what_is_said(swept):
+    rows = _rows(swept[1])
+    threats = {
+        (r["defence"], r["attack"], r["slope"]): (r["threat"], r["through"])
+        for r in rows
+    }
+    assert threats["puvae", "fgsm", None] == ("grey-box", "classifier")
+    seen = threats["puvae", "bim", "straight_through"]
+    assert seen == ("white-box", "puvae+classifier")
+    # The detector is not seen.
+    partly = threats["reject_rmse+puvae", "bim", "straight_through"]
+    assert partly == ("grey-box", "puvae+classifier")
+    whole = threats["reject_rmse+puvae", "evade", "straight_through"]
+    assert whole == ("white-box", "reject_rmse+puvae+classifier")
+
+
+def test_sweep_again_makes_nothing_anew(swept, tmp_path):
+    _, workdir, options, _ = swept
+    folder = tmp_path / "copy"
+    shutil.copytree(workdir, folder)
+    times = {p: p.stat().st_mtime_ns for p in folder.rglob("*.npz")}
+    again = _run(SMOKE, "sweep", *options, f"--workdir={folder}")
+    assert again.returncode == 0, again.stderr
+    assert "images/s" not in again.stdout
+    kept = {p: t for p, t in times.items() if p.name != "sweep.npz"}
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    assert (folder / "table.md").read_text() == (workdir / "table.md").read_text()
+
+
+def test_images_are_kept_for_figures(swept):
+    with np.load(swept[1] / "sweep.npz") as arrays:
+        assert arrays["strengths/fgsm"].shape == (2, 28, 28, 1)
+        np.testing.assert_array_equal(arrays["strengths/eps"], [25.5, 76.5])
+
+
+@pytest.mark.parametrize(
+    "mode, options, message",
+    [
+        ("sweep", ["--config.puvae.weights=nowhere"], "no model 'nowhere'"),
+        ("sweep", ["--config.puvae.weights=mnist/cnn_a"], "is no puvae"),
+        ("sweep", ["--config.puvae.samples=0"], "samples must be at least 1"),
+        ("sweep", ["--config.reject.false_positive_rate=2.0"], "from 0 to 1: 2.0"),
+        ("sweep", ["--config.sweep.evading_slope=x"], "evading_slope must be one of"),
+        ("sweep", ["--config.sweep.rows=()"], "at least one row"),
+        ("calibrate", ["--config.calibrate.detectors=('x',)"], "unknown detector 'x'"),
+        ("calibrate", ["--config.calibrate.rates=(0.0,)"], "between 0 and 1"),
+        ("train_puvae", ["--config.puvae.model.variant=E"], "unknown variant 'E'"),
+        ("train_puvae", ["--config.puvae.loss.divergence=-1.0"], "not be negative"),
+        ("train_puvae", ["--config.classifier.weights=cifar10/resnet"], "cifar10"),
+        ("train_magnet", ["--config.magnet.noise=-1.0"], "magnet.noise"),
+        ("train_magnet", ["--config.magnet.model.copies=0"], "copies must be"),
+        ("release_puvae", ["--config.release.to="], "release.to is missing"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_touch_no_file(
+    released, tmp_path, mode, options, message
+):
+    folder, _ = released
+    given = [*_weights(folder), _rows_option(("reject_rmse", "puvae")), *options]
+    result = _run(SMOKE, mode, *given, f"--workdir={tmp_path}/run")
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_detector_without_scores_says_how_to_make_them(trained, tmp_path):
+    options = [*_weights(trained), _rows_option(("reject_rmse", "puvae"))]
+    result = _run(SMOKE, "sweep", *options, f"--workdir={tmp_path}/run")
+    assert result.returncode == 2
+    assert "has no threshold: make them with --mode=calibrate" in result.stderr
+
+
+def test_rows_are_json_that_anyone_can_read(swept):
+    for line in (swept[1] / "rows.jsonl").read_text().splitlines():
+        row = json.loads(line, parse_constant=lambda text: pytest.fail(text))
+        assert row["dataset"] == "mnist" and row["version"]
