@@ -444,8 +444,6 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     evaluate.images, evaluate.batch, evaluate.threshold = 4, 4, 3.0
     evaluate.attacks = ("rand", "bim", "cw preset=code images=2")
     evaluate.rows = (network, f"{network} + squeeze", f"{network} + purify_adaptive")
-    if config.dataset == "mnist":  # which has no density model
-        evaluate.rows = evaluate.rows[:2]
     evaluate.eps_attack = (8.0,)
     sweep = config.sweep
     sweep.images, sweep.eps, sweep.evading_images = 4, (25.5, 76.5), 2

@@ -1,11 +1,19 @@
 """MNIST.
 
-No density model is released for MNIST yet. Train one (two cores: under two hours),
-then give its folder to the other modes as --config.pixelcnn.weights:
-  python main.py --config=configs/mnist.py --mode=train_pixelcnn \
-    --config.data_dir=DATA_DIR --workdir=runs/mnist/pixelcnn
-  python main.py --config=configs/mnist.py --mode=purify \
-    --config.pixelcnn.weights=runs/mnist/pixelcnn
+The thesis's Table 3, on 20 of the bundled images and with two values of eps (two cores:
+two minutes, most of it compiling):
+  python main.py --config=configs/mnist.py --mode=sweep \
+    --config.sweep.images=20 --config.sweep.eps="(25.5, 76.5)" \
+    --config.sweep.evading_images=0
+
+Train a PuVAE for the bundled classifier (an hour on one core), or MagNet's autoencoders:
+  python main.py --config=configs/mnist.py --mode=train_puvae \
+    --config.data_dir=DATA_DIR --workdir=runs/mnist/puvae
+  python main.py --config=configs/mnist.py --mode=train_magnet \
+    --config.data_dir=DATA_DIR --workdir=runs/mnist/magnet
+
+Purify 128 bundled images with the released density model:
+  python main.py --config=configs/mnist.py --mode=purify
 """
 
 import ml_collections
@@ -35,7 +43,4 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.choose_threshold.classifier = "mnist/cnn_a"
     config.detect.classifier = "mnist/cnn_a"
     default.small(config)
-    if variant == "smoke":
-        # Shaped like MNIST's images: enough to try the code.
-        config.pixelcnn.weights = "fashion_mnist/pixelcnn"
     return default.chosen(config, variant)

@@ -27,7 +27,7 @@ DATASETS = {
     "fashion_mnist": "Fashion-MNIST",
     "mnist": "MNIST",
 }
-_COLOURS = (
+COLOURS = (
     "#000000",
     "#E69F00",
     "#0072B2",
@@ -65,11 +65,11 @@ def images(
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for r, of_row in enumerate(rows):
         for c, image in enumerate(of_row):
-            _show(axes[r, c], image)
+            show(axes[r, c], image)
             axes[r, c].set_xlabel(texts[r][c], fontsize=8)
             if not r:
                 axes[r, c].set_title(titles[c], fontsize=9)
-    _name(figure, name)
+    put_name(figure, name)
     return figure
 
 
@@ -88,9 +88,9 @@ def grids(parts: dict[str, np.ndarray], columns: int, name: str = "") -> Figure:
     )
     axes = figure.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (title, part) in zip(axes, parts.items(), strict=True):
-        _show(axis, _tiled(part, columns))
+        show(axis, _tiled(part, columns))
         axis.set_title(title, fontsize=9)
-    _name(figure, name)
+    put_name(figure, name)
     return figure
 
 
@@ -112,7 +112,7 @@ def densities(scores: dict[str, np.ndarray], name: str = "") -> Figure:
             edges,
             weights=share,
             histtype="step",
-            color=_COLOURS[i % len(_COLOURS)],
+            color=COLOURS[i % len(COLOURS)],
             linestyle=_DASHES[i % len(_DASHES)],
             linewidth=1.6,
             label=f"{title} (n {len(found)})",
@@ -120,7 +120,7 @@ def densities(scores: dict[str, np.ndarray], name: str = "") -> Figure:
     axis.set_xlabel("bits per dimension")
     axis.set_ylabel("share of images")
     axis.legend(fontsize=8, frameon=False)
-    _name(figure, name)
+    put_name(figure, name)
     return figure
 
 
@@ -138,12 +138,12 @@ def errors(correct: dict[str, np.ndarray], name: str = "") -> Figure:
         low, high = (100 * bound for bound in wilson(wrong, len(right)))
         share = 100 * wrong / len(right)
         spread = [[max(share - low, 0)], [max(high - share, 0)]]
-        axis.bar(i, share, color=_COLOURS[i % len(_COLOURS)], yerr=spread, capsize=3)
+        axis.bar(i, share, color=COLOURS[i % len(COLOURS)], yerr=spread, capsize=3)
         axis.text(i, high + 1.5, f"{share:.1f}", ha="center", fontsize=8)
     axis.set_xticks(range(len(correct)), list(correct), fontsize=8)
     axis.set_ylabel("misclassified, %")
     axis.set_ylim(0, 112)
-    _name(figure, name)
+    put_name(figure, name)
     return figure
 
 
@@ -160,15 +160,15 @@ def p_values(found: dict[str, np.ndarray], name: str = "") -> Figure:
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axis, (title, ranks) in zip(axes, found.items(), strict=False):
         share = np.full(len(ranks), 1 / len(ranks))
-        axis.hist(ranks, np.linspace(0, 1, 21), weights=share, color=_COLOURS[2])
-        axis.axhline(1 / 20, color=_COLOURS[3], linestyle="--", linewidth=1)
+        axis.hist(ranks, np.linspace(0, 1, 21), weights=share, color=COLOURS[2])
+        axis.axhline(1 / 20, color=COLOURS[3], linestyle="--", linewidth=1)
         axis.set_title(f"{title} (n {len(ranks)})", fontsize=9)
         axis.tick_params(labelsize=7, labelbottom=True)
     for axis in axes[len(found) :]:
         axis.set_visible(False)
     figure.supxlabel("p-value (dashed: uniform)", fontsize=9)
     figure.supylabel("share of images", fontsize=9)
-    _name(figure, name)
+    put_name(figure, name)
     return figure
 
 
@@ -192,7 +192,7 @@ def curves(
             axis.plot(
                 false,
                 true,
-                color=_COLOURS[i % len(_COLOURS)],
+                color=COLOURS[i % len(COLOURS)],
                 linestyle=_DASHES[i % len(_DASHES)],
                 linewidth=1.5,
                 label=f"{attack}: {area:.3f}",
@@ -211,7 +211,7 @@ def curves(
         )
         axis.set_aspect("equal")
     axes[0].set_ylabel("true positive rate")
-    _name(figure, name)
+    put_name(figure, name)
     return figure
 
 
@@ -239,7 +239,7 @@ def probabilities(
         for side, (title, found) in enumerate(
             zip(("attacked", "purified"), pair, strict=True)
         ):
-            colour = _COLOURS[(3, 2)[side]]
+            colour = COLOURS[(3, 2)[side]]
             axis.bar(place + 0.4 * side - 0.2, found, 0.4, color=colour, label=title)
         axis.axvspan(label - 0.45, label + 0.45, color="#DDDDDD", zorder=0)
         axis.set_ylim(0, 1.05)
@@ -249,7 +249,7 @@ def probabilities(
     figure.legend(
         *axes[0].get_legend_handles_labels(), fontsize=8, loc="outside upper right"
     )
-    _name(figure, name)
+    put_name(figure, name)
     return figure
 
 
@@ -278,7 +278,7 @@ def accuracies(
                 at,
                 middle,
                 width,
-                color=_COLOURS[(1 + i) % len(_COLOURS)],
+                color=COLOURS[(1 + i) % len(COLOURS)],
                 yerr=spread,
                 capsize=2,
                 label=attacker if g == 0 else None,
@@ -288,7 +288,7 @@ def accuracies(
     axis.set_ylabel("accuracy, %")
     axis.set_ylim(0, 110)
     figure.legend(fontsize=8, loc="outside lower center", ncols=len(attackers))
-    _name(figure, name)
+    put_name(figure, name)
     return figure
 
 
@@ -298,7 +298,8 @@ def save(figure: Figure, path: epath.PathLike) -> None:
         figure.savefig(temporary, dpi=110, metadata={"Software": None})
 
 
-def _show(axis: Axes, image: np.ndarray) -> None:
+def show(axis: Axes, image: np.ndarray) -> None:
+    """An image `[H, W, C]` uint8 by itself, without ticks."""
     grey = image.shape[-1] == 1
     axis.imshow(
         image[..., 0] if grey else image,
@@ -323,6 +324,7 @@ def _tiled(part: np.ndarray, columns: int) -> np.ndarray:
     return whole
 
 
-def _name(figure: Figure, name: str) -> None:
+def put_name(figure: Figure, name: str) -> None:
+    """A name above a figure, unless it is empty."""
     if name:
         figure.suptitle(name, fontsize=10)

@@ -50,6 +50,8 @@ EFFECTS = {
     "classifier_training",
     "autoencoder_training",
     "sweeps",
+    "thesis_plots",
+    "schematics",
 }
 PACKAGES = {"jax", "flax", "optax", "chex", "numpy", "scipy"}
 

@@ -8,7 +8,17 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
-from pixeldefend import data, density, detection, plots
+from pixeldefend import (
+    data,
+    density,
+    detection,
+    grid,
+    pixels,
+    plots,
+    schematics,
+    sweeps,
+    thesis_plots,
+)
 from pixeldefend.run import inputs
 from pixeldefend.workdir import Workdir, user_errors
 
@@ -21,6 +31,21 @@ _SAMPLES = {"fashion_mnist": "figure_08", "cifar10": "figure_09"}
 _EPS = "8"
 _TRUE = 48  # images shown beside samples
 
+# Of a sweep: the attacks; the defences compared, and the detectors, for people.
+_ATTACKS = ("fgsm", "bim", "pgd")
+_DETECTED = "reject_rmse+puvae"
+_DEFENCES = {
+    "none": "no defence",
+    "puvae": "PuVAE",
+    _DETECTED: "PuVAE with the detector",
+}
+_WORST = "the eps at which the detector's accuracy is least"
+_DETECTORS = {
+    _DETECTED: "PuVAE, by RMSE",
+    "reject_magnet+magnet": "MagNet",
+    "reject_p_value+puvae": "PuVAE, by p-value",
+}
+
 
 def figures(config: inputs.Config, workdir: Workdir) -> None:
     """Draws every figure that there are arrays for, of all data sets."""
@@ -31,7 +56,8 @@ def figures(config: inputs.Config, workdir: Workdir) -> None:
         if not pictures:
             raise ValueError(
                 f"no arrays under {source / 'arrays'}: --mode=detect makes them as "
-                "detection.npz; copy that there as detection_DATASET.npz, or give "
+                "detection.npz, and --mode=sweep as sweep.npz; copy that there as "
+                "detection_DATASET.npz or sweep_DATASET.npz, or give "
                 "--config.figures.results"
             )
         folder = epath.Path(settings.to) if settings.to else None
@@ -46,6 +72,7 @@ def figures(config: inputs.Config, workdir: Workdir) -> None:
 
 def _pictures(results: epath.Path) -> Iterator[Picture]:
     """What can be drawn: names and how."""
+    swept = False
     for dataset in plots.DATASETS:
         found = _arrays(results, f"detection_{dataset}")
         if found is not None:
@@ -62,11 +89,17 @@ def _pictures(results: epath.Path) -> Iterator[Picture]:
             yield f"report_1_{dataset}", _drawing(_ranks, dataset, found, "none", True)
             name = f"report_3_{dataset}"
             yield name, _drawing(_probabilities, dataset, found)
-        rows = results / f"white_box_{dataset}.jsonl"
-        if rows.exists():
-            lines = rows.read_text().splitlines()
-            loaded = [json.loads(line) for line in lines]
-            yield f"white_box_{dataset}", _drawing(_white_box, dataset, loaded)
+        rows = _rows(results, f"white_box_{dataset}")
+        if rows is not None:
+            yield f"white_box_{dataset}", _drawing(_white_box, dataset, rows)
+        for picture in _of_sweep(dataset, results):
+            swept = True
+            yield picture
+    if swept:  # what explains the others
+        yield "thesis_figure_02", schematics.climbs
+        yield "thesis_figure_03", schematics.margins
+        yield "thesis_figure_04", lambda: schematics.puvae(detector=False)
+        yield "thesis_figure_05", lambda: schematics.puvae(detector=True)
 
 
 def _drawing(draw: Callable[..., Figure], *of: object) -> Callable[[], Figure]:
@@ -107,6 +140,14 @@ def _arrays(results: epath.Path, name: str) -> Arrays | None:
             return {key: arrays[key] for key in arrays.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _rows(results: epath.Path, name: str) -> list[dict] | None:
+    """The rows of a file, or None if there is no such file."""
+    path = results / f"{name}.jsonl"
+    if not path.exists():
+        return None
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _sets(found: Arrays, eps: str, stage: str, what: str) -> dict[str, np.ndarray]:
@@ -265,3 +306,181 @@ def _white_box(dataset: str, rows: list[dict]) -> Figure:
             groups[title][who] = cell
     name = "grey-box: the strongest attack; white-box: all attacks"
     return plots.accuracies(groups, _name(dataset, name))
+
+
+def _of_sweep(dataset: str, results: epath.Path) -> Iterator[Picture]:
+    """The thesis's figures of one data set, and the one of all detectors."""
+    found = _arrays(results, f"sweep_{dataset}") or {}
+    images = {name: found.get(f"strengths/{name}") for name in ("fgsm", "pgd")}
+    images = {name: array for name, array in images.items() if array is not None}
+    if images and "strengths/eps" in found:
+        name = _name(dataset, "one image under attacks of rising eps")
+        of = images, found["strengths/eps"], name
+        yield f"thesis_figure_01_{dataset}", _drawing(thesis_plots.strengths, *of)
+    sets = _rebuilt(found)
+    if sets and "labels" in found:
+        of = dataset, sets, found["labels"]
+        yield f"thesis_figure_06_{dataset}", _drawing(_choices, *of)
+        yield f"thesis_appendix_{dataset}", _drawing(_reconstructions, *of)
+    swept = _swept(_rows(results, f"sweep_{dataset}") or [])
+    for name, panels, draw in (
+        ("thesis_figure_07", _accuracies(swept), _robustness),
+        ("thesis_figure_08", _rejections(swept), _rejected),
+        ("rejection", _outcomes(swept), _stacked),
+    ):
+        if panels:
+            yield f"{name}_{dataset}", _drawing(draw, dataset, panels)
+
+
+def _rebuilt(found: Arrays) -> dict[str, thesis_plots.Rebuilt]:
+    """By title, the sets of which everything is there."""
+    attack = "PGD"
+    if "eps" in found:
+        attack += f"\neps {_fraction(found['eps']):.2f}"
+    sets = {}
+    for name, title in (("clean", "clean"), ("pgd", attack)):
+        parts = [found.get(f"{of}/{name}") for of in ("given", "rebuilt", "distances")]
+        if all(part is not None for part in parts):
+            sets[title] = thesis_plots.Rebuilt(*parts)
+    return sets
+
+
+def _fraction(levels: np.ndarray | float) -> float:
+    return float(pixels.to_fractions(np.float32(levels)))
+
+
+def _choices(
+    dataset: str, sets: dict[str, thesis_plots.Rebuilt], labels: np.ndarray
+) -> Figure:
+    classes = plots.CLASSES[dataset]
+    text = f"the first image ({classes[labels[0]]}), rebuilt for each label"
+    return thesis_plots.choices(sets, classes, name=_name(dataset, text))
+
+
+def _reconstructions(
+    dataset: str, sets: dict[str, thesis_plots.Rebuilt], labels: np.ndarray
+) -> Figure:
+    text = "images and their nearest reconstructions (framed: of another label)"
+    return thesis_plots.reconstructions(
+        sets, labels, plots.CLASSES[dataset], _name(dataset, text)
+    )
+
+
+def _swept(rows: list[dict]) -> dict[tuple[str, str, bool], list[dict]]:
+    """The curves of the first classifier, attacks with levels left fractional.
+
+    By defence, attack and whether that looks through purifiers.
+    """
+    found = {}
+    for key, curve in sweeps.curves(rows).items():
+        fractional = key.levels != "whole" or key.attack == grid.EVADE
+        if key.classifier == rows[0]["classifier"] and fractional:
+            found.setdefault((key.defence, key.attack, bool(key.slope)), curve)
+    return found
+
+
+def _column(curve: list[dict], field: str) -> np.ndarray:
+    return np.array([row[field] for row in curve])
+
+
+def _worst(curve: list[dict]) -> int:
+    return curve.index(sweeps.worst(curve))
+
+
+def _accuracies(swept: dict) -> dict[str, list[thesis_plots.Curve]]:
+    """By attack, how often defences are right: as the thesis counts."""
+    panels = {}
+    for attack in _ATTACKS:
+        drawn = []
+        for defence, title in _DEFENCES.items():
+            for looks in (False, True):
+                curve = swept.get((defence, attack, looks))
+                if curve is None:
+                    continue
+                marked = defence == _DETECTED and not looks
+                drawn.append(
+                    thesis_plots.Curve(
+                        title,
+                        _column(curve, "eps_attack"),
+                        _column(curve, "accuracy"),
+                        np.stack([_column(curve, end) for end in ("low", "high")]),
+                        _worst(curve) if marked else None,
+                        dashed=looks,
+                        thin=defence == "none",
+                    )
+                )
+        if any(not curve.thin for curve in drawn):
+            panels[plots.title_of(attack)] = drawn
+    return panels
+
+
+def _robustness(dataset: str, panels: dict[str, list[thesis_plots.Curve]]) -> Figure:
+    name = _name(dataset, "accuracy under attack; what is rejected counts as right")
+    return thesis_plots.curves(panels, "accuracy", name, _WORST)
+
+
+def _rejections(swept: dict) -> dict[str, list[thesis_plots.Curve]]:
+    """How much the detector by RMSE rejects, all attacks in one panel."""
+    drawn = []
+    for attack in _ATTACKS:
+        for looks in (False, True):
+            curve = swept.get((_DETECTED, attack, looks))
+            if curve is not None:
+                drawn.append(
+                    thesis_plots.Curve(
+                        plots.title_of(attack),
+                        _column(curve, "eps_attack"),
+                        _column(curve, "rejected"),
+                        worst=None if looks else _worst(curve),
+                        dashed=looks,
+                    )
+                )
+    return {"": drawn} if drawn else {}
+
+
+def _rejected(dataset: str, panels: dict[str, list[thesis_plots.Curve]]) -> Figure:
+    name = _name(dataset, "attacked images that the detector rejects")
+    return thesis_plots.curves(panels, "rejected", name, _WORST)
+
+
+def _outcomes(swept: dict) -> dict[str, dict[str, dict]]:
+    """By detector, by attack, the row of the largest eps."""
+    sizes = [
+        curve[-1]["eps_attack"]
+        for (defence, attack, _), curve in swept.items()
+        if defence in _DETECTORS and attack in _ATTACKS
+    ]
+    if not sizes:
+        return {}
+    most = max(sizes)
+    panels = {}
+    for defence, title in _DETECTORS.items():
+        bars = {}
+        for attack in (grid.CLEAN, *_ATTACKS, grid.EVADE):
+            # Who looks through the purifier is there only if evading.
+            curve = swept.get((defence, attack, False)) or []
+            if attack == grid.EVADE:
+                curve = swept.get((defence, attack, True), curve)
+            wanted = 0 if attack == grid.CLEAN else most
+            for row in curve:
+                if row["eps_attack"] == wanted:
+                    bars[plots.title_of(attack)] = row
+        if bars:
+            panels[title] = bars
+    return panels
+
+
+def _stacked(dataset: str, panels: dict[str, dict[str, dict]]) -> Figure:
+    rows = [row for bars in panels.values() for row in bars.values()]
+    eps = _fraction(max(row["eps_attack"] for row in rows))
+    text = f"what becomes of images, attacks of eps {eps:.2f}"
+    if any(row["attack"] == grid.EVADE for row in rows):
+        text += " (EVADE: knows the detector)"
+    shares = {
+        title: {
+            attack: tuple(row[of] for of in ("right", "rejected", "wrong"))
+            for attack, row in bars.items()
+        }
+        for title, bars in panels.items()
+    }
+    return thesis_plots.outcomes(shares, _name(dataset, text))
