@@ -59,8 +59,10 @@ class _Doubling(nn.Module):
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         # Each value comes of a quarter of the kernel.
         he = nn.initializers.variance_scaling(8.0, "fan_in", "normal")
-        kernel = self.param("kernel", he, shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        zeros = nn.initializers.zeros
+        kernel = self.param("kernel", he, shape, jnp.float32)
+        bias = self.param("bias", zeros, (self.features,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
         return convolution.double(x, kernel) + bias[None, None, None]
 
 

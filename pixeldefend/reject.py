@@ -34,16 +34,18 @@ def thresholds(scores: chex.Array, *, false_positive_rate: float) -> chex.Array:
             f"false_positive_rate must be from 0 to 1: {false_positive_rate}"
         )
     count = scores.shape[1]
+    # What is no number is rejected by any threshold.
+    scores = jnp.where(jnp.isnan(scores), jnp.inf, scores)
     falling = -jnp.sort(-scores, axis=1)
-    # How many score higher, by the detector that finds the image most suspicious.
+    # How many score as high, by the detector that finds the image most suspicious: with
+    # that many above or level, the next score as threshold rejects it.
     ranks = [
-        jnp.searchsorted(-own, -of, side="left")
+        jnp.searchsorted(-own, -of, side="right")
         for own, of in zip(falling, scores, strict=True)
     ]
     ranks = jnp.sort(jnp.min(jnp.stack(ranks), 0))
     room = int(false_positive_rate * count + 1e-9)
-    # With the k-th highest score as threshold, those of a rank below k are rejected.
-    highest = count if room >= count else ranks[room]
+    highest = count if room >= count else ranks[room] - 1
     never = jnp.full_like(falling[:, :1], -jnp.inf)
     return jnp.concatenate([falling, never], 1)[:, highest]
 

@@ -19,6 +19,7 @@ class Key:
       classifier: its weights.
       defence: see `grid.Pipeline.defence`.
       attack: its name.
+      preset: of its arguments; "" for none.
       slope: how it saw purifiers; "" for not at all.
       levels: "fractional" or "whole".
     """
@@ -26,17 +27,20 @@ class Key:
     classifier: str
     defence: str
     attack: str
+    preset: str
     slope: str
     levels: str
 
     @property
-    def column(self) -> tuple[str, str, str]:
+    def column(self) -> tuple[str, str, str, str]:
         """What it has in common with the curves of other defences."""
-        return self.attack, self.slope, self.levels
+        return self.attack, self.preset, self.slope, self.levels
 
     def title(self) -> str:
         """Of its column, for people."""
         words = [self.attack.upper().replace("_", "-")]
+        if self.preset not in ("", "thesis"):
+            words.append(f"({self.preset})")
         if self.slope:
             words.append(f"through the purifier ({self.slope.replace('_', ' ')})")
         if self.levels == "whole":
@@ -58,6 +62,7 @@ def curves(rows: Iterable[dict]) -> dict[Key, list[dict]]:
             row["classifier"],
             row["defence"],
             row["attack"],
+            row["preset"] or "",
             row["slope"] or "",
             levels,
         )
@@ -124,7 +129,7 @@ def _fraction(levels: float) -> float:
     return float(pixels.to_fractions(np.float32(levels)))
 
 
-def _title(found: dict[Key, list[dict]], column: tuple[str, str, str]) -> str:
+def _title(found: dict[Key, list[dict]], column: tuple[str, ...]) -> str:
     key = next(key for key in found if key.column == column)
     eps = _fraction(found[key][-1]["eps_attack"])
     return f"{key.title()}, eps {eps:.2f}"
@@ -135,6 +140,10 @@ def _published(row: dict, defence: str, *, worst: bool) -> float | None:
     kinds = {"none": "none", "puvae": "puvae", _OURS: "worst" if worst else "detector"}
     if defence not in kinds or (worst and defence != _OURS) or row["slope"]:
         return None
+    largest = published.THESIS_EPS.get(row["dataset"])
+    if row["attack"] != grid.CLEAN and not worst:
+        if largest is None or not np.isclose(_fraction(row["eps_attack"]), largest):
+            return None
     return published.thesis(row["dataset"], row["attack"], kinds[defence])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from models import tiny
 
-from pixeldefend import checkpoint, classifiers, data, density
+from pixeldefend import checkpoint, classifiers, data, density, puvae
 
 SHAPE = (8, 8, 1)
 # A restore that fails leaves tasks of orbax behind, which complain when collected.
@@ -110,6 +110,76 @@ def test_nothing_old_stays_beside_new_weights(released, copy):
     card = {"kind": "pixelcnn", "dataset": "toy", "image_shape": list(SHAPE)}
     checkpoint.save_released(copy, model, params, card)
     assert checkpoint.load_reference(str(copy)) is None
+
+
+def test_validation_scores_come_back_and_are_told_of_in_the_card(copy):
+    name = str(copy)
+    before = json.loads((copy / "card.json").read_text())
+    assert checkpoint.load_validation(name) is None
+    scores = np.array([[3.0, -1.0, 2.0], [0.5, 0.25, 0.125]])
+    checkpoint.save_validation(copy, scores, {"n": 3, "detector": "rmse"})
+    found = checkpoint.load_validation(name)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, scores)  # in their order
+    told = {"validation": {"n": 3, "detector": "rmse"}}
+    assert json.loads((copy / "card.json").read_text()) == before | told
+    assert checkpoint.load_released(name)[2] == before | told
+    # Once more, in place of the first.
+    checkpoint.save_validation(copy, scores[:1], {"n": 3})
+    np.testing.assert_array_equal(checkpoint.load_validation(name), scores[:1])
+    assert checkpoint.load_card(copy)["validation"] == {"n": 3}
+    with pytest.raises(FileNotFoundError, match="no model"):
+        checkpoint.load_validation(str(copy / "nothing"))
+
+
+def test_new_weights_leave_no_validation_scores_of_old_ones(released, copy):
+    _, model, params = released
+    checkpoint.save_validation(copy, np.ones((1, 3)), {"n": 3})
+    card = {"kind": "pixelcnn", "dataset": "toy", "image_shape": list(SHAPE)}
+    checkpoint.save_released(copy, model, params, card)
+    assert checkpoint.load_validation(str(copy)) is None
+    assert "validation" not in checkpoint.load_card(copy)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        np.ones(3, np.float32),
+        np.ones((1, 2, 3), np.float32),
+        np.ones((2, 3), np.int32),
+        np.zeros((2, 0), np.float32),
+        np.array([[1, np.nan]], np.float32),
+        np.array([[1, -np.inf]], np.float32),
+        np.array([["a"]], object),
+    ],
+)
+def test_validation_scores_that_are_none_are_refused(copy, scores):
+    np.save(copy / "validation.npy", scores)
+    with pytest.raises(ValueError, match="validation.npy holds no scores"):
+        checkpoint.load_validation(str(copy))
+
+
+@pytest.mark.parametrize("keep", [0, 6, 100, -4])
+def test_a_cut_file_of_validation_scores_is_refused(copy, keep):
+    checkpoint.save_validation(copy, np.ones((2, 30)), {})
+    path = copy / "validation.npy"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="validation.npy holds no scores"):
+        checkpoint.load_validation(str(copy))
+
+
+def test_a_puvae_comes_back_as_it_was(tmp_path):
+    model = puvae.PuVAE(divisor=32, shape=SHAPE, latents=4, classes=3)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype),
+        checkpoint.abstract_params("puvae", model, SHAPE),
+    )
+    card = {"kind": "puvae", "dataset": "toy", "image_shape": list(SHAPE)}
+    checkpoint.save_released(tmp_path / "toy", model, params, card)
+    loaded, found, card = checkpoint.load_released(str(tmp_path / "toy"))
+    assert loaded == model and card["model"]["latents"] == 4
+    jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_object_store_paths_stay_as_they_are():

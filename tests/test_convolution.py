@@ -60,3 +60,65 @@ def test_turned_kernels_give_the_usual_slopes(float64, rng, size, padding):
     expected = slopes(jax.lax.conv_general_dilated)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+def _slopes_are_alike(rng, function, usual, images, kernel):
+    """Values and both slopes, by a random slope of what comes out."""
+    shape = jax.eval_shape(usual, images, kernel).shape
+    slope = jnp.asarray(rng.normal(size=shape))
+
+    @jax.jit
+    def both(images, kernel):
+        pairs = (jax.vjp(f, images, kernel) for f in (function, usual))
+        return [(found, *back(slope)) for found, back in pairs]
+
+    for one, other in zip(*both(images, kernel), strict=True):
+        assert one.shape == other.shape and one.dtype == jnp.float64
+        np.testing.assert_allclose(one, other, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [3, 5, 7])
+@pytest.mark.parametrize("shape, outputs", [((5, 4, 3), 2), ((1, 2, 1), 1)])
+def test_doubling_is_a_transposed_convolution(float64, rng, size, shape, outputs):
+    images = jnp.asarray(rng.normal(size=(2, *shape)))
+    kernel = jnp.asarray(rng.normal(size=(size, size, shape[2], outputs)))
+
+    def usual(images, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_transpose(
+            images, kernel, (2, 2), "SAME", dimension_numbers=layout
+        )
+
+    _slopes_are_alike(rng, convolution.double, usual, images, kernel)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (7, 5), (2, 2)])
+@pytest.mark.parametrize("shape", [(8, 6), (7, 6), (2, 4)])
+def test_holes_are_the_usual_ones(float64, rng, size, shape):
+    """Whether the kernel's size is odd or not, and whether the holes divide it."""
+    images = jnp.asarray(rng.normal(size=(2, *shape, 2)))
+    kernel = jnp.asarray(rng.normal(size=(*size, 2, 3)))
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "rhs_dilation": (2, 2)}
+
+    def ways(convolve):
+        return lambda i, k: convolve(i, k, (1, 1), "SAME", **options)
+
+    functions = map(ways, (convolution.convolve, jax.lax.conv_general_dilated))
+    _slopes_are_alike(rng, *functions, images, kernel)
+
+
+@pytest.mark.parametrize(
+    "holes, strides, padding",
+    [((3, 2), (1, 1), "SAME"), ((1, 2), (1, 1), "SAME"), ((2, 2), (2, 2), "SAME")]
+    + [((2, 2), (1, 1), "VALID"), ((2, 2), (1, 1), ((1, 2), (3, 0)))],
+)
+def test_holes_go_with_any_stride_and_padding(float64, rng, holes, strides, padding):
+    images = jnp.asarray(rng.normal(size=(2, 6, 8, 2)))
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 2, 3)))
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "rhs_dilation": holes}
+
+    def ways(convolve):
+        return lambda i, k: convolve(i, k, strides, padding, **options)
+
+    functions = map(ways, (convolution.convolve, jax.lax.conv_general_dilated))
+    _slopes_are_alike(rng, *functions, images, kernel)

@@ -190,3 +190,117 @@ def test_a_grid_has_each_cell_once_and_all_of_them():
     # Clean a once; f8 and f25 and what is in front of them are others.
     assert len(cells) == (1 + 4) + 2 * 3 * (1 + 2)  # clean; rand; bim own and moved
     assert len(found.pipelines()) == 5
+
+
+def test_rows_name_autoencoders_and_detectors_and_the_models_that_they_take():
+    taken = {
+        "squeeze": set(),
+        "purify": {"density_model"},
+        "purify_adaptive": {"density_model"},
+        "puvae": {"puvae"},
+        "magnet": {"magnet"},
+        "reject_p_value": {"density_model"},
+        "reject_rmse": {"puvae"},
+        "reject_magnet": {"magnet"},
+    }
+    assert set(grid.DEFENCES) == set(taken)
+    for name, models in taken.items():
+        found = grid.pipeline(f"a + {name}", 8.0)
+        assert found.defences == (name,) and found.models == models
+        assert found.purifies is (name in ("purify", "purify_adaptive"))
+        assert found.rejects is name.startswith("reject_")
+        with pytest.raises(ValueError, match="must begin with the weights"):
+            grid.pipeline(name, 8.0)
+    both = grid.pipeline("a + reject_magnet + squeeze + reject_rmse + puvae", 8.0)
+    assert both.defence == "reject_magnet+squeeze+reject_rmse+puvae"
+    assert both.models == {"puvae", "magnet"} and both.rejects
+    bare = grid.pipeline("a", 8.0)
+    assert bare.models == set() and not bare.rejects
+
+
+def test_levels_may_be_left_as_they_are_found():
+    whole, found = map(grid.column, ("bim", "bim levels=fractional"))
+    assert found == grid.Column("bim", "paper", fractional=True) != whole
+    assert str(found) == "bim fractional"
+    found = grid.column("pgd preset=thesis levels=fractional through=bpda eps=9")
+    assert str(found) == "pgd thesis 9 (bpda) fractional"
+    row = grid.pipeline("a + puvae", 8.0)
+    made = grid.made_for(row, found, 8.0)
+    assert made.fractional and "fractional" in str(made)
+    assert not grid.made_for(row, whole, 8.0).fractional
+    # They are no images of each other's.
+    both = grid.read(("a",), ("bim images=5", "bim levels=fractional images=9"), (8,))
+    one, other = both.attacks_on(grid.pipeline("a", 8.0), 8.0)
+    assert (one.images, one.fractional) == (5, False)
+    assert (other.images, other.fractional) == (9, True)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("bim levels=whole", "levels= must be fractional"),
+        ("bim levels", "'levels' is none of .* levels="),
+        ("rand levels=fractional", "rand gives whole levels only"),
+        ("deepfool levels=fractional", "deepfool gives whole levels only"),
+        ("cw levels=fractional", "cw gives whole levels only"),
+    ],
+)
+def test_levels_that_are_none(text, message):
+    with pytest.raises(ValueError, match=message):
+        grid.column(text)
+
+
+@pytest.mark.parametrize("name", ["puvae", "magnet"])
+def test_autoencoders_are_seen_by_who_is_told_to(name):
+    row, bare = grid.pipeline(f"a + {name}", 8.0), grid.pipeline("a", 8.0)
+    blind = grid.made_for(row, grid.column("bim"), 8.0)
+    assert blind == grid.made_for(bare, grid.column("bim"), 8.0)
+    assert grid.threat(row, blind) == "grey-box" and blind.slope == ""
+    for slope in attacks.SLOPES:
+        made = grid.made_for(row, grid.column(f"bim through={slope}"), 8.0)
+        assert (made.through, made.slope) == ((name,), slope)
+        assert made.seen == f"{name}+classifier"
+        assert grid.threat(row, made) == "white-box"
+        moved = grid.made_for(row, grid.column(f"bim through={slope}"), 8.0, "b")
+        assert (moved.through, moved.slope) == ((), "")
+        assert grid.threat(row, moved) == "transfer"
+
+
+def test_purifiers_are_seen_in_the_order_in_which_an_image_passes_them():
+    through = grid.column("bim through=bpda")
+    for first, second in itertools.permutations(("purify", "puvae", "magnet"), 2):
+        row = grid.pipeline(f"a + {first} + {second}", 8.0)
+        made = grid.made_for(row, through, 8.0)
+        assert made.through == (first, second)
+        assert str(made).endswith(f"on a behind {second} behind {first} (bpda)")
+        assert grid.threat(row, made) == "white-box"
+    squeezed = grid.pipeline("a + magnet + squeeze", 8.0)
+    made = grid.made_for(squeezed, through, 8.0)
+    assert made.through == ("magnet", "median")
+    assert grid.threat(squeezed, made) == "grey-box"
+
+
+@pytest.mark.parametrize("detector", grid.DETECTORS)
+def test_who_does_not_see_a_detector_knows_less_than_all(detector):
+    row = grid.pipeline(f"a + {detector} + puvae", 8.0)
+    blind, through = (
+        grid.made_for(row, grid.column(text), 8.0)
+        for text in ("bim", "bim through=bpda")
+    )
+    assert blind.through == () and through.through == ("puvae",)
+    alone = grid.pipeline(f"a + {detector}", 8.0)
+    unaware = grid.made_for(alone, grid.column("bim through=bpda"), 8.0)
+    assert unaware.through == () and unaware.slope == ""
+    for defended, made in ((row, blind), (row, through), (alone, unaware)):
+        assert grid.threat(defended, made) == "grey-box"
+    for defended in (row, alone):
+        knowing = grid.Made(
+            grid.EVADE, None, 8.0, source="a", through=defended.defences
+        )
+        assert grid.threat(defended, knowing) == "white-box"
+        assert knowing.seen == "+".join((*defended.defences, "classifier"))
+        other = grid.Made(grid.EVADE, None, 8.0, source="b", through=defended.defences)
+        assert grid.threat(defended, other) == "transfer"
+    # In another order it is another defence.
+    turned = grid.Made(grid.EVADE, None, 8.0, "a", row.defences[::-1])
+    assert grid.threat(row, turned) == "grey-box"

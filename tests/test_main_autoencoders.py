@@ -235,11 +235,10 @@ def test_images_are_kept_for_figures(swept):
         ("sweep", ["--config.puvae.samples=0"], "samples must be at least 1"),
         ("sweep", ["--config.reject.false_positive_rate=2.0"], "from 0 to 1: 2.0"),
         ("sweep", ["--config.sweep.evading_slope=x"], "evading_slope must be one of"),
-        ("sweep", ["--config.sweep.rows=()"], "at least one row"),
         ("calibrate", ["--config.calibrate.detectors=('x',)"], "unknown detector 'x'"),
         ("calibrate", ["--config.calibrate.rates=(0.0,)"], "between 0 and 1"),
         ("train_puvae", ["--config.puvae.model.variant=E"], "unknown variant 'E'"),
-        ("train_puvae", ["--config.puvae.loss.divergence=-1.0"], "not be negative"),
+        ("train_puvae", ["--config.puvae.loss.divergence=-1.0"], "divergence must be"),
         ("train_puvae", ["--config.classifier.weights=cifar10/resnet"], "cifar10"),
         ("train_magnet", ["--config.magnet.noise=-1.0"], "magnet.noise"),
         ("train_magnet", ["--config.magnet.model.copies=0"], "copies must be"),
@@ -255,6 +254,12 @@ def test_mistakes_end_in_one_line_and_touch_no_file(
     assert result.returncode == 2, result.stderr
     assert message in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_of_no_rows(tmp_path):
+    run = f"--workdir={tmp_path}/run"
+    result = _run(SMOKE, "sweep", "--config.sweep.rows=()", run)
+    assert result.returncode == 2 and "at least one row" in result.stderr
 
 
 def test_a_detector_without_scores_says_how_to_make_them(trained, tmp_path):

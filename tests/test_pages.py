@@ -30,7 +30,10 @@ _MEASURED = (
     "norm",
     "ratio",
     "ratio_to_forward",
+    "rejected",
+    "right",
     "threshold",
+    "times_pixeldefend",
 )
 
 

@@ -155,3 +155,117 @@ def test_an_attack_through_the_purifier_hurts_more_than_one_in_front_of_it(defen
         return -np.mean(jax.nn.log_softmax(logits)[np.arange(4), labels])
 
     assert loss(white) > loss(grey) > loss(images)
+
+
+def rebuild(weights, images, keys):
+    """A smooth autoencoder with noise of its own, which is not linear."""
+    flat = images.reshape(len(images), -1) - 128
+    noise = jax.vmap(lambda key: jax.random.normal(key, (36,)))(keys)
+    found = 128 + 60 * jnp.tanh(flat @ weights) * (1 + 0.2 * noise)
+    return found.reshape(images.shape)
+
+
+@pytest.fixture
+def rebuilt_defence():
+    rng = np.random.default_rng(2)
+    draw = functools.partial(jnp.asarray, dtype=jnp.float32)
+    classifier = (
+        draw(rng.normal(size=(36, 8)) / 300),
+        draw(rng.normal(size=(8, 3))),
+    )
+    variables = {
+        "classifier": classifier,
+        "params": draw(rng.normal(size=(36, 36)) / 300),
+        "key": jax.random.key(7),
+    }
+    images = draw(rng.uniform(0, 255, (4, *SHAPE)))
+    return variables, images, draw(rng.normal(size=(4, 3)))
+
+
+def _rebuilt(variables, images, key=None):
+    key = variables["key"] if key is None else key
+    return rebuild(variables["params"], images, jnp.stack([key] * len(images)))
+
+
+@jax.jit
+def _looked(variables, images, towards):
+    """Of each way to look: logits, and their slope by the images."""
+
+    def look(slope):
+        seen = attacks.behind_autoencoder(network, rebuild, slope=slope, draws=3)
+        found, back = jax.vjp(functools.partial(seen, variables), images)
+        return found, back(towards)[0]
+
+    return {slope: look(slope) for slope in attacks.SLOPES}
+
+
+@pytest.mark.parametrize("slope", ["bpda", "straight_through"])
+def test_forwards_it_is_the_classifier_at_the_rounded_rebuilt_image(
+    rebuilt_defence, slope
+):
+    variables, images, towards = rebuilt_defence
+    found, _ = _looked(*rebuilt_defence)[slope]
+    shown = np.rint(_rebuilt(variables, images))
+    wanted = network(variables["classifier"], shown)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    unrounded = network(variables["classifier"], _rebuilt(variables, images))
+    assert np.abs(found - unrounded).max() > 1e-3
+
+
+def test_bpda_slopes_are_the_classifiers_at_the_rebuilt_image(rebuilt_defence):
+    variables, images, towards = rebuilt_defence
+    _, found = _looked(*rebuilt_defence)["bpda"]
+    shown = jnp.round(_rebuilt(variables, images))
+    classifier = functools.partial(network, variables["classifier"])
+    (wanted,) = jax.vjp(classifier, shown)[1](towards)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
+    assert np.abs(wanted).max() > 1e-4
+
+
+def test_straight_slopes_follow_the_chain_rule_past_the_rounding(rebuilt_defence):
+    variables, images, towards = rebuilt_defence
+    _, found = _looked(*rebuilt_defence)["straight_through"]
+    rebuilt, back = jax.vjp(functools.partial(_rebuilt, variables), images)
+    classifier = functools.partial(network, variables["classifier"])
+    (outer,) = jax.vjp(classifier, jnp.round(rebuilt))[1](towards)
+    (wanted,) = back(outer)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
+    assert np.abs(found - outer).max() > 1e-4
+
+
+def test_an_expectation_is_over_draws_of_log_probabilities(rebuilt_defence):
+    variables, images, towards = rebuilt_defence
+    found, slope = _looked(*rebuilt_defence)["expectation"]
+    keys = jax.random.split(variables["key"], 3)
+
+    def drawn(images):
+        rebuilt = [_rebuilt(variables, images, key) for key in keys]
+        logits = [network(variables["classifier"], one) for one in rebuilt]
+        laws = [jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True) for x in logits]
+        return jnp.stack([jnp.log(law) for law in laws])
+
+    each, back = jax.vjp(drawn, images)
+    assert np.abs(each[0] - each[1]).max() > 1e-3
+    np.testing.assert_allclose(found, np.mean(each, 0), rtol=1e-4, atol=1e-5)
+    (wanted,) = back(jnp.stack([towards / 3] * 3))
+    np.testing.assert_allclose(slope, wanted, rtol=1e-3, atol=1e-6)
+    assert np.abs(wanted).max() > 1e-5
+
+
+def test_an_image_is_seen_alike_in_any_place(rebuilt_defence):
+    """An attack may put its images in any order: draws are the same for all."""
+    variables, images, towards = rebuilt_defence
+    order = np.array([2, 2, 0, 1])
+    found = _looked(*rebuilt_defence)
+    again = _looked(variables, images[order], towards[order])
+    for slope in attacks.SLOPES:
+        for one, other in zip(found[slope], again[slope], strict=True):
+            np.testing.assert_allclose(one[order], other, rtol=1e-4, atol=1e-6)
+
+
+def test_mistakes_behind_an_autoencoder_are_named():
+    with pytest.raises(ValueError, match="bpda, straight_through, expectation"):
+        attacks.behind_autoencoder(network, rebuild, slope="identity")
+    for slope in attacks.SLOPES:
+        with pytest.raises(ValueError, match="draws must be at least 1: 0"):
+            attacks.behind_autoencoder(network, rebuild, slope=slope, draws=0)
