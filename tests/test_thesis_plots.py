@@ -30,6 +30,7 @@ def _rows(rng):
         shares = rng.dirichlet([3, 1, 3]).round(4)
         right, wrong, rejected = map(float, shares)
         row = {"classifier": classifier, "defence": defence, "attack": attack}
+        row["preset"] = None if attack in ("none", "evade") else "thesis"
         row |= {"slope": slope, "eps_attack": eps, "n": 100}
         if fractional and attack != "none":
             row["levels"] = "fractional"
