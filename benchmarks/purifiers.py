@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from pixeldefend import checkpoint, data, keys, magnet, purification, puvae
 
@@ -86,6 +86,7 @@ def measured(dataset: str, batch: int, repeats: int) -> dict:
 
 def main(_: list[str]) -> None:
     """Prints the table and the JSON."""
+    logging.set_verbosity(logging.ERROR)
     found = measured(_DATASET.value, _BATCH.value, _REPEATS.value)
     for name in ("pixeldefend", "puvae", "magnet"):
         one = found[name]

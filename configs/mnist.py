@@ -6,7 +6,8 @@ two minutes, most of it compiling):
     --config.sweep.images=20 --config.sweep.eps="(25.5, 76.5)" \
     --config.sweep.evading_images=0
 
-Train a PuVAE for the bundled classifier (an hour on one core), or MagNet's autoencoders:
+Train a PuVAE for the bundled classifier (an hour on one core), or autoencoders of
+MagNet:
   python main.py --config=configs/mnist.py --mode=train_puvae \
     --config.data_dir=DATA_DIR --workdir=runs/mnist/puvae
   python main.py --config=configs/mnist.py --mode=train_magnet \

@@ -122,3 +122,30 @@ def test_holes_go_with_any_stride_and_padding(float64, rng, holes, strides, padd
 
     functions = map(ways, (convolution.convolve, jax.lax.conv_general_dilated))
     _slopes_are_alike(rng, *functions, images, kernel)
+
+
+@pytest.mark.parametrize("size", [(9, 8), (10, 11)])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    "strides, padding", [((2, 2), "VALID"), ((1, 1), "VALID"), ((1, 1), "SAME")]
+)
+def test_slopes_of_stride_two_and_of_few_channels_are_lax_s(
+    float64, rng, size, kernel, strides, padding
+):
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    for inputs in (1, 4):
+        images = jnp.asarray(rng.normal(size=(2, *size, inputs)))
+        weights = jnp.asarray(rng.normal(size=(kernel, kernel, inputs, 17)))
+
+        def ours(x, k):
+            return convolution.convolve(x, k, strides, padding, **options)
+
+        def theirs(x, k):
+            return jax.lax.conv_general_dilated(x, k, strides, padding, **options)
+
+        found, back = jax.vjp(ours, images, weights)
+        expected, theirs_back = jax.vjp(theirs, images, weights)
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+        slope = jnp.asarray(rng.normal(size=found.shape))
+        for one, other in zip(back(slope), theirs_back(slope), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-11)

@@ -64,13 +64,13 @@ def _evading(config: inputs.Config) -> list[tuple[grid.Pipeline, float]]:
         )
     for eps in settings.evading_eps:
         attacks.check_eps(eps, "sweep.evading_eps")
+    if not settings.evading_images:
+        return []
     for text in settings.evading_rows:
         if text not in settings.rows:
             raise ValueError(f"sweep.evading_rows has {text!r}, which is no row")
         if not grid.pipeline(text, 0.0).rejects:
             raise ValueError(f"sweep.evading_rows has {text!r}, without a detector")
-    if not settings.evading_images:
-        return []
     return [
         (grid.pipeline(text, eps), float(eps))
         for text in settings.evading_rows
