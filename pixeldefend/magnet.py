@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from pixeldefend import convolution, detection, pixels
+from pixeldefend import convolution, pixels
 from pixeldefend.attacks import LogitsFn
 
 # By name, what comes before the last convolution, which gives the image's channels.
@@ -165,6 +165,16 @@ class MagNet(nn.Module):
         """Those of one autoencoder, by its place: `[N, B, H, W, C]`."""
         fractions = pixels.to_fractions(images)
         return pixels.from_fractions(self.networks[autoencoder](fractions))
+
+
+def check_detectors(model: MagNet, dataset: str) -> None:
+    """Raises ValueError where `DETECTORS` of a data set are for other autoencoders."""
+    wanted = ("plain",) if dataset == "cifar10" else ("pooled", "plain")
+    if model.autoencoders != wanted:
+        raise ValueError(
+            f"the detectors of {dataset} take the autoencoders {', '.join(wanted)}, "
+            f"not {', '.join(model.autoencoders)}"
+        )
 
 
 def make(**options: Any) -> MagNet:
@@ -474,24 +484,3 @@ def scores(
         )
 
     return jnp.stack([score(detector) for detector in detectors])
-
-
-def thresholds_for(scores: chex.Array, *, drop_rate: float) -> chex.Array:
-    """The smallest thresholds above which few clean images lie.
-
-    Each detector may drop its share, so that all of them together may drop more.
-
-    Args:
-      scores: of clean validation images, `[D, N]`.
-      drop_rate: the share of them that may lie above each threshold; 0.001 for MNIST.
-
-    Returns:
-      `[D]`, one of each detector's scores; minus infinity where all may be dropped.
-
-    Raises:
-      ValueError: the rate is not from 0 to 1.
-    """
-    if not 0 <= drop_rate <= 1:
-        raise ValueError(f"drop_rate must be from 0 to 1: {drop_rate}")
-    highest = functools.partial(detection.threshold_for, false_positive_rate=drop_rate)
-    return -jax.vmap(highest)(-scores)

@@ -1,5 +1,6 @@
 """Accuracy against eps: from rows of `--mode=sweep`, beside what was published."""
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Sequence
 
@@ -51,9 +52,32 @@ class Key:
 def curves(rows: Iterable[dict]) -> dict[Key, list[dict]]:
     """The rows of each attack on each defence, by rising eps; clean ones have eps 0.
 
-    Where the same was measured twice, the row of more images stands.
+    A curve is of one number of images, the one that most of its rows have, as far as
+    may be: points of other images are not to be compared.
     """
-    found: dict[Key, dict[float, dict]] = {}
+    found = {}
+    for key, own in _sorted(rows).items():
+        usual = collections.Counter(row["n"] for row in own).most_common(1)[0][0]
+        points: dict[float, dict] = {}
+        for row in own:
+            known = points.get(row["eps_attack"])
+            if known is None or known["n"] != usual:
+                points[row["eps_attack"]] = row
+        found[key] = list(points.values())
+    return found
+
+
+def largest(rows: Iterable[dict]) -> dict[Key, dict]:
+    """The row of the largest eps of each attack on each defence, of the most images."""
+    return {
+        key: max(own, key=lambda row: (row["eps_attack"], row["n"]))
+        for key, own in _sorted(rows).items()
+    }
+
+
+def _sorted(rows: Iterable[dict]) -> dict[Key, list[dict]]:
+    """The rows of each curve, by rising eps, then by the number of images."""
+    found: dict[Key, list[dict]] = {}
     for row in rows:
         levels = row.get("levels") or "whole"
         if row["attack"] == grid.CLEAN:
@@ -66,11 +90,11 @@ def curves(rows: Iterable[dict]) -> dict[Key, list[dict]]:
             row["slope"] or "",
             levels,
         )
-        own = found.setdefault(key, {})
-        known = own.get(row["eps_attack"])
-        if known is None or known["n"] < row["n"]:
-            own[row["eps_attack"]] = row
-    return {key: [own[eps] for eps in sorted(own)] for key, own in found.items()}
+        found.setdefault(key, []).append(row)
+    return {
+        key: sorted(own, key=lambda row: (row["eps_attack"], row["n"]))
+        for key, own in found.items()
+    }
 
 
 def worst(curve: list[dict]) -> dict:
@@ -83,9 +107,9 @@ def lines(
 ) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a table as the thesis's Tables 3 to 5, in percent.
 
-    A line for each attack, with the accuracy at the largest eps and at the worst one
-    for each defence; published numbers in brackets, where the attack does not look at
-    the purifier, as it does not say.
+    A line for each attack, with the accuracy at the largest eps, of as many images as
+    there are, and at the worst one of a curve for each defence; published numbers in
+    brackets, where the attack does not look at the purifier, as it does not say.
 
     Args:
       rows: of `--mode=sweep`.
@@ -96,6 +120,7 @@ def lines(
         for key, curve in curves(rows).items()
         if not only or key.defence in only
     }
+    last_rows = largest(rows)
     defences = list(dict.fromkeys((k.classifier, k.defence) for k in found))
     columns = list(dict.fromkeys(k.column for k in found))
     header = [""]
@@ -112,7 +137,7 @@ def lines(
             if curve is None:
                 line += ["", ""]
                 continue
-            last, least = curve[-1], worst(curve)
+            last, least = last_rows[key], worst(curve)
             line.append(_cell(last, _published(last, defence, worst=False)))
             if column[0] == grid.CLEAN or len(curve) == 1:
                 line.append("")

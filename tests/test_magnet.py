@@ -16,8 +16,6 @@ from pixeldefend import data, magnet, reject
 
 SHAPE = (6, 4, 2)
 COPIES = 3
-# Few different values, so that many are tied; of one shape, to compile once.
-SCORES = hnp.arrays(np.float32, (2, 9), elements=st.integers(-3, 3))
 
 
 def _compiled(function, *names):
@@ -322,26 +320,6 @@ def test_every_data_sets_detectors_score_its_images(name, rng):
     assert len({detector.name for detector in detectors}) == len(detectors)
 
 
-@settings(deadline=None, max_examples=50)
-@given(SCORES, st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9]))
-def test_no_lower_thresholds_keep_the_drop_rate(scores, rate):
-    found = np.asarray(magnet.thresholds_for(jnp.asarray(scores), drop_rate=rate))
-    for row, threshold in zip(scores, found, strict=True):
-        assert threshold in row
-        assert np.mean(row > threshold) <= rate
-        lower = row[row < threshold]
-        assert not lower.size or np.mean(row > lower.max()) > rate
-
-
-def test_each_threshold_has_a_drop_rate_of_its_own(rng):
-    scores = rng.permuted(np.tile(np.arange(2000.0, dtype=np.float32), (3, 1)), axis=1)
-    scores *= np.array([[1], [10], [100]], np.float32)
-    found = magnet.thresholds_for(jnp.asarray(scores), drop_rate=0.001)
-    np.testing.assert_array_equal(found, [1997, 19970, 199700])
-    everything = magnet.thresholds_for(jnp.asarray(scores), drop_rate=1.0)
-    np.testing.assert_array_equal(everything, -np.inf)
-
-
 def test_one_score_above_its_threshold_is_enough():
     scores = jnp.array([[0.0, 2, 1, 0, np.nan], [5, 5, 5, 6, 0]])
     found = reject.rejected(scores, jnp.array([1.0, 5]))
@@ -464,9 +442,11 @@ def test_mistakes_are_named(rng):
     for options in ({}, {"power": 1, "temperature": 1.0}):
         with pytest.raises(ValueError, match="odd: .*power and temperature"):
             magnet.Detector("odd", 0, **options)
-    for rate in (-0.1, 1.1):
-        with pytest.raises(ValueError, match="drop_rate"):
-            magnet.thresholds_for(jnp.zeros((1, 3)), drop_rate=rate)
+    for names, dataset in ((("plain", "pooled"), "mnist"), (("plain",), "mnist")):
+        with pytest.raises(ValueError, match="take the autoencoders pooled, plain"):
+            magnet.check_detectors(magnet.MagNet(names), dataset)
+    magnet.check_detectors(magnet.MagNet(), "fashion_mnist")
+    magnet.check_detectors(magnet.MagNet(("plain",)), "cifar10")
 
 
 @pytest.mark.parametrize("shape", [(7, 4, 1), (4, 7, 1)])

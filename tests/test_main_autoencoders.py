@@ -78,6 +78,9 @@ def test_a_card_tells_the_classifier_and_the_budget(trained):
     assert told["classifier"] == "mnist/cnn_a"
     assert told["classifier_sha256"] == classifier["sha256"]
     assert told["images"] == 8 * 8 and told["loss_weights"]["divergence"] > 0
+    _, _, card = checkpoint.load_released(str(trained / "magnet"))
+    # What was asked for, not the metric of the same name.
+    assert card["training"]["diversity"] == 0.04 and card["training"]["noise"] == 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -273,3 +276,43 @@ def test_rows_are_json_that_anyone_can_read(swept):
     for line in (swept[1] / "rows.jsonl").read_text().splitlines():
         row = json.loads(line, parse_constant=lambda text: pytest.fail(text))
         assert row["dataset"] == "mnist" and row["version"]
+
+
+def test_a_squeezed_row_alone_and_fractional_levels(released, tmp_path):
+    options = [
+        *_weights(released[0]),
+        "--config.evaluate.rows=('mnist/cnn_a + squeeze',)",
+        "--config.evaluate.attacks=('fgsm','fgsm preset=thesis levels=fractional')",
+        f"--workdir={tmp_path}/run",
+    ]
+    result = _run(SMOKE, "evaluate", *options)
+    assert result.returncode == 0, result.stderr
+    (row,) = [r for r in _rows(tmp_path / "run") if r.get("levels") == "fractional"]
+    assert row["through"] == "median+classifier" and row["n"] == COUNT
+
+
+@pytest.mark.parametrize(
+    "defences, message",
+    [
+        (("puvae", "reject_rmse"), "detectors must come first"),
+        (("reject_rmse", "squeeze", "puvae"), "behind detectors only"),
+        (("puvae",), "detectors must come first"),
+    ],
+)
+def test_what_evade_cannot_attack(released, tmp_path, defences, message):
+    row = " + ".join(("mnist/cnn_a", *defences))
+    options = [*_weights(released[0]), _rows_option(defences)]
+    options.append(f"--config.sweep.evading_rows=('{row}',)")
+    options.append("--config.reject.false_positive_rate=0.25")
+    result = _run(SMOKE, "sweep", *options, f"--workdir={tmp_path}/run")
+    assert result.returncode == 2 and message in result.stderr, result.stderr
+
+
+def test_thresholds_are_of_the_same_draws(released, tmp_path):
+    options = [*_weights(released[0]), _rows_option(("reject_rmse", "puvae"))]
+    options.append("--config.puvae.noise=0.5")
+    result = _run(SMOKE, "sweep", *options, f"--workdir={tmp_path}/run")
+    assert result.returncode == 2
+    assert (
+        "are of puvae.samples and puvae.noise [1, 0.1], not [1, 0.5]" in result.stderr
+    )

@@ -101,6 +101,17 @@ def test_of_what_was_measured_twice_the_row_of_more_images_stands():
         assert curve == [other, many]
 
 
+def test_a_curve_is_of_one_number_of_images_and_the_last_cell_of_the_most():
+    own = [_row(PUVAE, PGD, eps, 0.5 - eps / 1000, n=20) for eps in (2.0, 25.5, 76.5)]
+    more = _row(PUVAE, PGD, 76.5, 0.6, n=100)
+    for rows in ([*own, more], [more, *own]):
+        (curve,) = sweeps.curves(rows).values()
+        assert curve == own and sweeps.worst(curve) == own[-1]
+        assert list(sweeps.largest(rows).values()) == [more]
+        _, ((_, last, worst),) = sweeps.lines(rows)
+        assert last.startswith("60.0") and worst.startswith("42.4")
+
+
 @given(st.permutations(_rows()))
 def test_the_order_of_rows_does_not_matter(rows):
     assert sweeps.curves(rows) == sweeps.curves(_rows())

@@ -106,7 +106,8 @@ def behind_autoencoder(
       expectation: the mean of several draws, of log-probabilities, with no rounding:
         Athalye et al. (2018), section 4.2, expectation over transformation.
 
-    Draws are the same for all images and at every look, and not those of the defence.
+    Draws are the same for all images and at every look; with a key of the attacker's
+    own they are not those of the defence.
 
     Args:
       logits_fn: of the classifier behind it.

@@ -155,6 +155,7 @@ def _release(config: inputs.Config, kind: str) -> None:
         for split, given in splits.items()
     }
     del card["model"]
+    card.pop("validation", None)  # of scores that are not taken along
     checkpoint.save_released(folder, model, params, card)
     print(json.dumps(card["figures"], indent=1))
 

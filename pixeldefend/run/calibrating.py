@@ -21,6 +21,11 @@ def calibrate(config: inputs.Config, workdir: Workdir) -> None:
     with user_errors():
         _check(settings)
         tools, given = _prepared(config)
+        for part, source in (("calibration", settings.input), ("test", settings.test)):
+            if given[part].own:
+                workdir.check_outside(source)
+        for name in given:
+            workdir.check_own(name)
         folders = {
             name: checkpoint.find_released(_weights(config, name))
             for name in settings.detectors
@@ -32,16 +37,16 @@ def calibrate(config: inputs.Config, workdir: Workdir) -> None:
     rows = []
     for name in settings.detectors:
         found = {
-            source: _scores(folder / source, images, tools, name, config)
-            for source, images in given.items()
+            part: _scores(folder / part, images, tools, name, config)
+            for part, images in given.items()
         }
-        scores, others = found[settings.input], found[settings.test]
-        one = list(_rows(config, tools, name, scores, others, given[settings.test]))
+        scores, others = found["calibration"], found["test"]
+        one = list(_rows(config, tools, name, scores, others, given["test"]))
         rows += [row | inputs.provenance(workdir.hash, 0.0) for row in one]
         if settings.keep:
             told = {
-                "input": given[settings.input].source,
-                "n": len(given[settings.input].images),
+                "input": given["calibration"].source,
+                "n": len(given["calibration"].images),
                 "classifier": config.classifier.weights,
                 "draws": [tools.samples, tools.noise],
                 "device": parallel.devices(),
@@ -92,20 +97,23 @@ def _check(settings: inputs.Config) -> None:
 
 
 def _prepared(config: inputs.Config) -> tuple[Tools, dict[str, data.Input]]:
-    """Models, and the images to score, by their source."""
+    """Models, and the images to score: for thresholds, and to check them on."""
     settings = config.calibrate
     row = grid.Pipeline(config.classifier.weights, tuple(settings.detectors))
     tools = evaluating.tools_for(config, [row])
     _, _, card = tools.classifiers[config.classifier.weights]
     given = {
-        source: data.read_input(
+        part: data.read_input(
             config.dataset,
-            source,
+            inputs.source(config, source),
             settings.images,
             tuple(card["image_shape"]),
             config.data_dir,
         )
-        for source in (settings.input, settings.test)
+        for part, source in (
+            ("calibration", settings.input),
+            ("test", settings.test),
+        )
     }
     return tools, given
 

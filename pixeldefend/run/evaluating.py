@@ -12,6 +12,7 @@ from pixeldefend import (
     classifiers,
     data,
     grid,
+    magnet,
     parallel,
     purification,
     reject,
@@ -134,6 +135,8 @@ def tools_for(
         kind: Loaded(*inputs.autoencoder(config, kind))
         for kind in models & {"puvae", "magnet"}
     }
+    if "magnet" in autoencoders:
+        magnet.check_detectors(autoencoders["magnet"].model, config.dataset)
     shapes |= {tuple(one.card["image_shape"]) for one in autoencoders.values()}
     if len(shapes) > 1:
         raise ValueError(f"the models take images of different shapes: {shapes}")
@@ -165,6 +168,25 @@ def _check_draws(config: inputs.Config) -> None:
         )
 
 
+def _check_scores(
+    config: inputs.Config, detector: str, weights: str, classifier: str
+) -> None:
+    """Raises ValueError where validation images were scored in another way."""
+    told = checkpoint.load_card(checkpoint.find_released(weights))["validation"]
+    draws = [config.puvae.samples, config.puvae.noise]
+    if detector == "reject_rmse" and told["draws"] != draws:
+        raise ValueError(
+            f"the thresholds of {weights} are of puvae.samples and puvae.noise "
+            f"{told['draws']}, not {draws}: --mode=calibrate makes others"
+        )
+    asks = any(one.temperature for one in magnet.DETECTORS[config.dataset])
+    if detector == "reject_magnet" and asks and told["classifier"] != classifier:
+        raise ValueError(
+            f"the thresholds of {weights} are for {told['classifier']}, not "
+            f"{classifier}: --mode=calibrate makes others"
+        )
+
+
 def _thresholds(
     config: inputs.Config, pipelines: list[grid.Pipeline]
 ) -> dict[str, np.ndarray]:
@@ -182,6 +204,7 @@ def _thresholds(
                     f"{weights} has no scores of validation images, so {name} has no "
                     "threshold: make them with --mode=calibrate"
                 )
+            _check_scores(config, name, weights, row.classifier)
             found[name] = np.asarray(
                 reject.thresholds(jnp.asarray(scores), false_positive_rate=rate)
             )
@@ -375,6 +398,12 @@ def identity(
 def _legend(given: data.Input, rows: list[dict]) -> str:
     """What the tables show, and what they do not."""
     counts = sorted({row["n"] for row in rows})
+    rejecting = ""
+    if any("rejected" in row for row in rows):
+        rejecting = (
+            " Behind a detector an attacked image that is rejected counts as right and "
+            "a clean one as wrong; rows.jsonl has the shares apart."
+        )
     images = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     return (
         f"accuracy in percent on {images} images ({given.source}), [n] where they are "
@@ -384,5 +413,5 @@ def _legend(given: data.Input, rows: list[dict]) -> str:
         "that survive all of them.\n"
         "The attacks see the bare classifier, or it behind a median filter. Only those "
         "with (bpda) or the like see the purifier (white-box); under the others "
-        f"(grey-box) it looks safer than it is.\non {parallel.devices()}"
+        f"(grey-box) it looks safer than it is.{rejecting}\non {parallel.devices()}"
     )

@@ -28,7 +28,7 @@ def sweep(config: inputs.Config, workdir: Workdir) -> None:
     settings = config.sweep
     with user_errors():
         layout = grid.read(settings.rows, settings.attacks, settings.eps)
-        evading = _evading(config)
+        evading = _evading(config, layout)
         source = inputs.source(config, settings.input)
         tools, given = evaluating.prepared(
             config, workdir, layout, config.evaluate.threshold, source, settings.images
@@ -50,7 +50,9 @@ def sweep(config: inputs.Config, workdir: Workdir) -> None:
     print(f"\n{sweeps.show(rows)}\n\n{_legend(given)}\nresults in {folder}")
 
 
-def _evading(config: inputs.Config) -> list[tuple[grid.Pipeline, float]]:
+def _evading(
+    config: inputs.Config, layout: grid.Grid
+) -> list[tuple[grid.Pipeline, float]]:
     """The rows with detectors, and the eps of attacks that have to get past them."""
     settings = config.sweep
     if settings.evading_images < 0:
@@ -69,13 +71,27 @@ def _evading(config: inputs.Config) -> list[tuple[grid.Pipeline, float]]:
     for text in settings.evading_rows:
         if text not in settings.rows:
             raise ValueError(f"sweep.evading_rows has {text!r}, which is no row")
-        if not grid.pipeline(text, 0.0).rejects:
-            raise ValueError(f"sweep.evading_rows has {text!r}, without a detector")
+        for eps in settings.evading_eps:
+            _check_evaded(grid.pipeline(text, eps), layout)
     return [
         (grid.pipeline(text, eps), float(eps))
         for text in settings.evading_rows
         for eps in settings.evading_eps
     ]
+
+
+def _check_evaded(row: grid.Pipeline, layout: grid.Grid) -> None:
+    """Raises ValueError for a row that EVADE cannot attack."""
+    detectors = [name for name in row.defences if name in grid.DETECTORS]
+    rest = row.defences[len(detectors) :]
+    if not detectors or row.defences[: len(detectors)] != tuple(detectors):
+        raise ValueError(f"evading {row}: detectors must come first")
+    if set(rest) - set(grid.PURIFIERS):
+        raise ValueError(
+            f"evading {row}: behind detectors only {', '.join(grid.PURIFIERS)}"
+        )
+    if row not in layout.pipelines():
+        raise ValueError(f"evading {row}: its eps is none of sweep.eps")
 
 
 def _evaded(

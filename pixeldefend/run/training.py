@@ -89,10 +89,10 @@ def told_on_card(
         before = {"before": [*earlier, first["training"]]}
     return {
         "command": command_line(),
-        **more,
         "config": json.loads(settings.to_json_best_effort()),
         "device": parallel.devices(),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         **line,
+        **more,  # which a metric of the same name must not hide
         **before,
     }

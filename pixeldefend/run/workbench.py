@@ -244,7 +244,8 @@ class Workbench:
                 images, colours=tools.colours, preset=tools.median
             )
 
-        return self._mapped(("squeeze",), run, len(images))({}, images)
+        mapped = self._mapped(("squeeze", str(images.dtype)), run, len(images))
+        return mapped({}, images)
 
     def _mark(self, made: Made, program: Program, after: str = "") -> str:
         """What attacked images depend on."""
@@ -252,7 +253,9 @@ class Workbench:
         if made.preset is not None and made.attack in attacks.ATTACKS:
             preset = dict(attacks.ATTACKS[made.attack].presets[made.preset])
         more: dict[str, Any] = {}
-        models = {DEFENCES.get(name, "density_model") for name in made.through}
+        models = {DEFENCES.get(name, "") for name in made.through}
+        if "detector" in made.through:
+            models.add("density_model")
         if "density_model" in models:
             more["density_model"] = self._tools.density_model.card["sha256"]
             more["eps_defend"] = self._tools.eps_defend
@@ -443,7 +446,7 @@ class Workbench:
         mapped = self._mapped(
             (*program.key, str(images.dtype)), program.function, len(images)
         )
-        name = " ".join((_slug(made), *before, by))
+        name = " ".join((_slug(made), *before, "by", by))
         of = mark(
             mapped,
             weights=model.card["sha256"],
