@@ -677,6 +677,22 @@ def evading() -> str:
     return report.markdown_table(header, lines)
 
 
+def p_values_in_front(dataset: str) -> str:
+    """PixelDefend and PuVAE with and without the p-value as a detector."""
+    rows = read(f"p_value_{dataset}")
+    check_weights(rows)
+    classifier = f"{dataset}/cnn_a"
+    defences = dict.fromkeys(row["defence"] for row in rows)
+    texts = [
+        " + ".join((classifier, *(() if d == "none" else d.split("+"))))
+        for d in defences
+    ]
+    sizes = dict.fromkeys(r["eps_attack"] for r in rows if r["attack"] == "pgd")
+    columns = [f"{name} preset=thesis" for name in ("fgsm", "bim", "pgd")]
+    layout = grid.read(texts, columns, sizes)
+    return tables.Table(layout, rows, dataset).show(report.markdown_table)
+
+
 def purifier_speed() -> str:
     """From `benchmarks/purifiers.py`."""
     header = ["data set", "batch", "purifier", "images/s", "times PixelDefend"]
@@ -711,6 +727,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "sweep_claims_fashion_mnist": functools.partial(sweep_claims, "fashion_mnist"),
     "false_positives": false_positives,
     "evading": evading,
+    "p_values_fashion_mnist": functools.partial(p_values_in_front, "fashion_mnist"),
     "purifier_speed": purifier_speed,
     "density_models": density_models,
     "classifiers": classifiers,
