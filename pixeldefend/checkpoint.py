@@ -329,19 +329,12 @@ def load_validation(name: str) -> np.ndarray | None:
       FileNotFoundError: no such model.
       ValueError: the file is damaged.
     """
-    path = find_released(name) / "validation.npy"
-    if not path.exists():
-        return None
-    try:
-        with path.open("rb") as file:
-            scores = np.load(file, allow_pickle=False)
-        if not np.issubdtype(scores.dtype, np.floating) or scores.ndim != 2:
-            raise ValueError(f"{scores.dtype} {scores.shape}")
-        if not scores.size or not np.all(np.isfinite(scores)):
+
+    def check(scores: np.ndarray) -> None:
+        if not np.all(np.isfinite(scores)):
             raise ValueError("they are not finite numbers")
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} holds no scores: {error}") from error
-    return scores
+
+    return _load_scores(find_released(name) / "validation.npy", 2, check)
 
 
 def load_reference(name: str) -> np.ndarray | None:
@@ -351,17 +344,31 @@ def load_reference(name: str) -> np.ndarray | None:
       FileNotFoundError: no such model.
       ValueError: the file is damaged.
     """
-    path = find_released(name) / "reference.npy"
+
+    def check(scores: np.ndarray) -> None:
+        if not np.all(np.diff(scores) >= 0):
+            raise ValueError("they are not sorted")
+
+    return _load_scores(find_released(name) / "reference.npy", 1, check)
+
+
+def _load_scores(
+    path: epath.Path, axes: int, check: Callable[[np.ndarray], None]
+) -> np.ndarray | None:
+    """Floating numbers of so many axes, None without a file; `check` may refuse them.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
     if not path.exists():
         return None
     try:
         with path.open("rb") as file:
-            reference = np.load(file, allow_pickle=False)
-        floating = np.issubdtype(reference.dtype, np.floating)
-        if reference.ndim != 1 or not floating or not reference.size:
-            raise ValueError(f"{reference.dtype} {reference.shape}")
-        if not np.all(np.diff(reference) >= 0):
-            raise ValueError("they are not sorted")
+            scores = np.load(file, allow_pickle=False)
+        floating = np.issubdtype(scores.dtype, np.floating)
+        if scores.ndim != axes or not floating or not scores.size:
+            raise ValueError(f"{scores.dtype} {scores.shape}")
+        check(scores)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} holds no scores: {error}") from error
-    return reference
+    return scores

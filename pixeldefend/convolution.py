@@ -122,10 +122,15 @@ def double(images: chex.Array, kernel: chex.Array) -> chex.Array:
     )
     wide = wide.reshape(2 * reach + 1, 2 * reach + 1, images.shape[-1], -1)
     found = convolve(images, wide, (1, 1), "SAME", **_LAYOUT)
-    batch, height, width = images.shape[:3]
-    found = found.reshape(batch, height, width, 2, 2, outputs)
+    return _side_by_side(found, outputs)
+
+
+def _side_by_side(found: chex.Array, channels: int) -> chex.Array:
+    """`[B, H, W, 2 * 2 * C]` as `[B, 2 H, 2 W, C]`: fours of channels as squares."""
+    batch, height, width, _ = found.shape
+    found = found.reshape(batch, height, width, 2, 2, channels)
     found = found.transpose(0, 1, 3, 2, 4, 5)
-    return found.reshape(batch, 2 * height, 2 * width, outputs)
+    return found.reshape(batch, 2 * height, 2 * width, channels)
 
 
 def _usual(images: chex.Array, kernel: chex.Array, padding: Any = "SAME") -> chex.Array:
@@ -218,11 +223,7 @@ def _halved_backward(saved: tuple, slope: chex.Array) -> tuple[chex.Array, chex.
         parts = parts[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
         parts = jax.lax.optimization_barrier(parts.reshape(*taps, outputs, -1))
         full = [(n - 1, n - 1) for n in taps]
-        found = _usual(slope, parts, full)
-        batch, down, across, _ = found.shape
-        found = found.reshape(batch, down, across, 2, 2, inputs)
-        found = found.transpose(0, 1, 3, 2, 4, 5)
-        found = found.reshape(batch, 2 * down, 2 * across, inputs)
+        found = _side_by_side(_usual(slope, parts, full), inputs)
         height, width = images.shape[1:3]
         found = found[:, :height, :width]
         # Rows and columns that no window reaches have no slope.

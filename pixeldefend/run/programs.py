@@ -101,8 +101,7 @@ def network(tools: Tools, made: Made) -> tuple[Any, Callable, Any]:
             variables = {
                 "classifier": variables,
                 "params": tools.model_of(name).params,
-                # The defence itself draws otherwise.
-                "key": jax.random.fold_in(jax.random.key(tools.seed), 1),
+                "key": _attackers_key(tools),
             }
             continue
         density_model, params, _ = tools.density_model
@@ -121,6 +120,12 @@ def network(tools: Tools, made: Made) -> tuple[Any, Callable, Any]:
             "threshold": jnp.float32(tools.threshold),
         }
     return model, logits_fn, variables
+
+
+def _attackers_key(tools: Tools) -> jax.Array:
+    """Of the draws that an attack makes of a random defence: one for all images, where
+    the defence has one for each."""
+    return jax.random.fold_in(jax.random.key(tools.seed), 1)
 
 
 def whole_attack(tools: Tools, made: Made) -> Program:
@@ -201,13 +206,13 @@ def evade(tools: Tools, made: Made, least: float) -> Program:
 def evade_all(tools: Tools, made: Made) -> Program:
     """An attack past all that stands in front of a classifier, `made.through`: its
     purifiers looked through as `made.slope` says, and its detectors."""
-    model, logits_fn, variables = network(tools, made)
+    model, logits_fn, _ = network(tools, made)
     detectors = [name for name in made.through if name in DETECTORS]
     judges = {name: suspicion(tools, name, made.source) for name in detectors}
     of_classifier = tools.classifiers[made.source].params
 
     def defended(variables: dict, images: jax.Array) -> jax.Array:
-        return logits_fn(variables["network"], images)
+        return logits_fn(variables["classifier"], images)
 
     def harmless(variables: dict, images: jax.Array) -> jax.Array:
         keys = jnp.broadcast_to(variables["key"], (len(images),))
@@ -235,7 +240,6 @@ def evade_all(tools: Tools, made: Made) -> Program:
         return _told(found, info)
 
     options = {
-        "network": variables,
         "detectors": {
             name: {
                 "params": tools.model_of(DEFENCES[name]).params,
@@ -244,7 +248,7 @@ def evade_all(tools: Tools, made: Made) -> Program:
             for name in detectors
         },
         "thresholds": {name: jnp.asarray(tools.thresholds[name]) for name in detectors},
-        "key": jax.random.fold_in(jax.random.key(tools.seed), 1),
+        "key": _attackers_key(tools),
         "eps": jnp.float32(made.eps),
     }
     return Program(("evade_all", model, made.through, made.slope), run, options)
