@@ -2,12 +2,13 @@
 
 import logging as standard_logging
 import sys
+import traceback
 
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pixeldefend import run
+from pixeldefend import interruption, parallel, run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Configuration, e.g. configs/cifar10.py", lock_config=True
@@ -15,6 +16,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MODE = flags.DEFINE_string("mode", "list", f"One of {', '.join(run.MODES)}, list.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder for results; default runs/<dataset>/<mode>-<hash>."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes, as a launcher started it."
 )
 
 
@@ -67,10 +71,35 @@ def main(_: list[str]) -> int:
         return _mistake(
             f"no config file {path}, for example --config=configs/cifar10.py"
         )
+    code = _run(config)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        parallel.leave(code)
+    return code
+
+
+def _run(config: ml_collections.ConfigDict) -> int:
+    """Runs the mode; returns the exit code."""
     try:
+        if _DISTRIBUTED.value:
+            with run.user_errors():
+                parallel.initialize()
+        interruption.listen()
         run.start(_MODE.value, config, _WORKDIR.value)
     except run.UserError as error:
         return _mistake(str(error))
+    except interruption.Interrupted as stop:
+        if stop.code != interruption.EXIT_CODE:
+            return stop.code  # another process has said why
+        text = "main.py: asked to stop; the same command goes on from here"
+        print(text, file=sys.stderr)
+        return stop.code
+    except Exception:
+        if not _DISTRIBUTED.value:
+            raise
+        traceback.print_exc()  # the others have to be told
+        return 1
     return 0
 
 

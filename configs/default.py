@@ -54,7 +54,7 @@ def _pixelcnn() -> ml_collections.ConfigDict:
 
     train = pixelcnn.train = ml_collections.ConfigDict()
     train.start = ""  # like `weights`: begin from these, "" afresh
-    train.batch = 48  # images per step, over all devices
+    train.batch = 48  # images per step, over all devices of all processes
     train.steps = 0  # give steps or hours
     train.hours = 0.0
     train.schedule = "paper"  # paper, anneal
@@ -169,7 +169,7 @@ def _purify() -> ml_collections.ConfigDict:
     purify.input = "sample"
     # Images at most; 0: all; -1: 128 of the sample or a split, all of your own.
     purify.count = -1
-    purify.batch = 128  # images per compiled program, over all devices
+    purify.batch = 128  # images at a time, per device
     purify.eps = 16  # levels, the defence's
     purify.solver = "auto"  # scan, fixed_point; auto: as measured
     # bits/dim below which an image is left alone (adaptive); 0: purify every image; -1:
@@ -180,7 +180,9 @@ def _purify() -> ml_collections.ConfigDict:
     purify.attack = "auto"
     purify.preset = ""  # of the attack, as for `attack`
     purify.eps_attack = 8.0  # levels
-    purify.save_seconds = 10.0  # between writings of results, for runs that are killed
+    # Between writings of results; 0: after every batch, so that a run that is killed
+    # loses no more than the batches that were being worked on.
+    purify.save_seconds = 0.0
     return purify
 
 
@@ -189,7 +191,7 @@ def _score() -> ml_collections.ConfigDict:
     score = ml_collections.ConfigDict()
     score.input = "sample"  # as for purify
     score.count = 0  # images at most; 0: all
-    score.batch = 200
+    score.batch = 200  # images at a time, per device
     return score
 
 
@@ -198,7 +200,7 @@ def _attack() -> ml_collections.ConfigDict:
     attack = ml_collections.ConfigDict()
     attack.input = "sample"  # as for purify
     attack.count = -1  # as for purify
-    attack.batch = 128
+    attack.batch = 128  # images at a time, per device
     # rand, fgsm, bim, pgd, pgd_l2, fgm, deepfool, deepfool_l2, cw, cw_l2,
     # gaussian_blur, contrast_reduction, salt_and_pepper, saliency_map, lbfgs
     attack.name = "bim"
@@ -206,7 +208,7 @@ def _attack() -> ml_collections.ConfigDict:
     attack.preset = ""
     # In the attack's norm: levels, or values for saliency_map; inf: no bound.
     attack.eps = 8.0
-    attack.save_seconds = 10.0  # between writings of results, for runs that are killed
+    attack.save_seconds = 0.0  # as for purify
     return attack
 
 
@@ -246,7 +248,7 @@ def _evaluate() -> ml_collections.ConfigDict:
     # As for purify, with labels; "auto": test, or without data_dir the sample.
     evaluate.input = "auto"
     evaluate.images = 1000  # at most, the first; 0: all
-    evaluate.batch = 100  # images per compiled program, over all devices
+    evaluate.batch = 100  # images at a time, per device
     # A classifier's weights and the defences that an image passes, in order, of
     # squeeze, purify, purify_adaptive, puvae, magnet, and the detectors reject_p_value,
     # reject_rmse and reject_magnet; {eps} in the weights stands for the attack's.
@@ -365,7 +367,7 @@ def _gradients() -> ml_collections.ConfigDict:
     gradients = ml_collections.ConfigDict()
     gradients.input = "auto"  # as for evaluate
     gradients.images = 100  # the first
-    gradients.batch = 20
+    gradients.batch = 20  # images at a time, per device
     return gradients
 
 
@@ -382,7 +384,7 @@ def _classify() -> ml_collections.ConfigDict:
     classify = ml_collections.ConfigDict()
     classify.input = "sample"  # as for purify
     classify.count = 0  # images at most; 0: all
-    classify.batch = 200
+    classify.batch = 200  # images at a time, per device
     return classify
 
 
@@ -393,7 +395,7 @@ def _release() -> ml_collections.ConfigDict:
     release.note = ""  # for the card, e.g. how the run shared its machine
     release.on_sample = False  # all splits from the bundled sample: for trying the code
     release.reference = 0  # training images, the first, for p-values; 0: all
-    release.batch = 200
+    release.batch = 200  # images at a time, per device
     # Classifiers: levels of the FGSM attacks whose accuracy goes on the card.
     release.eps_attack = (2.0, 8.0, 16.0)
     return release
@@ -403,7 +405,7 @@ def _sample() -> ml_collections.ConfigDict:
     """Samples of the density model."""
     sample = ml_collections.ConfigDict()
     sample.count = 64  # images
-    sample.batch = 64
+    sample.batch = 64  # images at a time, per device
     sample.label = -1  # class to draw from a class-conditional model; -1: each in turn
     return sample
 
@@ -434,11 +436,9 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         train.log_every, train.eval_every, train.checkpoint_minutes = 2, 4, 0.0
     config.magnet.model.copies = 2
     config.purify.count = config.purify.batch = 4
-    config.purify.save_seconds = 0.0
     config.sample.count = config.sample.batch = 4
     config.score.count = config.score.batch = 8
     config.attack.count = config.attack.batch = 8
-    config.attack.save_seconds = 0.0
     config.classify.count = config.classify.batch = 64
     evaluate, network = config.evaluate, config.classifier.weights
     evaluate.images, evaluate.batch, evaluate.threshold = 4, 4, 3.0

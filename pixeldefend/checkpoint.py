@@ -7,6 +7,9 @@ import hashlib
 import io
 import json
 import os
+import platform
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from pixeldefend import classifiers, magnet, pixelcnn, puvae
+from pixeldefend import classifiers, magnet, parallel, pixelcnn, puvae
 
 RELEASED = epath.resource_path("pixeldefend") / "released"
 
@@ -37,11 +40,23 @@ _KINDS = {
 
 
 @contextlib.contextmanager
-def whole_file(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Gives a temporary path to write to, renamed to `path` once all went well."""
+def whole_file(
+    path: epath.PathLike, *, every_process: bool = False
+) -> Iterator[epath.Path]:
+    """Gives a temporary path to write to, renamed to `path` once all went well.
+
+    What processes other than the first write is thrown away, unless `every_process`
+    has files of its own.
+    """
     path = epath.Path(path)
+    if not every_process and not parallel.is_first():
+        with tempfile.TemporaryDirectory() as folder:
+            yield epath.Path(folder) / path.name
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.partial{path.suffix}"
+    # Hosts that share a folder may have processes of one number.
+    writer = f"{platform.node()}-{os.getpid()}"
+    temporary = path.parent / f".{path.name}.{writer}.partial{path.suffix}"
     try:
         yield temporary
         temporary.replace(path)
@@ -55,12 +70,33 @@ def write_json(path: epath.PathLike, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def write_arrays(path: epath.PathLike, **arrays: np.ndarray) -> None:
-    """Writes a compressed `.npz` whole."""
+def write_arrays(
+    path: epath.PathLike, *, every_process: bool = False, **arrays: np.ndarray
+) -> None:
+    """Writes a compressed `.npz` whole; see `whole_file`."""
+    if not every_process and not parallel.is_first():
+        return
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    with whole_file(path) as temporary:
+    with whole_file(path, every_process=every_process) as temporary:
         temporary.write_bytes(buffer.getvalue())
+
+
+def patiently(read: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """What `read` returns once it is not None: a shared folder may lag behind.
+
+    Raises:
+      OSError: it did not come within `seconds`.
+    """
+    end = time.monotonic() + seconds
+    while (found := read()) is None:
+        if time.monotonic() > end:
+            raise OSError(
+                "the first process wrote a file that does not show up here: all "
+                "processes need a workdir that they share"
+            )
+        time.sleep(0.1)
+    return found
 
 
 class UnreadableError(ValueError):
@@ -82,13 +118,25 @@ class Checkpoints:
 
         self._ocp = ocp
         self.folder = epath.Path(folder)
+        first = parallel.is_first()
         self._manager = ocp.CheckpointManager(
             _absolute(folder),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep if first else None,
+                create=first,
+                read_only=not first,
+                multiprocessing_options=_alone(),
+            ),
         )
 
     def save(self, step: int, state: Any, extra: dict) -> None:
-        """Saves in the background; a checkpoint appears only once it is complete."""
+        """Saves in the background; a checkpoint appears only once it is complete.
+
+        Only the first process saves; the state is the same in all of them.
+        """
+        if not parallel.is_first():
+            return
+        state = jax.tree.map(np.asarray, jax.device_get(state))
         args = self._ocp.args
         self._manager.save(
             step,
@@ -110,11 +158,11 @@ class Checkpoints:
         Raises:
           UnreadableError: the checkpoint is damaged or of another model.
         """
-        step = self._manager.latest_step()
+        step = parallel.agreed(self._manager.latest_step())
         if step is None:
             return None
         args = self._ocp.args
-        abstract = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
+        abstract = _here(like)
         try:
             restored = self._manager.restore(
                 step,
@@ -132,6 +180,26 @@ class Checkpoints:
         self._manager.close()
 
 
+def _here(like: Any) -> Any:
+    """Shapes and types, of arrays on this process's first device."""
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), like
+    )
+
+
+def _alone() -> Any:
+    """Has orbax work in this process without asking the others."""
+    import orbax.checkpoint as ocp
+
+    own = jax.process_index()
+    if parallel.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"own{own}"
+    )
+
+
 def _unreadable(path: epath.Path, error: Exception | str) -> UnreadableError:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return UnreadableError(
@@ -144,8 +212,11 @@ def save_weights(folder: epath.PathLike, params: Any) -> None:
     """Saves a pytree of arrays under `folder` (orbax), replacing what was there."""
     import orbax.checkpoint as ocp
 
+    if not parallel.is_first():
+        return
     folder = _absolute(folder)
-    with ocp.StandardCheckpointer() as checkpointer:
+    params = jax.tree.map(np.asarray, jax.device_get(params))
+    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
         checkpointer.save(folder, params, force=True)
     # Nothing reads it back, and it names the folder it was written to.
     (folder / "commit_success.txt").unlink(missing_ok=True)
@@ -167,9 +238,9 @@ def load_weights(folder: epath.PathLike, like: Any) -> Any:
     folder = _absolute(folder)
     if not folder.exists():
         raise FileNotFoundError(f"no weights in {folder}")
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    abstract = _here(like)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
             # A restore that fails half-way leaves threads that complain, so compare
             # beforehand.
             stored = _shapes(checkpointer.metadata(folder).item_metadata.tree)
@@ -222,6 +293,8 @@ def save_released(
         constructor arguments are added as `model`.
       reference: log-probabilities `[N]` of the training split, nats, or None.
     """
+    if not parallel.is_first():
+        return
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # First, so that a kill never leaves an old card beside new weights.

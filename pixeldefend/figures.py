@@ -44,10 +44,13 @@ def grid(rows: Sequence[np.ndarray], titles: Sequence[str] = ()) -> Image.Image:
     return picture
 
 
-def save(picture: Image.Image, path: epath.PathLike) -> None:
-    """Writes a picture as PNG, whole."""
-    with checkpoint.whole_file(path) as temporary, temporary.open("wb") as file:
-        picture.save(file, format="png", optimize=True)
+def save(
+    picture: Image.Image, path: epath.PathLike, *, every_process: bool = False
+) -> None:
+    """Writes a picture as PNG, whole; see `checkpoint.whole_file`."""
+    with checkpoint.whole_file(path, every_process=every_process) as temporary:
+        with temporary.open("wb") as file:
+            picture.save(file, format="png", optimize=True)
 
 
 def picture(image: np.ndarray) -> Image.Image:

@@ -6,19 +6,22 @@ import time
 import numpy as np
 from etils import epath
 
-from pixeldefend import checkpoint
+from pixeldefend import checkpoint, parallel
 
 
 class Parts:
-    """Batches of results in a folder, in order; what a killed run left is found again.
+    """Batches of results in a folder; what a killed run left is found again.
+
+    Each process writes parts of its own, and a part says which rows it has, so a run
+    may go on with another number of processes and devices.
 
     Attributes:
-      results: what was found and added, dicts of arrays `[n, ...]`.
-      done: rows in them.
+      results: what was found and added, pairs of rows `[n]` and dicts of arrays
+        `[n, ...]`.
       seconds: that the parts found had taken.
     """
 
-    def __init__(self, folder: epath.PathLike, identity: str, pause: float = 10.0):
+    def __init__(self, folder: epath.PathLike, identity: str, pause: float = 0.0):
         """Reads the parts of an earlier run, if it was the same.
 
         Args:
@@ -30,57 +33,96 @@ class Parts:
         self._own = self._folder / identity
         self._pause = pause
         self._written = time.monotonic()
-        self._waiting: list[dict] = []
-        self.results: list[dict] = []
-        self.done = 0
+        self._waiting: list[tuple[np.ndarray, dict]] = []
+        self._spent = 0.0  # seconds that are on disk, of this run
+        self.results: list[tuple[np.ndarray, dict]] = []
         self.seconds = 0.0
-        # In order of their first rows; one that is missing makes the others useless.
-        for path in sorted(self._own.glob("[0-9]*.npz")):
-            part = _load(path) if path.stem == _name(self.done) else None
-            if part is None:
-                path.unlink()
-                continue
-            self.seconds = float(part.pop("seconds"))
-            self.results.append(part)
-            self.done += _rows(part)
-        for path in self._own.glob(".*.partial.npz"):  # of a killed run
-            path.unlink()
-        self._saved = self.done
+        self._known: set[str] = set()
+        if parallel.is_first():
+            self._clean()
+        self._read()
 
-    def add(self, result: dict, seconds: float, *, last: bool) -> None:
-        """Takes a batch of results; writes when it is time, or it is the last.
+    @property
+    def done(self) -> int:
+        """How many rows there are results of, here."""
+        return sum(len(rows) for rows, _ in self.results)
+
+    def missing(self, count: int) -> np.ndarray:
+        """Which of so many rows there are no results of."""
+        done = [rows for rows, _ in self.results]
+        return np.setdiff1d(np.arange(count), np.concatenate([[], *done]))
+
+    def add(self, rows: np.ndarray, result: dict, seconds: float) -> None:
+        """Takes a batch of results, and writes when it is time.
 
         Args:
+          rows: `[n]`.
           result: arrays `[n, ...]` by name.
-          seconds: taken so far, those of earlier runs included.
-          last: whether nothing follows.
+          seconds: that this run has taken so far.
         """
-        self.results.append(result)
-        self._waiting.append(result)
-        self.done += _rows(result)
-        now = time.monotonic()
-        if not last and now - self._written < self._pause:
+        self.results.append((rows, result))
+        self._waiting.append((rows, result))
+        if time.monotonic() - self._written >= self._pause:
+            self.flush(seconds)
+
+    def flush(self, seconds: float) -> None:
+        """Writes what was not yet written; `seconds` as for `add`."""
+        if not self._waiting:
             return
-        together = {
-            name: np.concatenate([part[name] for part in self._waiting])
-            for name in result
-        }
-        path = self._own / f"{_name(self._saved)}.npz"
-        checkpoint.write_arrays(path, **together, seconds=np.float64(seconds))
-        self._waiting, self._saved, self._written = [], self.done, now
+        rows = np.concatenate([rows for rows, _ in self._waiting])
+        together = parallel.concatenated([result for _, result in self._waiting])
+        name = f"{rows[0]:012d}.npz"
+        # Processes work at the same time.
+        share = (seconds - self._spent) / parallel.process_count()
+        checkpoint.write_arrays(
+            self._own / name,
+            every_process=True,
+            **together,
+            rows=rows,
+            seconds=np.float64(share),
+        )
+        self._known.add(name)
+        self._waiting, self._written, self._spent = [], time.monotonic(), seconds
+
+    def collect(self, count: int) -> dict:
+        """The results of all processes `[count, ...]`, once each has flushed its own.
+
+        Raises:
+          ValueError: a row is missing, or there twice.
+        """
+        parallel.barrier()
+        if parallel.process_count() > 1:
+            self._read()
+        return parallel.in_order(self.results, count)
 
     def remove(self) -> None:
         """Removes the folder, once the results are elsewhere."""
-        if self._folder.exists():
+        parallel.barrier()
+        if parallel.is_first() and self._folder.exists():
             self._folder.rmtree()
 
+    def _clean(self) -> None:
+        """Removes what a killed run left half done, and what another was to read."""
+        taken = np.zeros(0, int)
+        for path in sorted(self._own.glob("[0-9]*.npz")):
+            part = _load(path)
+            if part is None or np.isin(part["rows"], taken).any():
+                path.unlink()
+                continue
+            taken = np.concatenate([taken, part["rows"]])
+        for path in self._own.glob(".*.partial.npz"):
+            path.unlink()
 
-def _name(first: int) -> str:
-    return f"{first:09d}"
-
-
-def _rows(part: dict) -> int:
-    return len(next(iter(part.values())))
+    def _read(self) -> None:
+        """Reads the parts that are not known here, as the first process sees them."""
+        there = sorted(path.name for path in self._own.glob("[0-9]*.npz"))
+        for name in parallel.agreed(there):
+            if name in self._known:
+                continue
+            part = checkpoint.patiently(lambda name=name: _load(self._own / name))
+            self._known.add(name)
+            self.seconds += float(part.pop("seconds"))
+            self.results.append((part.pop("rows"), part))
 
 
 def _load(path: epath.Path) -> dict | None:
@@ -88,8 +130,10 @@ def _load(path: epath.Path) -> dict | None:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             part = dict(file)
-        rows = {len(part[name]) for name in part if name != "seconds"}
-        whole = part["seconds"].ndim == 0 and len(rows) == 1
+        lengths = {len(part[name]) for name in part if name != "seconds"}
+        rows = part["rows"]
+        whole = part["seconds"].ndim == 0 and len(lengths) == 1
+        whole = whole and rows.dtype == np.int64 and len(np.unique(rows)) == len(rows)
     except Exception:  # a damaged archive raises a dozen kinds
         return None
     return part if whole else None

@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from pixeldefend import parallel
+from pixeldefend import interruption, parallel
 from pixeldefend.parts import Parts
 
 
@@ -86,7 +85,7 @@ def run_batches(
     variables: Any,
     *arrays: np.ndarray,
     parts: Parts | None = None,
-    each: Callable[[int, Any], None] | None = None,
+    each: Callable[[np.ndarray, Any], None] | None = None,
 ) -> tuple[Any, float]:
     """Compiles and runs a batch map with progress shown.
 
@@ -96,29 +95,45 @@ def run_batches(
       variables: for the mapped function.
       *arrays: `[N, ...]` each.
       parts: what an earlier run left; results are added to it as they come.
-      each: called with the first row and the result of every batch, while the devices
-        work on the next.
+      each: called with the rows and the result of every batch of this process, while
+        the devices work on the next.
 
     Returns:
       The results `[N, ...]`, and the seconds taken after compilation, those of an
       earlier run included.
+
+    Raises:
+      interruption.Interrupted: the run was asked to stop; `parts` are on disk.
     """
+    count = len(arrays[0])
+    rows = np.arange(count) if parts is None else parts.missing(count)
     mapped.compile(variables, *arrays)
-    results = [] if parts is None else parts.results
-    start = done = 0 if parts is None else parts.done
-    progress = Progress(what, start=start / len(arrays[0]))
-    earlier = 0.0 if parts is None else parts.seconds
+    results = []
+    # In the first process's words: the others are as far as it is.
+    progress = Progress(what, start=1 - len(rows) / count)
     begun = time.perf_counter()
-    for result in mapped.batches(variables, *arrays, start=start):
-        if each is not None:
-            each(done, result)
-        seconds = time.perf_counter() - begun
-        done += len(jax.tree.leaves(result)[0])
-        if parts is None:
-            results.append(result)
-        else:
-            parts.add(result, earlier + seconds, last=done == len(arrays[0]))
-        rate = (done - start) / seconds
-        progress.update(done / len(arrays[0]), f"{rate:.1f} images/s")
+    done = 0
+    try:
+        for own, result in mapped.batches(variables, *arrays, rows=rows):
+            if each is not None:
+                each(own, result)
+            seconds = time.perf_counter() - begun
+            if parts is None:
+                results.append((own, result))
+            else:
+                parts.add(own, result, seconds)
+            done = min(done + len(own) * parallel.process_count(), len(rows))
+            share = 1 - (len(rows) - done) / count
+            progress.update(share, f"{done / seconds:.1f} images/s")
+    except interruption.Interrupted:
+        if parts is not None:
+            parts.flush(time.perf_counter() - begun)
+        raise
     progress.close()
-    return parallel.concatenated(results), earlier + time.perf_counter() - begun
+    if parts is None:
+        whole = parallel.whole(results, count)
+        return whole, time.perf_counter() - begun
+    parts.flush(time.perf_counter() - begun)
+    earlier = parts.seconds
+    whole = parts.collect(count)
+    return whole, earlier + time.perf_counter() - begun

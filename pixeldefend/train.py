@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from pixeldefend import checkpoint, data, parallel
+from pixeldefend import checkpoint, data, interruption, parallel
 
 SCHEDULES = ("paper", "anneal")
 LossFn = Callable[[Any, Any, Any, chex.PRNGKey], tuple[chex.Array, tuple[Any, dict]]]
@@ -179,12 +179,17 @@ def make_step(
       polyak: decay of the average.
 
     Returns:
-      `step(state, batch, key, learning_rate) -> (state, metrics)`. Gradients, model
-      state and metrics are averaged over the devices.
+      `step(state, batch, key, learning_rate, told) -> (state, metrics)`. Gradients,
+      model state, metrics and what processes have `told` each other are averaged over
+      the devices, in one piece.
     """
 
     def step(
-        state: TrainState, batch: Any, key: chex.PRNGKey, learning_rate: chex.Array
+        state: TrainState,
+        batch: Any,
+        key: chex.PRNGKey,
+        learning_rate: chex.Array,
+        told: chex.Array,
     ) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(key, state.step)
         key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
@@ -192,7 +197,8 @@ def make_step(
             loss_fn, has_aux=True
         )(state.params, state.model_state, batch, key)
         gradients, model_state, metrics = jax.lax.pmean(
-            (gradients, model_state, {"loss": loss, **metrics}), parallel.AXIS
+            (gradients, model_state, {"loss": loss, "told": told, **metrics}),
+            parallel.AXIS,
         )
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         updates, optimizer_state = optimizer.update(
@@ -225,7 +231,8 @@ def fit(
 
     With `plan.steps` a run that was killed ends with the same bits as an undisturbed
     one: batches and keys are functions of the step, and the checkpoint holds the rest.
-    With `plan.hours` the clock decides, and the hours already spent count.
+    With `plan.hours` the clock decides, and the hours already spent count; of several
+    processes the first one's.
 
     Args:
       state: the first state; replaced where a checkpoint is found.
@@ -241,10 +248,12 @@ def fit(
 
     Raises:
       NonFiniteLossError: the loss is no longer finite.
+      interruption.Interrupted: the run was asked to stop; there is a checkpoint.
       ValueError: batch and devices do not fit.
       checkpoint.UnreadableError: a checkpoint cannot be read.
     """
-    parallel.check_batch(plan.batch)
+    parallel.per_device(plan.batch)
+    own = parallel.own_rows(plan.batch)
     workdir = epath.Path(workdir)
     with contextlib.closing(
         checkpoint.Checkpoints(workdir / "checkpoints")
@@ -254,23 +263,27 @@ def fit(
         if restored is not None:
             done, state, extra = restored
             seconds = extra["seconds"]
+        parallel.barrier()  # nothing is saved before every process has looked
         lines = _Metrics(workdir / "metrics.jsonl", done)
         batches = data.Batches(len(arrays["images"]), plan.batch, plan.seed)
         indices = batches.from_step(done)
-        loop = _Loop(plan, parallel.map_step(step), jax.random.key(plan.seed))
+        key = jax.random.key(plan.seed)
+        loop = _Loop(plan, parallel.map_step(step), key, seconds)
+        spent = seconds  # by this process's clock
         begun = saved = logged = time.monotonic()
         waiting: list[dict] = []
         while plan.progress(done, seconds) < 1:
-            index = next(indices)
+            index = next(indices)[own]
             batch = {name: array[index] for name, array in arrays.items()}
-            state, metrics = loop.advance(state, batch, done, seconds)
+            state, metrics = loop.advance(state, batch, done, spent)
             waiting.append(metrics)
             done += 1
             now = time.monotonic()
-            seconds, begun = seconds + now - begun, now
+            spent, begun = spent + now - begun, now
+            stop, seconds = loop.agreed(spent)
             last = plan.progress(done, seconds) >= 1
             evaluating = last or done % plan.eval_every == 0
-            if not evaluating and done % plan.log_every:
+            if not (evaluating or stop) and done % plan.log_every:
                 continue
             line = loop.line(done, seconds, waiting)
             rate = plan.batch * len(waiting) / max(time.monotonic() - logged, 1e-9)
@@ -281,27 +294,51 @@ def fit(
             lines.add(line)
             report(line)
             # Only beside a line, whose loss is known to be finite.
-            if last or now - saved > 60 * plan.checkpoint_minutes:
+            if last or stop or now - saved > 60 * plan.checkpoint_minutes:
                 checkpoints.save(done, state, {"seconds": seconds})
                 saved = now
+            if stop and not last:
+                raise interruption.Interrupted()
             logged = time.monotonic()
     return state, lines.last
 
 
 @dataclasses.dataclass
 class _Loop:
-    """The mapped step and what it takes beside the state."""
+    """The mapped step and what it takes beside the state.
+
+    Processes stop at the same step and by the same clock: each tells its wish and the
+    first one its seconds with every step, and all hear of it one step later, when the
+    devices are done with it.
+    """
 
     plan: Plan
     step: Callable[..., tuple[TrainState, dict]]
     key: chex.PRNGKey
+    seconds: float
+    heard: list = dataclasses.field(default_factory=list)
 
     def advance(
-        self, state: TrainState, batch: dict, done: int, seconds: float
+        self, state: TrainState, batch: dict, done: int, spent: float
     ) -> tuple[TrainState, dict]:
-        rate = self.plan.rate(done, self.plan.progress(done, seconds))
-        state, metrics = self.step(state, batch, self.key, rate)
+        rate = self.plan.rate(done, self.plan.progress(done, self.seconds))
+        clock = spent if parallel.is_first() else 0.0
+        told = (float(interruption.wanted()), clock)
+        state, metrics = self.step(state, batch, self.key, rate, told)
+        self.heard.append(metrics.pop("told"))
         return state, metrics | {"learning_rate": rate}
+
+    def agreed(self, spent: float) -> tuple[bool, float]:
+        """Whether to stop now, and the seconds spent, the same in every process."""
+        if parallel.process_count() == 1:  # no need to wait for the devices
+            self.heard.clear()
+            self.seconds = spent
+            return interruption.wanted(), spent
+        if len(self.heard) < 2:
+            return False, self.seconds
+        wish, clock = np.asarray(self.heard.pop(0)) * parallel.process_count()
+        self.seconds = float(clock)
+        return bool(wish > 0), self.seconds
 
     def line(self, done: int, seconds: float, waiting: list[dict]) -> dict:
         """Averages what has gathered since the last line; checks that it is finite."""
@@ -347,6 +384,8 @@ class _Metrics:
 
     def add(self, line: dict) -> None:
         self.last = line
+        if not parallel.is_first():
+            return
         text = json.dumps(line) + "\n"
         if "://" in str(self.path):  # an object store, which cannot append
             with checkpoint.whole_file(self.path) as temporary:

@@ -10,7 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from pixeldefend import checkpoint
+from pixeldefend import checkpoint, parallel
+from pixeldefend.lock import Lock
 
 
 class UserError(Exception):
@@ -67,6 +68,7 @@ class Workdir:
         """
         self._folder = epath.Path(folder)
         self._config = config
+        self._lock = Lock(self._folder / "lock.json")
         self.hash = config_hash(config)
         path = self._folder / "config.json"
         if self._folder.exists() and not self._folder.is_dir():
@@ -110,11 +112,23 @@ class Workdir:
             )
 
     def open(self) -> epath.Path:
-        """Makes the folder with its `config.json`; only after all checks."""
+        """Makes the folder with its `config.json`; only after all checks.
+
+        Until `close` it is refused to other runs.
+
+        Raises:
+          UserError: another run is at work here, or it cannot be written to.
+        """
         with user_errors():
-            self._folder.mkdir(parents=True, exist_ok=True)
+            if parallel.is_first():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._lock.take()
             checkpoint.write_json(self._folder / "config.json", self._config)
         return self._folder
+
+    def close(self) -> None:
+        """Leaves the folder to other runs."""
+        self._lock.release()
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str]]:

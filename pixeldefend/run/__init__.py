@@ -4,12 +4,15 @@ Only this package reads configs. Every mode checks all that the user gave before
 touches a file; what is wrong by then is a `UserError`.
 """
 
+import contextlib
 import json
+import os
 from collections.abc import Callable
 
 import jax
 from etils import epath
 
+from pixeldefend import parallel
 from pixeldefend.run import inputs
 from pixeldefend.run.attacking import attack
 from pixeldefend.run.autoencoders import (
@@ -130,6 +133,7 @@ def start(mode: str, config: inputs.Config, workdir: str = "") -> None:
 
     Raises:
       UserError: something that the user gave is wrong.
+      interruption.Interrupted: the run was asked to stop; started again it goes on.
     """
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed must be from 0 to 2^32 - 1: {config.seed}")
@@ -141,7 +145,11 @@ def start(mode: str, config: inputs.Config, workdir: str = "") -> None:
     with user_errors():
         folder = workdir or f"runs/{config.dataset}/{mode}-{config_hash(sections)}"
         place = Workdir(folder, sections, FREE.get(mode, ()))
-    MODES[mode](config, place)
+    with contextlib.closing(place), contextlib.ExitStack() as stack:
+        if not parallel.is_first():  # what it says the first one says as well
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        MODES[mode](config, place)
 
 
 def _sections(mode: str, config: inputs.Config) -> dict:

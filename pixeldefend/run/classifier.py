@@ -35,7 +35,7 @@ def train_classifier(config: inputs.Config, workdir: Workdir) -> None:
             weight_decay=settings.weight_decay,
         )
         plan = inputs.plan(config, settings, polyak=0.0)
-        if recipe.adversarial and parallel.check_batch(plan.batch) % 2:
+        if recipe.adversarial and parallel.per_device(plan.batch) % 2:
             raise ValueError(
                 f"train.batch must be even on every device for {recipe.training}: "
                 f"{plan.batch}"

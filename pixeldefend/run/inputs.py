@@ -72,6 +72,8 @@ def in_row(eps: float) -> float | None:
 
 def remove_results(folder: epath.Path) -> None:
     """Removes what earlier runs of this config wrote here, perhaps of other images."""
+    if not parallel.is_first():
+        return
     for inner in ("purified", "adversarial", "correct"):
         for suffix in (".npz", ".png"):
             for old in (folder / inner).glob(f"*{suffix}"):
@@ -90,7 +92,7 @@ def plan(config: Config, settings: Config, **fixed: Any) -> train.Plan:
     """The plan in a `train` section; `fixed` are fields that it does not leave open."""
     options = set(train.Plan.__dataclass_fields__) & set(settings)
     found = train.Plan(seed=config.seed, **{k: settings[k] for k in options}, **fixed)
-    parallel.check_batch(found.batch, "train.batch")
+    parallel.per_device(found.batch, "train.batch")
     return found
 
 

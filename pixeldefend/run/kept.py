@@ -21,11 +21,11 @@ def mark(mapped: parallel.BatchMap | None, **identity: Any) -> str:
     """A short name for what results depend on.
 
     Args:
-      mapped: what computes them, if it is a map; only the batch of a device matters.
+      mapped: what computes them, if it is a map, for its batch.
       **identity: everything else.
     """
     if mapped is not None:
-        identity["batch"] = parallel.check_batch(mapped.batch)
+        identity["batch"] = mapped.batch
     return config_hash(identity | {"version": __version__})
 
 
@@ -58,16 +58,26 @@ class Kept:
           only: the arrays to read besides the `seconds`; none for all.
         """
         path = self._path(kind, name)
+        found = self._read(path, mark, only) if parallel.is_first() else None
+        if not parallel.agreed(found is not None):
+            return None
+        if found is None:
+            found = checkpoint.patiently(lambda: self._read(path, mark, only))
+        self._seconds[path] = float(found["seconds"])
+        return found
+
+    @staticmethod
+    def _read(
+        path: epath.Path, mark: str, only: Sequence[str]
+    ) -> dict[str, np.ndarray] | None:
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 if str(file["mark"]) != mark:
                     return None
                 keys = ("seconds", *only) if only else file.files
-                found = {key: file[key] for key in keys if key != "mark"}
-                self._seconds[path] = float(found["seconds"])
+                return {key: file[key] for key in keys if key != "mark"}
         except Exception:  # of a missing or damaged file, which are a dozen kinds
             return None
-        return found
 
     def run(
         self,
@@ -92,7 +102,7 @@ class Kept:
         """
         path = self._path(kind, name)
         # Every batch at once: one is much longer in the making than in the writing.
-        parts = Parts(self._folder / "parts" / kind / path.stem, mark, pause=0.0)
+        parts = Parts(self._folder / "parts" / kind / path.stem, mark)
         if parts.done:
             print(f"{what}: going on after {parts.done} of {len(arrays[0])} images")
         result, seconds = report.run_batches(
@@ -127,6 +137,8 @@ class Kept:
 
     def tidy(self) -> None:
         """Removes what only a killed run would need."""
+        if not parallel.is_first():
+            return
         if (self._folder / "parts").exists():
             (self._folder / "parts").rmtree()
         for kind in FOLDERS:

@@ -72,10 +72,9 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         settings.save_seconds,
         threshold=job.threshold,
     )
-    first = 0
-    for part in kept.results:
-        _write_pictures(folder, job.given, first, part)
-        first += len(part["purified"])
+    if parallel.is_first():
+        for rows, part in kept.results:
+            _write_pictures(folder, job.given, rows, part)
     variables = {
         "params": job.params,
         "classifier": job.classifier_variables,
@@ -93,7 +92,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         inputs.labels_or_unknown(job.given),
         np.arange(len(clean), dtype=np.uint32),
         parts=kept,
-        each=lambda first, batch: _write_pictures(folder, job.given, first, batch),
+        each=lambda rows, batch: _write_pictures(folder, job.given, rows, batch),
     )
     _write_purified(folder, job.given, result)
     stages = evaluate.stages(
@@ -259,17 +258,17 @@ def _write_outcomes(
 
 
 def _write_pictures(
-    folder: epath.Path, given: data.Input, first: int, result: dict
+    folder: epath.Path, given: data.Input, rows: np.ndarray, result: dict
 ) -> None:
-    """A PNG for each of the user's own images, of which `first` is the batch's first.
+    """A PNG for each of the user's own images, of which the batch has these rows.
 
     Written before the batch counts as done.
     """
     if not given.own:
         return
-    names = given.names[first : first + len(result["purified"])]
-    for name, image in zip(names, result["purified"], strict=True):
-        figures.save(figures.picture(image), folder / "purified" / f"{name}.png")
+    for row, image in zip(rows, result["purified"], strict=True):
+        path = folder / "purified" / f"{given.names[row]}.png"
+        figures.save(figures.picture(image), path, every_process=True)
 
 
 def _write_purified(folder: epath.Path, given: data.Input, result: dict) -> None:
