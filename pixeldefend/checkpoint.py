@@ -119,11 +119,14 @@ class Checkpoints:
         self._ocp = ocp
         self.folder = epath.Path(folder)
         first = parallel.is_first()
+        if first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        parallel.barrier()
         self._manager = ocp.CheckpointManager(
             _absolute(folder),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep if first else None,
-                create=first,
+                create=False,
                 read_only=not first,
                 multiprocessing_options=_alone(),
             ),
@@ -251,15 +254,17 @@ def load_weights(folder: epath.PathLike, like: Any) -> Any:
         raise _unreadable(folder, error) from error
 
 
-def _shapes(tree: Any) -> dict[str, tuple]:
-    """Shapes by path; sequences and their indices as text, as orbax stores them."""
+def flat(tree: Any) -> dict[str, Any]:
+    """Leaves by path; sequences and their indices as text, as orbax stores them."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): tuple(
-            leaf.shape
-        )
+        "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): leaf
         for path, leaf in leaves
     }
+
+
+def _shapes(tree: Any) -> dict[str, tuple]:
+    return {name: tuple(leaf.shape) for name, leaf in flat(tree).items()}
 
 
 def fingerprint(params: Any) -> str:

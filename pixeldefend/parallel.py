@@ -7,6 +7,7 @@ or signals is agreed upon through the coordination service of `jax.distributed`,
 unlike a collective does not mind how long one process waits for another.
 """
 
+import contextlib
 import functools
 import io
 import itertools
@@ -26,6 +27,7 @@ AXIS = "devices"
 _PIECE = 2**20  # bytes of one message to the coordination service
 _STOP = "pixeldefend/stop"
 _names = itertools.count()
+_busy: list[bool] = []
 Found = TypeVar("Found")
 
 
@@ -105,8 +107,9 @@ def gathered(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     for process in range(jax.process_count()):
         theirs = f"{name}/{process}"
         count = int(_wait(functools.partial(_look, f"{theirs}/pieces")))
-        texts = [_client().key_value_try_get_bytes(f"{theirs}/{i}") for i in range(count)]
-        with np.load(io.BytesIO(b"".join(texts)), allow_pickle=False) as file:
+        get = _client().key_value_try_get_bytes
+        sent = b"".join(get(f"{theirs}/{i}") for i in range(count))
+        with np.load(io.BytesIO(sent), allow_pickle=False) as file:
             found.append(dict(file))
     barrier()
     _client().key_value_delete(own)
@@ -117,11 +120,22 @@ def stop_wanted() -> int:
     """The code to exit with if any process was asked to stop, or failed; else 0."""
     own = interruption.EXIT_CODE if interruption.wanted() else 0
     if jax.process_count() == 1:
-        return own
+        return 0 if _busy else own
     there = _look(_STOP)
     if there is None and own:
         _client().key_value_set(_STOP, str(own), allow_overwrite=True)
-    return own if there is None else int(there)
+    code = own if there is None else int(there)
+    return 0 if _busy and code == interruption.EXIT_CODE else code
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """A wish to stop has to wait for what is done in here; a failure does not."""
+    _busy.append(True)
+    try:
+        yield
+    finally:
+        _busy.pop()
 
 
 def leave(code: int) -> None:
@@ -272,7 +286,8 @@ class BatchMap:
         """Prepares the map; nothing is compiled before it is needed.
 
         Args:
-          function: pure; arrays `[B, ...]` in, an array `[B, ...]` or a dict of such out.
+          function: pure; arrays `[B, ...]` in, an array `[B, ...]` or a dict of such
+            out.
           batch: B, images per device.
 
         Raises:
@@ -364,15 +379,15 @@ def whole(parts: list[tuple[np.ndarray, Any]], count: int) -> Any:
     if jax.process_count() == 1:
         return in_order(parts, count)
     own = concatenated([result for _, result in parts]) if parts else {}
-    named = own if isinstance(own, dict) else {"": own}
+    alone = not isinstance(own, dict)
     rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, int)
-    sent = {f"of {name}": array for name, array in named.items()}
+    sent = {"alone": own} if alone else {f"of {name}": own[name] for name in own}
     found = []
     for arrays in gathered({"rows": rows, **sent}):
         theirs = arrays.pop("rows")
-        result = {name.removeprefix("of "): array for name, array in arrays.items()}
+        named = {name.removeprefix("of "): array for name, array in arrays.items()}
         if len(theirs):  # one that had no rows does not know what results look like
-            found.append((theirs, result.get("", result)))
+            found.append((theirs, arrays.get("alone", named)))
     return in_order(found, count)
 
 
@@ -385,7 +400,9 @@ def in_order(parts: list[tuple[np.ndarray, Any]], count: int) -> Any:
     rows = np.concatenate([rows for rows, _ in parts])
     order = np.argsort(rows, kind="stable")
     if not np.array_equal(rows[order], np.arange(count)):
-        raise ValueError(f"results of {len(np.unique(rows))} rows where {count} are due")
+        raise ValueError(
+            f"results of {len(np.unique(rows))} rows where {count} are due"
+        )
     together = concatenated([result for _, result in parts])
     return jax.tree.map(lambda a: a[order], together)
 

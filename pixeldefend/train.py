@@ -290,7 +290,8 @@ def fit(
             line["images_per_second"] = round(rate, 2)
             waiting = []
             if evaluating:
-                line.update(evaluate(state))
+                with parallel.undisturbed():
+                    line.update(evaluate(state))
             lines.add(line)
             report(line)
             # Only beside a line, whose loss is known to be finite.

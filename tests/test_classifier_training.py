@@ -138,7 +138,8 @@ def test_batch_norm_on_four_devices_equals_one(arrays):
         classifier_training.loss_fn(model, recipe), optimizer, PLAN.polyak
     )
     # One device: an axis of length one.
-    one = jax.jit(jax.vmap(step, (None, 0, None, None), None, axis_name=parallel.AXIS))
+    axes = (None, 0, None, None, None)
+    one = jax.jit(jax.vmap(step, axes, None, axis_name=parallel.AXIS))
     many = parallel.map_step(step)
     assert jax.local_device_count() == 4
     states = [_state(_variables(), optimizer) for _ in range(2)]
@@ -146,7 +147,9 @@ def test_batch_norm_on_four_devices_equals_one(arrays):
     for i in range(3):
         batch = {name: rows[i * 16 : (i + 1) * 16] for name, rows in arrays.items()}
         single = {name: rows[None] for name, rows in batch.items()}
-        states[0], metrics = one(states[0], single, key, jnp.float32(0.05))
+        states[0], metrics = one(
+            states[0], single, key, jnp.float32(0.05), jnp.zeros(1)
+        )
         states[1], others = many(states[1], batch, key, 0.05)
         assert float(metrics["loss"]) == pytest.approx(float(others["loss"]), rel=1e-5)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)

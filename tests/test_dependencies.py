@@ -35,6 +35,8 @@ EFFECTS = {
     "data",
     "checkpoint",
     "parallel",
+    "interruption",
+    "lock",
     "train",
     "evaluate",
     "tables",

@@ -235,7 +235,7 @@ def test_evaluate_on_four_devices_gives_the_rows_of_one(models, tmp_path):
 
 def _workbench(folder, models, name="two"):
     loaded = {models["two"]: Loaded(*checkpoint.load_released(models[name]))}
-    tools = Tools(loaded, None, 32, "auto", 0.0, 8, "paper", 0, batch=4)
+    tools = Tools(loaded, None, 32, "auto", 0.0, 8, "paper", 0, batch=1)
     given = data.read_input("fashion_mnist", "sample", 24, (28, 28, 1), None)
     return Workbench(folder, given, tools), given
 
@@ -246,20 +246,20 @@ def test_what_an_interrupted_run_made_is_not_made_again(models, tmp_path, monkey
     made = grid.made_for(grid.Pipeline(models["two"]), grid.column("fgsm"), 8.0)
     expected = bench.attacked(made)["images"]
     taken, begun = [], []
-    add, rows = parts_module.Parts.add, parallel.BatchMap._rows
+    add, given_rows = parts_module.Parts.add, parallel.BatchMap._given
 
-    def dies(self, result, seconds, *, last):
+    def dies(self, rows, result, seconds):
         taken.append(len(result["images"]))
         if len(taken) == 3:
             raise KeyboardInterrupt
-        add(self, result, seconds, last=last)
+        add(self, rows, result, seconds)
 
-    def counted(self, start, arrays):
-        begun.append(start)
-        return rows(self, start, arrays)
+    def counted(self, rows, arrays):
+        begun.append(int(rows[0]))
+        return given_rows(self, rows, arrays)
 
     monkeypatch.setattr(parts_module.Parts, "add", dies)
-    monkeypatch.setattr(parallel.BatchMap, "_rows", counted)
+    monkeypatch.setattr(parallel.BatchMap, "_given", counted)
     with pytest.raises(KeyboardInterrupt):
         _workbench(tmp_path / "b", models)[0].attacked(made)
     found = _workbench(tmp_path / "b", models)[0].attacked(made)["images"]
@@ -281,16 +281,6 @@ def test_files_of_other_images_or_weights_are_made_anew(models, tmp_path):
     np.testing.assert_array_equal(bench.attacked(made)["images"], first)
     other, _ = _workbench(tmp_path, models, "one8")  # under the same name
     assert not np.array_equal(other.attacked(made)["images"], first)
-
-
-def test_batches_of_a_device_do_not_depend_on_how_many_there_are(monkeypatch):
-    """A last, smaller set would else be attacked in batches of another shape."""
-    sizes = {}
-    for count in (1, 4):
-        monkeypatch.setattr(jax, "local_device_count", lambda count=count: count)
-        given = [(100 * count, 1000), (100 * count, 200), (100 * count, 30)]
-        sizes[count] = [parallel.batch_for(*one) // count for one in given]
-    assert sizes[1] == sizes[4] == [100, 100, 30]
 
 
 def test_choose_threshold_smoke(models, tmp_path):

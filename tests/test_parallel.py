@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixeldefend import parallel
+from pixeldefend import interruption, parallel
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 20])
@@ -37,20 +37,71 @@ def test_one_program_serves_every_batch():
     assert len(traces) == 1 and mapped.compile_seconds > 0
 
 
-def test_a_batch_that_devices_do_not_divide_is_refused():
-    assert jax.local_device_count() == 4
-    with pytest.raises(ValueError, match="multiple of 4 devices"):
-        parallel.BatchMap(lambda _, x: x, 6)
+def test_a_training_batch_that_devices_do_not_divide_is_refused():
+    assert jax.device_count() == 4
+    with pytest.raises(ValueError, match="train.batch .* multiple of 4 devices: 6"):
+        parallel.per_device(6, "train.batch")
+    assert parallel.per_device(8) == 2
+
+
+def test_a_batch_without_images_is_refused():
+    with pytest.raises(ValueError, match="score.batch must be at least 1: 0"):
+        parallel.check_batch(0, "score.batch")
+    with pytest.raises(ValueError, match="at least 1"):
+        parallel.BatchMap(lambda _, x: x, 0)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_the_rows(processes, monkeypatch):
+    """Each row is one process's, whichever rows are left; a batch is a device's."""
+    rows = np.array([0, 2, 3, *range(5, 40)])
+    values = np.arange(50, dtype=np.float32)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(parallel, "stop_wanted", lambda: 0)
+    found = []
+    for process in range(processes):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        mapped = parallel.BatchMap(lambda v, x: v * x, 2)
+        found += mapped.batches(np.float32(3), values, rows=rows)
+    assert all(len(own) <= 2 * 4 for own, _ in found)
+    shared = np.concatenate([own for own, _ in found])
+    np.testing.assert_array_equal(np.sort(shared), rows)
+    for own, result in found:
+        np.testing.assert_array_equal(result, 3 * values[own])
+
+
+def test_rows_that_are_missing_or_there_twice_are_noticed():
+    parts = [(np.array([2, 0]), np.array([20, 0])), (np.array([1]), np.array([10]))]
+    np.testing.assert_array_equal(parallel.in_order(parts, 3), [0, 10, 20])
+    for count, wrong in ((4, parts), (3, [*parts, parts[1]])):
+        with pytest.raises(ValueError, match=f"where {count} are due"):
+            parallel.in_order(wrong, count)
+
+
+def test_a_wish_to_stop_ends_a_map_after_what_is_running(monkeypatch):
+    wishes = iter([0, 0, 75])
+    monkeypatch.setattr(parallel, "stop_wanted", lambda: next(wishes))
+    mapped = parallel.BatchMap(lambda v, x: v * x, 1)
+    found = []
+    with pytest.raises(interruption.Interrupted):
+        for rows, _ in mapped.batches(np.float32(3), np.arange(40, dtype=np.float32)):
+            found += list(rows)
+    assert found == list(range(8))
 
 
 def test_steps_are_averaged_over_devices():
-    def step(state, batch, key, learning_rate):
+    def step(state, batch, key, learning_rate, told):
         del key
-        mean = jax.lax.pmean(batch.mean(), parallel.AXIS)
-        return state + learning_rate * mean, {"mean": mean}
+        mean, heard = jax.lax.pmean((batch.mean(), told), parallel.AXIS)
+        return state + learning_rate * mean, {"mean": mean, "told": heard}
 
     run = parallel.map_step(step)
     state, metrics = run(
-        jnp.zeros(()), np.arange(8, dtype=np.float32), jax.random.key(0), 2.0
+        jnp.zeros(()),
+        np.arange(8, dtype=np.float32),
+        jax.random.key(0),
+        2.0,
+        (1.0, 5.0),
     )
     assert float(state) == 7.0 and float(metrics["mean"]) == 3.5
+    np.testing.assert_array_equal(metrics["told"], [1, 5])

@@ -6,38 +6,41 @@ from pixeldefend.parts import Parts
 
 def _batch(first, count):
     rows = np.arange(first, first + count)
-    return {"images": rows[:, None].astype(np.uint8), "log_prob": rows * 0.5}
+    return rows, {"images": rows[:, None].astype(np.uint8), "log_prob": rows * 0.5}
 
 
 def _joined(parts):
-    return np.concatenate([part["images"] for part in parts.results])[:, 0]
+    return parts.collect(parts.done)["images"][:, 0]
 
 
-def test_a_run_goes_on_after_what_was_written(tmp_path):
-    parts = Parts(tmp_path / "parts", "a", pause=0.0)
-    parts.add(_batch(0, 3), 1.5, last=False)
-    parts.add(_batch(3, 3), 2.5, last=False)
-    again = Parts(tmp_path / "parts", "a", pause=0.0)
+def test_a_run_goes_on_with_what_is_missing(tmp_path):
+    parts = Parts(tmp_path / "parts", "a")
+    parts.add(*_batch(0, 3), 1.5)
+    parts.add(*_batch(5, 3), 2.5)
+    again = Parts(tmp_path / "parts", "a")
     assert (again.done, again.seconds) == (6, 2.5)
-    again.add(_batch(6, 1), 4.0, last=True)
+    np.testing.assert_array_equal(again.missing(9), [3, 4, 8])
+    again.add(*_batch(3, 2), 1.0)
+    again.add(*_batch(8, 1), 4.0)
     whole = Parts(tmp_path / "parts", "a")
-    np.testing.assert_array_equal(_joined(whole), np.arange(7))
-    assert whole.results[0]["images"].dtype == np.uint8
-    assert whole.results[0]["log_prob"].dtype == np.float64
+    assert whole.seconds == 6.5 and whole.missing(9).size == 0
+    np.testing.assert_array_equal(_joined(whole), np.arange(9))
+    assert whole.results[0][1]["images"].dtype == np.uint8
+    assert whole.results[0][1]["log_prob"].dtype == np.float64
 
 
-def test_what_waits_is_written_together_and_at_the_latest_with_the_last(tmp_path):
+def test_what_waits_is_written_together(tmp_path):
     parts = Parts(tmp_path / "parts", "a", pause=1e9)
-    for first in (0, 2):
-        parts.add(_batch(first, 2), 1.0, last=False)
+    for first in (0, 2, 4):
+        parts.add(*_batch(first, 2), 1.0)
     assert Parts(tmp_path / "parts", "a").done == 0
-    parts.add(_batch(4, 2), 2.0, last=True)
+    parts.flush(2.0)
     assert len(list((tmp_path / "parts/a").iterdir())) == 1
     np.testing.assert_array_equal(_joined(Parts(tmp_path / "parts", "a")), range(6))
 
 
 def test_another_run_begins_afresh(tmp_path):
-    Parts(tmp_path / "parts", "a", pause=0.0).add(_batch(0, 2), 1.0, last=True)
+    Parts(tmp_path / "parts", "a").add(*_batch(0, 2), 1.0)
     assert Parts(tmp_path / "parts", "b").done == 0
     assert Parts(tmp_path / "parts", "a").done == 2
 
@@ -61,21 +64,30 @@ def _damage(path, kind):
 @pytest.mark.parametrize(
     "damage", ["cut", "empty", "flipped", "missing", "another file"]
 )
-def test_parts_after_a_gap_or_damage_are_made_again(tmp_path, damage):
-    parts = Parts(tmp_path / "parts", "a", pause=0.0)
+def test_parts_that_are_lost_or_damaged_are_made_again(tmp_path, damage):
+    parts = Parts(tmp_path / "parts", "a")
     for first in (0, 2, 4):
-        parts.add(_batch(first, 2), 1.0, last=False)
+        parts.add(*_batch(first, 2), 1.0)
     middle = sorted((tmp_path / "parts/a").iterdir())[1]
     _damage(middle, damage)
-    again = Parts(tmp_path / "parts", "a", pause=0.0)
-    assert again.done == 2
-    again.add(_batch(2, 4), 1.0, last=True)
+    again = Parts(tmp_path / "parts", "a")
+    np.testing.assert_array_equal(again.missing(6), [2, 3])
+    again.add(*_batch(2, 2), 1.0)
     np.testing.assert_array_equal(_joined(Parts(tmp_path / "parts", "a")), range(6))
 
 
+def test_rows_that_are_there_twice_are_taken_once(tmp_path):
+    """A process thought lost may have written late."""
+    parts = Parts(tmp_path / "parts", "a")
+    parts.add(*_batch(0, 2), 1.0)
+    parts.add(*_batch(1, 3), 1.0)
+    again = Parts(tmp_path / "parts", "a")
+    np.testing.assert_array_equal(again.missing(4), [2, 3])
+
+
 def test_removing_leaves_nothing(tmp_path):
-    parts = Parts(tmp_path / "parts", "a", pause=0.0)
+    parts = Parts(tmp_path / "parts", "a")
     parts.remove()
-    parts.add(_batch(0, 2), 1.0, last=True)
+    parts.add(*_batch(0, 2), 1.0)
     parts.remove()
     assert not (tmp_path / "parts").exists()

@@ -21,18 +21,18 @@ def test_batches_go_on_where_the_parts_end(tmp_path):
     seen = []
 
     def run(variables, kept):
-        mapped = parallel.BatchMap(lambda v, x: {"y": v * x}, 4)
+        mapped = parallel.BatchMap(lambda v, x: {"y": v * x}, 1)
         return report.run_batches(
             mapped,
             "working",
             variables,
             values,
             parts=kept,
-            each=lambda first, result: seen.append((first, len(result["y"]))),
+            each=lambda rows, result: seen.append((rows[0], len(result["y"]))),
         )
 
     early = Parts(tmp_path, "a", pause=0.0)
-    early.add({"y": -values[:4]}, 7.0, last=False)
+    early.add(np.arange(4), {"y": -values[:4]}, 7.0)
     result, seconds = run(np.float32(2), Parts(tmp_path, "a", pause=0.0))
     np.testing.assert_array_equal(result["y"], [*-values[:4], *2 * values[4:]])
     assert seen == [(4, 4), (8, 2)] and seconds > 7

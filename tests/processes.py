@@ -1,0 +1,78 @@
+"""main.py as whole processes, one or several that belong together."""
+
+import json
+import os
+import pathlib
+import random
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMOKE = "configs/fashion_mnist.py:smoke"
+# What rows say of their making, which is not compared.
+MAKING = ("seconds", "table_seconds", "device", "config", "images_per_second")
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of a process with so many virtual devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+def launch(mode: str, *options: str, processes: int = 1, devices: int = 1) -> list:
+    """Starts `main.py`, as a launcher would; returns the processes."""
+    command = [sys.executable, "main.py", f"--config={SMOKE}", f"--mode={mode}"]
+    extra: list[dict[str, str]] = [{}]
+    if processes > 1:
+        command.append("--distributed")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        shared = {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(processes),
+        }
+        extra = [shared | {"JAX_PROCESS_ID": str(i)} for i in range(processes)]
+    return [
+        subprocess.Popen(
+            [*command, *options],
+            cwd=ROOT,
+            env=environment(devices) | more,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for more in extra
+    ]
+
+
+def finish(started: list, code: int = 0) -> list[tuple[str, str]]:
+    """Waits for processes, which must exit with `code`; returns what they wrote."""
+    told = [process.communicate(timeout=600) for process in started]
+    for process, (_, errors) in zip(started, told, strict=True):
+        assert process.returncode == code, errors[-3000:]
+    return told
+
+
+def wait_for(folder: pathlib.Path, pattern: str, started: list) -> None:
+    """Waits until a file of that name is there."""
+    while not list(folder.glob(pattern)):
+        assert all(process.poll() is None for process in started), "ended too early"
+        time.sleep(0.01)
+
+
+def kill(started: list, first: int = 0) -> None:
+    """SIGKILL for one, and soon after for the others, as launchers do."""
+    for process in (started[first], *started):
+        process.kill()
+        time.sleep(random.uniform(0, 0.2))
+    for process in started:
+        process.communicate()
+
+
+def rows(path: pathlib.Path) -> list[dict]:
+    """Lines of a file, without what tells of their making."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in MAKING} for line in lines]
