@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs a mode on this machine, in the background, with its output in a log.
+# Runs a mode on this machine and all its GPUs, in the background, with a log.
 #
 #   launch/local.sh MODE CONFIG [OPTION...]
 #   launch/local.sh train_pixelcnn configs/cifar10.py --config.data_dir=DATA_DIR
 #
 # PYTHON chooses the interpreter (default .venv/bin/python). A run that was stopped
-# continues when the same command is given again.
+# (kill PROCESS) or killed continues when the same command is given again.
 set -euo pipefail
 if [ $# -lt 2 ]; then
   echo "usage: $0 MODE CONFIG [OPTION...]" >&2

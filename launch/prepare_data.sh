@@ -30,7 +30,7 @@ venv=$(mktemp -d)
 trap 'rm -rf "$venv"' EXIT
 "${PYTHON:-python3}" -m venv "$venv"
 tensorflow=tensorflow
-[ "$(uname -sm)" = "Linux x86_64" ] && tensorflow=tensorflow-cpu
+[ "$(uname -sm)" = "Linux x86_64" ] && tensorflow="tensorflow-cpu"
 echo "installing TensorFlow Datasets into a temporary environment"
 "$venv/bin/pip" install --quiet "$tensorflow" tensorflow-datasets==4.9.10 \
   array_record importlib_resources pillow

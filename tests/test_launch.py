@@ -1,0 +1,196 @@
+"""What stands in launch/: checked by the tools of those who run it."""
+
+import copy
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parent.parent
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+BIN = pathlib.Path(sys.executable).parent
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+    found = subprocess.run(
+        [BIN / "shellcheck", str(script)], capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stdout
+
+
+def test_shellcheck_finds_a_mistake(tmp_path):
+    (tmp_path / "wrong.sh").write_text("#!/bin/sh\nrm $1\n")
+    command = [BIN / "shellcheck", str(tmp_path / "wrong.sh")]
+    assert subprocess.run(command, capture_output=True).returncode == 1
+
+
+@pytest.fixture
+def jobset():
+    return yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+
+
+def _inner_jobs(jobset):
+    """Jobs as JobSet makes them."""
+    return [
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": replicated["name"]},
+            "spec": replicated["template"]["spec"],
+        }
+        for replicated in jobset["spec"]["replicatedJobs"]
+    ]
+
+
+def _check_job(job):
+    import kubernetes_validate
+
+    kubernetes_validate.validate(job, "1.31", strict=True)
+
+
+def _check_jobset(jobset):
+    """By the models that Kubeflow makes of the JobSet CRD; no field may get lost."""
+    from kubeflow_trainer_api import models
+
+    read = models.JobsetV1alpha2JobSet.from_dict(copy.deepcopy(jobset))
+    assert _names(jobset) <= _names(read.to_dict())  # which adds defaults
+
+
+def _names(tree, prefix=""):
+    if isinstance(tree, dict):
+        pairs = [_names(value, f"{prefix}.{key}") for key, value in tree.items()]
+    elif isinstance(tree, list):
+        pairs = [_names(value, f"{prefix}[{i}]") for i, value in enumerate(tree)]
+    else:
+        return {prefix}
+    return set().union(*pairs)
+
+
+def test_the_jobset_is_valid(jobset):
+    (job,) = _inner_jobs(jobset)
+    _check_job(job)
+    _check_jobset(jobset)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda job: job.update(parallelism="two"),
+        lambda job: job.update(paralelism=2),
+        lambda job: job["template"]["spec"].update(restartpolicy="Never"),
+        lambda job: job["template"]["spec"]["containers"][0].pop("name"),
+    ],
+)
+def test_a_mistake_in_the_job_is_found(jobset, wrong):
+    (job,) = _inner_jobs(jobset)
+    wrong(job["spec"])
+    with pytest.raises(Exception, match="(?i)validat|required|additional|type"):
+        _check_job(job)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda spec: spec.update(failurepolicy=spec.pop("failurePolicy")),
+        lambda spec: spec["replicatedJobs"][0].pop("template"),
+        lambda spec: spec["failurePolicy"].update(maxRestarts="never"),
+    ],
+)
+def test_a_mistake_in_the_jobset_is_found(jobset, wrong):
+    wrong(jobset["spec"])
+    with pytest.raises((ValueError, AssertionError)):
+        _check_jobset(jobset)
+
+
+def test_the_pods_of_the_jobset_are_the_processes_that_it_tells_them(jobset):
+    (job,) = _inner_jobs(jobset)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    told = {one["name"]: one.get("value") for one in container["env"]}
+    name, subdomain = jobset["metadata"]["name"], jobset["spec"]["network"]["subdomain"]
+    first = f"{name}-{jobset['spec']['replicatedJobs'][0]['name']}-0-0.{subdomain}"
+    assert told["JAX_COORDINATOR_ADDRESS"] == f"{first}:8476"
+    assert int(told["JAX_NUM_PROCESSES"]) == job["spec"]["parallelism"]
+    assert job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert "--distributed" in container["command"]
+
+
+def _stand_in(folder, name, script):
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    path.chmod(0o755)
+
+
+def _run(script, *arguments, path, **environment):
+    return subprocess.run(
+        ["bash", str(LAUNCH / script), *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PATH": f"{path}:{os.environ['PATH']}"} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+ODD = "--config.evaluate.attacks=('bim', \"pgd images=5\", '$HOME')"
+
+
+@pytest.mark.parametrize("code, requeued", [(0, False), (75, True), (2, False)])
+def test_a_job_that_was_asked_to_stop_is_requeued(tmp_path, code, requeued):
+    told = tmp_path / "told"
+    _stand_in(tmp_path / "bin", "srun", f'printf "%s\\n" "$@" >{told}; exit {code}')
+    _stand_in(tmp_path / "bin", "scontrol", f'echo "scontrol $*" >>{told}')
+    found = _run(
+        "slurm.sbatch",
+        *("evaluate", "configs/mnist.py", ODD),
+        path=tmp_path / "bin",
+        SLURM_JOB_ID="7",
+        SLURM_SUBMIT_DIR=str(tmp_path),
+    )
+    assert found.returncode == code, found.stderr
+    lines = told.read_text().splitlines()
+    assert ODD in lines and "--distributed" in lines and "--mode=evaluate" in lines
+    assert ("scontrol requeue 7" in lines) == requeued
+
+
+def test_arguments_reach_the_workers_of_a_slice_as_they_are(tmp_path):
+    """`gcloud` runs what it is given here, in an empty home."""
+    home = tmp_path / "home"
+    _stand_in(
+        tmp_path / "bin",
+        "gcloud",
+        'for one in "$@"; do case "$one" in --command=*) '
+        f'cd {home} && bash -c "${{one#--command=}}"; exit;; esac; done\n'
+        f'cp "$5" {home}/"${{6#*:}}"',
+    )
+    home.mkdir()
+    fake = [
+        "mkdir -p .venv/bin; cat >.venv/bin/python <<'END'",
+        "#!/usr/bin/env bash",
+        f"printf '%s\\n' \"$@\" >>{tmp_path}/told",
+        "END",
+        "cp .venv/bin/python .venv/bin/pip; chmod +x .venv/bin/*",
+    ]
+    _stand_in(tmp_path / "bin", "python3", "\n".join(fake))
+    found = _run(
+        "tpu_vm.sh",
+        *("evaluate", "configs/mnist.py", "--workdir=gs://bucket/a b", ODD),
+        path=tmp_path / "bin",
+        TPU="slice",
+        ZONE="zone",
+    )
+    assert found.returncode == 0, found.stderr
+    lines = (tmp_path / "told").read_text().splitlines()
+    for argument in ("--distributed", "--workdir=gs://bucket/a b", ODD, "gcsfs"):
+        assert argument in lines
+    assert (home / "pixeldefend/main.py").exists()
+
+
+@pytest.mark.parametrize("script", ["slurm.sbatch", "tpu_vm.sh", "local.sh"])
+def test_a_script_without_arguments_says_how_to_use_it(script, tmp_path):
+    found = _run(script, path=tmp_path, TPU="a", ZONE="b")
+    assert found.returncode == 2 and "usage:" in found.stderr
