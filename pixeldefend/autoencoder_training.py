@@ -56,7 +56,7 @@ def puvae_evaluation(
       model: the description.
       classifier: whose variables the model state is.
       held_out: `images [N, H, W, C]` uint8 and `labels [N]`.
-      batch: images at a time, over all devices.
+      batch: images at a time, per device.
       seed: of the latent noise.
     """
     logits_fn = classifiers.logits_fn(classifier)
@@ -113,7 +113,7 @@ def magnet_evaluation(
     Args:
       model: the description.
       held_out: `images [N, H, W, C]` uint8.
-      batch: images at a time, over all devices.
+      batch: images at a time, per device.
     """
 
     def distances(params: dict, images: chex.Array) -> chex.Array:

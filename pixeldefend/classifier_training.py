@@ -199,7 +199,7 @@ def evaluation(
       model: the description.
       recipe: as for `loss_fn`.
       held_out: `images [N, H, W, C]` uint8 and `labels [N]`.
-      batch: images at a time, over all devices.
+      batch: images at a time, per device.
     """
     logits_fn = classifiers.logits_fn(model)
     attack = {

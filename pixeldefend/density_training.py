@@ -48,7 +48,7 @@ def evaluation(
     Args:
       model: the description.
       held_out: `images [N, H, W, C]` uint8 and `labels [N]`.
-      batch: images at a time, over all devices.
+      batch: images at a time, per device.
     """
 
     def bits(params: dict, images: chex.Array, labels: chex.Array) -> chex.Array:

@@ -141,14 +141,14 @@ def undisturbed() -> Iterator[None]:
 def leave(code: int) -> None:
     """Ends this process with an exit code, and has the others do so as well.
 
-    Does nothing if it is the only one. Else the others get some seconds to notice, for
-    the first process takes the rest with it.
+    Does nothing if it is the only one. Else the others get time to notice, even from
+    within a compilation, for the first process takes the rest with it.
     """
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return
     try:
         _client().key_value_set(_STOP, str(code), allow_overwrite=True)
-        _client().wait_at_barrier("pixeldefend/leave", 20_000)
+        _client().wait_at_barrier("pixeldefend/leave", 100_000)
     except jax.errors.JaxRuntimeError:
         pass  # somebody is lost, or was already done
     os._exit(code)
@@ -251,19 +251,23 @@ def map_step(step: Callable[..., Any]) -> Callable[..., Any]:
         donate_argnums=0,
     )
 
-    @functools.wraps(step)
-    def run(
+    def given(
         state: Any,
         batch: Any,
         key: chex.PRNGKey,
         learning_rate: float,
         told: Sequence[float] = (0.0,),
-    ) -> Any:
+    ) -> tuple:
         # Where it was before the first step, a donated state cannot stay.
         state = jax.device_put(state, _everywhere())
         heard = np.tile(np.float32(told), (jax.local_device_count(), 1))
-        return mapped(state, split(batch), key, np.float32(learning_rate), heard)
+        return state, split(batch), key, np.float32(learning_rate), heard
 
+    @functools.wraps(step)
+    def run(*arguments: Any) -> Any:
+        return mapped(*given(*arguments))
+
+    run.lower = lambda *arguments: mapped.lower(*given(*arguments))
     return run
 
 
@@ -296,7 +300,12 @@ class BatchMap:
         self.batch = check_batch(batch)
         self.compile_seconds = 0.0
         self._function = function
-        self._program: Callable[..., Any] | None = None
+        self._program: Any = None
+
+    @property
+    def program(self) -> Any:
+        """What was compiled; None before."""
+        return self._program
 
     def _given(self, rows: np.ndarray, arrays: tuple) -> list:
         """A batch for the devices of this process: `rows`, the last one repeated."""

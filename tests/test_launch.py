@@ -3,6 +3,7 @@
 import copy
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -119,6 +120,45 @@ def test_the_pods_of_the_jobset_are_the_processes_that_it_tells_them(jobset):
     assert "--distributed" in container["command"]
 
 
+def _ends(jobset, code, disrupted=False):
+    """What becomes of the set when a pod ends so, as both controllers have it."""
+    (job,) = _inner_jobs(jobset)
+    reason, message = "BackoffLimitExceeded", ""
+    assert job["spec"]["backoffLimit"] == 0
+    for i, rule in enumerate(job["spec"]["podFailurePolicy"]["rules"]):
+        assert rule["action"] == "FailJob"
+        codes = rule.get("onExitCodes", {"values": []})["values"]
+        if code in codes or (disrupted and "onPodConditions" in rule):
+            reason = "PodFailurePolicy"
+            message = f"Pod default/one ... matching FailJob rule at index {i}"
+            break
+    for rule in jobset["spec"]["failurePolicy"]["rules"]:
+        patterns = rule["onJobFailureMessagePatterns"]
+        if reason in rule["onJobFailureReasons"] and any(
+            re.search(pattern, message) for pattern in patterns
+        ):
+            return rule["action"]
+    return "RestartJobSet"  # which counts
+
+
+@pytest.mark.parametrize(
+    "code, disrupted, action",
+    [
+        (2, False, "FailJobSet"),
+        (75, False, "RestartJobSetAndIgnoreMaxRestarts"),
+        (75, True, "RestartJobSetAndIgnoreMaxRestarts"),
+        (137, True, "RestartJobSetAndIgnoreMaxRestarts"),
+        (137, False, "RestartJobSet"),
+        (1, False, "RestartJobSet"),
+    ],
+)
+def test_the_jobset_starts_again_unless_the_user_is_mistaken(
+    jobset, code, disrupted, action
+):
+    assert _ends(jobset, code, disrupted) == action
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+
+
 def _stand_in(folder, name, script):
     folder.mkdir(exist_ok=True)
     path = folder / name
@@ -139,11 +179,24 @@ def _run(script, *arguments, path, **environment):
 ODD = "--config.evaluate.attacks=('bim', \"pgd images=5\", '$HOME')"
 
 
-@pytest.mark.parametrize("code, requeued", [(0, False), (75, True), (2, False)])
-def test_a_job_that_was_asked_to_stop_is_requeued(tmp_path, code, requeued):
+@pytest.mark.parametrize(
+    "code, state, requeued",
+    [
+        (0, "RUNNING", False),
+        (2, "RUNNING", False),
+        (75, "RUNNING", True),
+        # Slurm is at it: it requeues the job, or somebody has cancelled it.
+        (75, "COMPLETING", False),
+    ],
+)
+def test_a_job_that_was_asked_to_stop_is_requeued(tmp_path, code, state, requeued):
     told = tmp_path / "told"
-    _stand_in(tmp_path / "bin", "srun", f'printf "%s\\n" "$@" >{told}; exit {code}')
-    _stand_in(tmp_path / "bin", "scontrol", f'echo "scontrol $*" >>{told}')
+    _stand_in(tmp_path / "bin", "srun", f'printf "%s\\n" "$@" >>{told}; exit {code}')
+    _stand_in(
+        tmp_path / "bin",
+        "scontrol",
+        f'echo "scontrol $*" >>{told}; echo JobState={state}',
+    )
     found = _run(
         "slurm.sbatch",
         *("evaluate", "configs/mnist.py", ODD),
@@ -157,6 +210,27 @@ def test_a_job_that_was_asked_to_stop_is_requeued(tmp_path, code, requeued):
     assert ("scontrol requeue 7" in lines) == requeued
 
 
+@pytest.mark.parametrize("visible, taken", [("", ""), ("5", "0"), ("0,1,2", "0,1,2")])
+def test_a_task_takes_all_gpus_that_slurm_gives_it(tmp_path, visible, taken):
+    """By itself JAX takes one a process in a Slurm step."""
+    srun = 'while [ "$1" != bash ]; do shift; done; exec "$@"'
+    _stand_in(tmp_path / "bin", "srun", srun)
+    python = tmp_path / "bin/python"
+    _stand_in(tmp_path / "bin", "python", 'echo "$JAX_LOCAL_DEVICE_IDS; $*"')
+    found = _run(
+        "slurm.sbatch",
+        *("evaluate", "configs/mnist.py", ODD),
+        path=tmp_path / "bin",
+        PYTHON=str(python),
+        CUDA_VISIBLE_DEVICES=visible,
+        SLURM_JOB_ID="7",
+        SLURM_SUBMIT_DIR=str(tmp_path),
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith(f"{taken}; main.py --distributed --mode=evaluate")
+    assert ODD in found.stdout
+
+
 def test_arguments_reach_the_workers_of_a_slice_as_they_are(tmp_path):
     """`gcloud` runs what it is given here, in an empty home."""
     home = tmp_path / "home"
@@ -168,14 +242,12 @@ def test_arguments_reach_the_workers_of_a_slice_as_they_are(tmp_path):
         f'cp "$5" {home}/"${{6#*:}}"',
     )
     home.mkdir()
-    fake = [
-        "mkdir -p .venv/bin; cat >.venv/bin/python <<'END'",
-        "#!/usr/bin/env bash",
+    # Also uv's: told everything, it leaves itself as the environment's interpreter.
+    python3 = [
         f"printf '%s\\n' \"$@\" >>{tmp_path}/told",
-        "END",
-        "cp .venv/bin/python .venv/bin/pip; chmod +x .venv/bin/*",
+        'mkdir -p .venv/bin; cp -u "$0" .venv/bin/python 2>/dev/null || true',
     ]
-    _stand_in(tmp_path / "bin", "python3", "\n".join(fake))
+    _stand_in(tmp_path / "bin", "python3", "\n".join(python3))
     found = _run(
         "tpu_vm.sh",
         *("evaluate", "configs/mnist.py", "--workdir=gs://bucket/a b", ODD),
@@ -188,6 +260,12 @@ def test_arguments_reach_the_workers_of_a_slice_as_they_are(tmp_path):
     for argument in ("--distributed", "--workdir=gs://bucket/a b", ODD, "gcsfs"):
         assert argument in lines
     assert (home / "pixeldefend/main.py").exists()
+
+
+def test_a_slice_needs_a_workdir_in_a_bucket(tmp_path):
+    local = ("evaluate", "configs/mnist.py", "--workdir=out")
+    found = _run("tpu_vm.sh", *local, path=tmp_path, TPU="a", ZONE="b")
+    assert found.returncode == 2 and "gs://" in found.stderr
 
 
 @pytest.mark.parametrize("script", ["slurm.sbatch", "tpu_vm.sh", "local.sh"])

@@ -222,7 +222,7 @@ def test_evaluate_killed_and_run_again_ends_with_the_same_rows(models, whole, tm
 def test_evaluate_on_four_devices_gives_the_rows_of_one(models, tmp_path):
     for devices in (1, 4):
         place = tmp_path / str(devices)
-        options = _options(models, place, **{"evaluate.batch": devices})
+        options = _options(models, place, **{"evaluate.batch": 1})
         found = _run(f"{FASHION}:smoke", "evaluate", *options, devices=devices)
         assert found.returncode == 0, found.stderr
     one, four = (_outcomes(tmp_path / name) for name in ("1", "4"))

@@ -74,7 +74,7 @@ class Outcomes:
           name: of the attack.
           preset: its; "" for the usual one.
           seed: of its random draws.
-          batch: images at a time, over all devices.
+          batch: images at a time, per device.
 
         Raises:
           ValueError: unknown attack or preset; the devices do not divide `batch`.

@@ -42,7 +42,7 @@ class Tools:
       colours: of the squeezed images.
       median: preset of `squeeze.median`.
       seed: of random attacks and defences.
-      batch: images at a time, over all devices.
+      batch: images at a time, per device.
       puvae: None where no row takes one.
       samples: of its latent variables.
       noise: of these.
