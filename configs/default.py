@@ -183,6 +183,8 @@ def _purify() -> ml_collections.ConfigDict:
     # Between writings of results; 0: after every batch, so that a run that is killed
     # loses no more than the batches that were being worked on.
     purify.save_seconds = 0.0
+    # A PNG for each of your own images; all are in one .npz anyway.
+    purify.pictures = True
     return purify
 
 

@@ -1,16 +1,10 @@
 """Saving and loading: training checkpoints, released models and their cards."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 import json
-import os
-import platform
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from pixeldefend import classifiers, magnet, parallel, pixelcnn, puvae
+from pixeldefend import classifiers, files, magnet, parallel, pixelcnn, puvae
 
 RELEASED = epath.resource_path("pixeldefend") / "released"
 
@@ -39,74 +33,8 @@ _KINDS = {
 }
 
 
-@contextlib.contextmanager
-def whole_file(
-    path: epath.PathLike, *, every_process: bool = False
-) -> Iterator[epath.Path]:
-    """Gives a temporary path to write to, renamed to `path` once all went well.
-
-    What processes other than the first write is thrown away, unless `every_process`
-    has files of its own.
-    """
-    path = epath.Path(path)
-    if not every_process and not parallel.is_first():
-        with tempfile.TemporaryDirectory() as folder:
-            yield epath.Path(folder) / path.name
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Hosts that share a folder may have processes of one number.
-    writer = f"{platform.node()}-{os.getpid()}"
-    temporary = path.parent / f".{path.name}.{writer}.partial{path.suffix}"
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes a JSON file whole."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
-
-
-def write_arrays(
-    path: epath.PathLike, *, every_process: bool = False, **arrays: np.ndarray
-) -> None:
-    """Writes a compressed `.npz` whole; see `whole_file`."""
-    if not every_process and not parallel.is_first():
-        return
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    with whole_file(path, every_process=every_process) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-
-
-def patiently(read: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """What `read` returns once it is not None: a shared folder may lag behind.
-
-    Raises:
-      OSError: it did not come within `seconds`.
-    """
-    end = time.monotonic() + seconds
-    while (found := read()) is None:
-        if time.monotonic() > end:
-            raise OSError(
-                "the first process wrote a file that does not show up here: all "
-                "processes need a workdir that they share"
-            )
-        time.sleep(0.1)
-    return found
-
-
 class UnreadableError(ValueError):
     """Weights or a checkpoint that are damaged or of another model."""
-
-
-def _absolute(path: epath.PathLike) -> epath.Path:
-    """What orbax asks for; an object store's path is left as it is."""
-    text = str(path)
-    return epath.Path(text if "://" in text else os.path.abspath(text))
 
 
 class Checkpoints:
@@ -123,7 +51,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         parallel.barrier()
         self._manager = ocp.CheckpointManager(
-            _absolute(folder),
+            files.absolute(folder),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep if first else None,
                 create=False,
@@ -217,12 +145,13 @@ def save_weights(folder: epath.PathLike, params: Any) -> None:
 
     if not parallel.is_first():
         return
-    folder = _absolute(folder)
+    folder = files.absolute(folder)
     params = jax.tree.map(np.asarray, jax.device_get(params))
     with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
         checkpointer.save(folder, params, force=True)
-    # Nothing reads it back, and it names the folder it was written to.
-    (folder / "commit_success.txt").unlink(missing_ok=True)
+    if not files.is_remote(folder):
+        # Only in an object store it is read, and it names the folder it was written to.
+        (folder / "commit_success.txt").unlink(missing_ok=True)
 
 
 def load_weights(folder: epath.PathLike, like: Any) -> Any:
@@ -238,7 +167,7 @@ def load_weights(folder: epath.PathLike, like: Any) -> Any:
     """
     import orbax.checkpoint as ocp
 
-    folder = _absolute(folder)
+    folder = files.absolute(folder)
     if not folder.exists():
         raise FileNotFoundError(f"no weights in {folder}")
     abstract = _here(like)
@@ -307,12 +236,12 @@ def save_released(
         (folder / name).unlink(missing_ok=True)
     save_weights(folder / "weights", params)
     if reference is not None:
-        with whole_file(folder / "reference.npy") as temporary:
+        with files.whole_file(folder / "reference.npy") as temporary:
             with temporary.open("wb") as file:
                 np.save(file, np.sort(np.asarray(reference, np.float32)))
     arguments = _KINDS[card["kind"]].describe(model)
     known = {"model": arguments, "sha256": fingerprint(params)}
-    write_json(folder / "card.json", card | known)
+    files.write_json(folder / "card.json", card | known)
 
 
 def find_released(name: str) -> epath.Path:
@@ -394,10 +323,10 @@ def save_validation(folder: epath.PathLike, scores: np.ndarray, told: dict) -> N
       told: for the card, under `validation`.
     """
     folder = epath.Path(folder)
-    with whole_file(folder / "validation.npy") as temporary:
+    with files.whole_file(folder / "validation.npy") as temporary:
         with temporary.open("wb") as file:
             np.save(file, np.asarray(scores, np.float32))
-    write_json(folder / "card.json", load_card(folder) | {"validation": told})
+    files.write_json(folder / "card.json", load_card(folder) | {"validation": told})
 
 
 def load_validation(name: str) -> np.ndarray | None:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from pixeldefend import files
+
 HEIGHT_WIDTH_CHANNELS = {
     "cifar10": (32, 32, 3),
     "fashion_mnist": (28, 28, 1),
@@ -148,7 +150,7 @@ def read_input(
         if not source:
             raise ValueError("input is empty: sample, a split, a file or a folder")
         images, labels, names = read_images(source, shape)
-        path = epath.Path(source).expanduser().resolve()
+        path = files.absolute(epath.Path(source).expanduser())
         source = (path.name if path.is_dir() else path.stem) or "images"
     else:
         images, labels = (
@@ -241,19 +243,19 @@ def _read_folder(
 ) -> tuple[np.ndarray, list[str]]:
     from PIL import Image, UnidentifiedImageError
 
-    files = sorted(p for p in path.iterdir() if _is_picture(p))
-    if not files:
+    paths = sorted(p for p in path.iterdir() if _is_picture(p))
+    if not paths:
         raise ValueError(
             f"no pictures in {path} (looked for {', '.join(_IMAGE_SUFFIXES)})"
         )
     stems: dict[str, epath.Path] = {}
-    for file in files:
+    for file in paths:
         twin = stems.setdefault(file.stem.casefold(), file)
         if twin != file:
             raise ValueError(f"{twin} and {file} would get the same name; rename one")
     wanted = (shape[0], shape[1], "L" if shape[2] == 1 else "RGB")
     images = []
-    for file in files:
+    for file in paths:
         try:
             with warnings.catch_warnings():
                 # Of a huge picture; only its header is read before it is refused.
@@ -275,7 +277,7 @@ def _read_folder(
                 "first"
             )
         images.append(pixels.reshape(shape))
-    return check_levels(np.stack(images), shape, str(path)), [p.stem for p in files]
+    return check_levels(np.stack(images), shape, str(path)), [p.stem for p in paths]
 
 
 def _describe(shape: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw
 
-from pixeldefend import checkpoint
+from pixeldefend import files
 
 _SCALE = 3  # printed pixels per image pixel
 _GAP = 4  # printed pixels between images
@@ -47,8 +47,8 @@ def grid(rows: Sequence[np.ndarray], titles: Sequence[str] = ()) -> Image.Image:
 def save(
     picture: Image.Image, path: epath.PathLike, *, every_process: bool = False
 ) -> None:
-    """Writes a picture as PNG, whole; see `checkpoint.whole_file`."""
-    with checkpoint.whole_file(path, every_process=every_process) as temporary:
+    """Writes a picture as PNG, whole; see `files.whole_file`."""
+    with files.whole_file(path, every_process=every_process) as temporary:
         with temporary.open("wb") as file:
             picture.save(file, format="png", optimize=True)
 

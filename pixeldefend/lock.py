@@ -9,7 +9,7 @@ import uuid
 
 from etils import epath
 
-from pixeldefend import checkpoint
+from pixeldefend import files
 
 # Seconds between two signs of life, and after how many without one a run that cannot be
 # asked, since it is on another host, counts as dead.
@@ -45,7 +45,7 @@ class Lock:
             raise self._refusal(there)
         self._write(0)
         # Of two that came at once, the one whose file stays.
-        if there is not None or not _is_local(self._path):
+        if there is not None or files.is_remote(self._path):
             time.sleep(0.2)
         there = self._read()
         if there is None or there.get("token") != self._own["token"]:
@@ -72,7 +72,7 @@ class Lock:
         return found if isinstance(found, dict) else None
 
     def _write(self, beat: int) -> None:
-        checkpoint.write_json(self._path, self._own | {"beat": beat})
+        files.write_json(self._path, self._own | {"beat": beat})
 
     def _renew(self) -> None:
         beat = 0
@@ -108,10 +108,6 @@ class Lock:
             f"{there.get('process', '?')} on {there.get('host', '?')}: wait for it, or "
             "name another --workdir (the processes of one run need --distributed)"
         )
-
-
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in str(path)
 
 
 def _identity() -> dict:

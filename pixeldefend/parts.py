@@ -6,7 +6,7 @@ import time
 import numpy as np
 from etils import epath
 
-from pixeldefend import checkpoint, parallel
+from pixeldefend import files, parallel
 
 
 class Parts:
@@ -74,7 +74,7 @@ class Parts:
         name = f"{rows[0]:012d}.npz"
         # Processes work at the same time.
         share = (seconds - self._spent) / parallel.process_count()
-        checkpoint.write_arrays(
+        files.write_arrays(
             self._own / name,
             every_process=True,
             **together,
@@ -119,7 +119,7 @@ class Parts:
         for name in parallel.agreed(there):
             if name in self._known:
                 continue
-            part = checkpoint.patiently(lambda name=name: _load(self._own / name))
+            part = files.patiently(lambda name=name: _load(self._own / name))
             self._known.add(name)
             self.seconds += float(part.pop("seconds"))
             self.results.append((part.pop("rows"), part))

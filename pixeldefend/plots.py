@@ -12,7 +12,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pixeldefend import checkpoint, detection
+from pixeldefend import detection, files
 from pixeldefend.evaluate import wilson
 
 CLASSES = {
@@ -294,7 +294,7 @@ def accuracies(
 
 def save(figure: Figure, path: epath.PathLike) -> None:
     """Writes a PNG whole; the same figure gives the same bytes."""
-    with checkpoint.whole_file(path) as temporary:
+    with files.whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110, metadata={"Software": None})
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from pixeldefend import checkpoint, data, interruption, parallel
+from pixeldefend import checkpoint, data, files, interruption, parallel
 
 SCHEDULES = ("paper", "anneal")
 LossFn = Callable[[Any, Any, Any, chex.PRNGKey], tuple[chex.Array, tuple[Any, dict]]]
@@ -380,7 +380,7 @@ class _Metrics:
                     break
                 kept.append(line)
         self.last = kept[-1] if kept else {}
-        with checkpoint.whole_file(path) as temporary:
+        with files.whole_file(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, line: dict) -> None:
@@ -388,8 +388,8 @@ class _Metrics:
         if not parallel.is_first():
             return
         text = json.dumps(line) + "\n"
-        if "://" in str(self.path):  # an object store, which cannot append
-            with checkpoint.whole_file(self.path) as temporary:
+        if files.is_remote(self.path):
+            with files.whole_file(self.path) as temporary:
                 temporary.write_text(self.path.read_text() + text)
             return
         with self.path.open("a") as file:

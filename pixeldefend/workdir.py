@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from pixeldefend import checkpoint, parallel
+from pixeldefend import files, parallel
 from pixeldefend.lock import Lock
 
 
@@ -96,8 +96,8 @@ class Workdir:
 
     def check_outside(self, path: epath.PathLike) -> None:
         """Raises ValueError where what is read lies in the folder written to."""
-        read = epath.Path(path).expanduser().resolve()
-        if self._folder.resolve() in (read, *read.parents):
+        read = files.absolute(epath.Path(path).expanduser())
+        if files.absolute(self._folder) in (read, *read.parents):
             raise ValueError(f"{path} lies in the workdir {self._folder}; name another")
 
     def check_own(self, name: str) -> None:
@@ -123,7 +123,7 @@ class Workdir:
             if parallel.is_first():
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._lock.take()
-            checkpoint.write_json(self._folder / "config.json", self._config)
+            files.write_json(self._folder / "config.json", self._config)
         return self._folder
 
     def close(self) -> None:

@@ -21,17 +21,21 @@ def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
+def free_port() -> int:
+    """A port of this machine that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def launch(mode: str, *options: str, processes: int = 1, devices: int = 1) -> list:
     """Starts `main.py`, as a launcher would; returns the processes."""
     command = [sys.executable, "main.py", f"--config={SMOKE}", f"--mode={mode}"]
     extra: list[dict[str, str]] = [{}]
     if processes > 1:
         command.append("--distributed")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
         shared = {
-            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
             "JAX_NUM_PROCESSES": str(processes),
         }
         extra = [shared | {"JAX_PROCESS_ID": str(i)} for i in range(processes)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from models import tiny
 
-from pixeldefend import checkpoint, classifiers, data, density, puvae
+from pixeldefend import checkpoint, classifiers, data, density, files, puvae
 
 SHAPE = (8, 8, 1)
 # A restore that fails leaves tasks of orbax behind, which complain when collected.
@@ -183,8 +183,8 @@ def test_a_puvae_comes_back_as_it_was(tmp_path):
 
 
 def test_object_store_paths_stay_as_they_are():
-    assert str(checkpoint._absolute("gs://bucket/run")) == "gs://bucket/run"
-    assert checkpoint._absolute("run").is_absolute()
+    assert str(files.absolute("gs://bucket/run")) == "gs://bucket/run"
+    assert files.absolute("run").is_absolute()
 
 
 def test_a_damaged_training_checkpoint_is_refused(tmp_path):
@@ -206,9 +206,9 @@ def test_a_damaged_training_checkpoint_is_refused(tmp_path):
 
 def test_files_appear_whole_or_not_at_all(tmp_path):
     target = tmp_path / "a" / "file.json"
-    checkpoint.write_json(target, {"x": 1})
+    files.write_json(target, {"x": 1})
     with pytest.raises(RuntimeError):
-        with checkpoint.whole_file(target) as temporary:
+        with files.whole_file(target) as temporary:
             temporary.write_text("half")
             raise RuntimeError
     assert json.loads(target.read_text()) == {"x": 1}

@@ -33,6 +33,7 @@ PURE = {
 }
 EFFECTS = {
     "data",
+    "files",
     "checkpoint",
     "parallel",
     "interruption",

@@ -189,6 +189,12 @@ def test_purify_ones_own_pictures(trained, tmp_path):
     for name, image in zip("ab", images[:2], strict=True):
         found = np.asarray(Image.open(tmp_path / f"out/purified/{name}.png"))
         assert 0 < np.abs(found.astype(int) - image[..., 0]).max() <= 3
+    # The same folder without: what is in the table does not depend on them.
+    options = (*options, "--config.purify.pictures=False")
+    result = _run(f"{FASHION}:smoke", "purify", *options)
+    assert result.returncode == 0, result.stderr
+    names = {path.name for path in (tmp_path / "out/purified").iterdir()}
+    assert names == {"mine.npz"}
 
 
 def test_sample_smoke(trained, tmp_path):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 from etils import epath
 
-from pixeldefend import parallel
+from pixeldefend import files, parallel
 from pixeldefend.run import inputs
 from pixeldefend.run.attacking import attack
 from pixeldefend.run.autoencoders import (
@@ -137,6 +137,9 @@ def start(mode: str, config: inputs.Config, workdir: str = "") -> None:
     """
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed must be from 0 to 2^32 - 1: {config.seed}")
+    with user_errors():
+        given = jax.tree.leaves(config.to_dict())
+        files.prepare(text for text in (workdir, *given) if isinstance(text, str))
     if config.compilation_cache:
         folder = epath.Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -168,7 +171,7 @@ def _sections(mode: str, config: inputs.Config) -> dict:
         for section, fields in ALSO.get(mode, {}).items():
             chosen = {field: whole[section][field] for field in fields}
             kept[section] = kept.get(section, {}) | chosen
-        for name in ("save_seconds", "keep"):  # when and where results are written
+        for name in ("save_seconds", "keep", "pictures"):  # how results are written
             kept[mode].pop(name, None)
     return kept
 

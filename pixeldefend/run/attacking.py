@@ -6,11 +6,11 @@ import numpy as np
 
 from pixeldefend import (
     attacks,
-    checkpoint,
     classifiers,
     data,
     defence,
     evaluate,
+    files,
     parallel,
     report,
 )
@@ -44,7 +44,7 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
     inputs.remove_results(folder)
     kept = inputs.kept_parts(folder, workdir.hash, given, [card], settings.save_seconds)
     found = outcomes(variables, given, settings.eps, kept)
-    checkpoint.write_arrays(
+    files.write_arrays(
         folder / "adversarial" / f"{given.source}.npz",
         clean=given.images,
         names=np.array(given.names),
@@ -169,7 +169,7 @@ def _tell(
         name: found["correct"],
     }
     folder = workdir.open()
-    checkpoint.write_arrays(folder / "correct" / f"{given.source}.npz", **correct)
+    files.write_arrays(folder / "correct" / f"{given.source}.npz", **correct)
     figures = {key: evaluate.accuracy(right) for key, right in correct.items()}
     provenance = inputs.provenance(workdir.hash, seconds)
     rows = [

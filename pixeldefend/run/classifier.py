@@ -13,6 +13,7 @@ from pixeldefend import (
     classifiers,
     data,
     evaluate,
+    files,
     parallel,
     report,
     train,
@@ -115,7 +116,7 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
         mapped, "classifying", variables, given.images
     )
     labels = {} if given.labels is None else {"labels": given.labels}
-    checkpoint.write_arrays(
+    files.write_arrays(
         folder / "predictions.npz", clean=guesses, names=np.array(given.names), **labels
     )
     print(
@@ -127,7 +128,7 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
         print(f"no labels, so no accuracy; images by predicted class: {list(counts)}")
         return
     correct = guesses == given.labels
-    checkpoint.write_arrays(folder / "correct" / f"{given.source}.npz", clean=correct)
+    files.write_arrays(folder / "correct" / f"{given.source}.npz", clean=correct)
     row = (
         attacking.identity(config, card, None)
         | inputs.identity(given)

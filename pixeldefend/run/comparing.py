@@ -18,6 +18,7 @@ from pixeldefend import (
     defence,
     density,
     evaluate,
+    files,
     likelihood_ascent,
     parallel,
     pixelcnn,
@@ -96,7 +97,7 @@ def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
     )
     bits = _bits(job, ended.reshape(-1, *ended.shape[2:])).reshape(ended.shape[:2])
     found = {name: _bits(job, images) for name, images in seen.items()}
-    checkpoint.write_arrays(folder / "purifiers.npz", lbfgs_b=bits, **found)
+    files.write_arrays(folder / "purifiers.npz", lbfgs_b=bits, **found)
     attacked = found["perturbed"][:, None]
     shares = {
         "purified": np.mean(found["purified"][:, None] > attacked),

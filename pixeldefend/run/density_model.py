@@ -14,6 +14,7 @@ from pixeldefend import (
     detection,
     evaluate,
     figures,
+    files,
     keys,
     parallel,
     pixelcnn,
@@ -109,7 +110,7 @@ def sample(config: inputs.Config, workdir: Workdir) -> None:
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
     figures.save(figures.grid(rows), folder / "samples.png")
     drawn = {"labels": labels.astype(np.int32)} if model.classes else {}
-    checkpoint.write_arrays(folder / "samples.npz", images=images, **drawn)
+    files.write_arrays(folder / "samples.npz", images=images, **drawn)
     print(
         f"{len(images)} samples at {len(images) / seconds:.1f} images/s after "
         f"{mapped.compile_seconds:.1f} s of compilation: {folder / 'samples.png'}"
@@ -133,8 +134,8 @@ def score(config: inputs.Config, workdir: Workdir) -> None:
     arrays["names"] = np.array(given.names)
     if reference is not None:
         arrays["p_values"] = np.asarray(detection.p_values(log_probs, reference))
-    checkpoint.write_arrays(folder / "scores.npz", **arrays)
-    checkpoint.write_json(
+    files.write_arrays(folder / "scores.npz", **arrays)
+    files.write_json(
         folder / "figures.json",
         {"input": given.source, **evaluate.summary(bits)},
     )

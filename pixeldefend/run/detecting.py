@@ -11,6 +11,7 @@ from pixeldefend import (
     data,
     detection,
     evaluate,
+    files,
     grid,
     parallel,
     report,
@@ -94,7 +95,7 @@ def detect(config: inputs.Config, workdir: Workdir) -> None:
     arrays["eps_defend"] = np.int32(tools.eps_defend)
     arrays["examples/labels"] = given.labels[: settings.examples]
     arrays["examples/clean"] = given.images[: settings.examples]
-    checkpoint.write_arrays(folder / "detection.npz", **arrays)
+    files.write_arrays(folder / "detection.npz", **arrays)
     evaluate.write_rows(folder / "rows.jsonl", rows)
     bench.tidy()
     for eps in layout.eps:

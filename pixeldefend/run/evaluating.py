@@ -11,6 +11,7 @@ from pixeldefend import (
     checkpoint,
     classifiers,
     data,
+    files,
     grid,
     magnet,
     parallel,
@@ -47,7 +48,7 @@ def evaluate(config: inputs.Config, workdir: Workdir) -> None:
     rows = list(_rows(config, layout, bench, tools, given, workdir.hash))
     rows = [row | {"table_seconds": round(bench.seconds, 1)} for row in rows]
     table = tables.Table(layout, rows, config.dataset)
-    with checkpoint.whole_file(folder / "table.md") as temporary:
+    with files.whole_file(folder / "table.md") as temporary:
         temporary.write_text(table.show(report.markdown_table) + "\n")
     write_rows(folder / "rows.jsonl", rows)
     bench.tidy()

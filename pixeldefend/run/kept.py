@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pixeldefend import __version__, checkpoint, parallel, report
+from pixeldefend import __version__, files, parallel, report
 from pixeldefend.parts import Parts
 from pixeldefend.workdir import config_hash
 
@@ -62,7 +62,7 @@ class Kept:
         if not parallel.agreed(found is not None):
             return None
         if found is None:
-            found = checkpoint.patiently(lambda: self._read(path, mark, only))
+            found = files.patiently(lambda: self._read(path, mark, only))
         self._seconds[path] = float(found["seconds"])
         return found
 
@@ -132,7 +132,7 @@ class Kept:
         """Adds to `result` what it took, and writes it."""
         result["seconds"] = np.float64(round(seconds, 3))
         result["device"] = np.array(parallel.devices())
-        checkpoint.write_arrays(path, **result, mark=np.array(mark))
+        files.write_arrays(path, **result, mark=np.array(mark))
         self._seconds[path] = seconds
 
     def tidy(self) -> None:

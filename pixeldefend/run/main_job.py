@@ -17,6 +17,7 @@ from pixeldefend import (
     defence,
     evaluate,
     figures,
+    files,
     parallel,
     pixelcnn,
     purification,
@@ -72,9 +73,16 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         settings.save_seconds,
         threshold=job.threshold,
     )
+    pictures = job.given.own and settings.pictures
+
+    def write_pictures(rows: np.ndarray, batch: dict) -> None:
+        """Before the batch counts as done."""
+        if pictures:
+            _write_pictures(folder, job.given, rows, batch)
+
     if parallel.is_first():
         for rows, part in kept.results:
-            _write_pictures(folder, job.given, rows, part)
+            write_pictures(rows, part)
     variables = {
         "params": job.params,
         "classifier": job.classifier_variables,
@@ -92,7 +100,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         inputs.labels_or_unknown(job.given),
         np.arange(len(clean), dtype=np.uint32),
         parts=kept,
-        each=lambda rows, batch: _write_pictures(folder, job.given, rows, batch),
+        each=write_pictures,
     )
     _write_purified(folder, job.given, result)
     stages = evaluate.stages(
@@ -252,20 +260,15 @@ def _write_outcomes(
     correct = {s.name: s.correct for s in stages if s.correct is not None}
     if guesses:
         names = {"names": np.array(given.names)}
-        checkpoint.write_arrays(folder / "predictions.npz", **guesses, **names)
+        files.write_arrays(folder / "predictions.npz", **guesses, **names)
     if correct:
-        checkpoint.write_arrays(folder / "correct" / f"{given.source}.npz", **correct)
+        files.write_arrays(folder / "correct" / f"{given.source}.npz", **correct)
 
 
 def _write_pictures(
     folder: epath.Path, given: data.Input, rows: np.ndarray, result: dict
 ) -> None:
-    """A PNG for each of the user's own images, of which the batch has these rows.
-
-    Written before the batch counts as done.
-    """
-    if not given.own:
-        return
+    """A PNG for each of the user's own images, of which the batch has these rows."""
     for row, image in zip(rows, result["purified"], strict=True):
         path = folder / "purified" / f"{given.names[row]}.png"
         figures.save(figures.picture(image), path, every_process=True)
@@ -275,7 +278,7 @@ def _write_purified(folder: epath.Path, given: data.Input, result: dict) -> None
     """All arrays and a before/after picture."""
     perturbed, purified = result["perturbed"], result["purified"]
     labels = {} if given.labels is None else {"labels": given.labels.astype(np.uint8)}
-    checkpoint.write_arrays(
+    files.write_arrays(
         folder / "purified" / f"{given.source}.npz",
         clean=given.images,
         images=perturbed,

@@ -7,8 +7,8 @@ import numpy as np
 
 from pixeldefend import (
     attacks,
-    checkpoint,
     data,
+    files,
     grid,
     keys,
     parallel,
@@ -42,10 +42,10 @@ def sweep(config: inputs.Config, workdir: Workdir) -> None:
         rows.append(_evaded(config, row, eps, bench, tools, given, workdir.hash))
     rows = [row | {"table_seconds": round(bench.seconds, 1)} for row in rows]
     write_rows(folder / "rows.jsonl", rows)
-    with checkpoint.whole_file(folder / "table.md") as temporary:
+    with files.whole_file(folder / "table.md") as temporary:
         temporary.write_text(report.markdown_table(*sweeps.lines(rows)) + "\n")
     arrays = _examples(config, layout, bench, tools, given)
-    checkpoint.write_arrays(folder / "sweep.npz", **arrays)
+    files.write_arrays(folder / "sweep.npz", **arrays)
     bench.tidy()
     print(f"\n{sweeps.show(rows)}\n\n{_legend(given)}\nresults in {folder}")
 

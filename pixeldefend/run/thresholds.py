@@ -5,7 +5,7 @@ import os
 import numpy as np
 from etils import epath
 
-from pixeldefend import checkpoint, evaluate, grid, parallel, report
+from pixeldefend import checkpoint, evaluate, files, grid, parallel, report
 from pixeldefend.run import evaluating, inputs
 from pixeldefend.run.workbench import Workbench
 from pixeldefend.workdir import Workdir, command_line, user_errors
@@ -55,11 +55,11 @@ def choose_threshold(config: inputs.Config, workdir: Workdir) -> None:
         "command": command_line(),
         "curve": curve,
     }
-    checkpoint.write_json(folder / "threshold.json", found)
+    files.write_json(folder / "threshold.json", found)
     bench.tidy()
     if settings.keep:
         card = checkpoint.load_card(path.parent) | {"adaptive": found}
-        checkpoint.write_json(path, card)
+        files.write_json(path, card)
     print(report.table(*evaluate.threshold_lines(curve, chosen)))
     if chosen == curve["threshold"][-1]:
         print("no accuracy fell at any threshold: this one purifies nothing")
