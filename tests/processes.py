@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = "configs/fashion_mnist.py:smoke"
@@ -60,11 +61,19 @@ def finish(started: list, code: int = 0) -> list[tuple[str, str]]:
     return told
 
 
-def wait_for(folder: pathlib.Path, pattern: str, started: list) -> None:
-    """Waits until a file of that name is there."""
-    while not list(folder.glob(pattern)):
-        assert all(process.poll() is None for process in started), "ended too early"
+def wait_until(reached: Callable[[], object], started: list) -> None:
+    """Waits until something is true, while all processes live."""
+    while not reached():
+        for process in started:
+            if process.poll() is not None:
+                kill(started)
+                raise AssertionError(f"ended too early: {process.told[1][-3000:]}")
         time.sleep(0.01)
+
+
+def wait_for(folder: pathlib.Path, pattern: str, started: list) -> None:
+    """Waits until a file of that name is there, with something in it."""
+    wait_until(lambda: any(p.stat().st_size for p in folder.glob(pattern)), started)
 
 
 def kill(started: list, first: int = 0) -> None:
@@ -73,7 +82,7 @@ def kill(started: list, first: int = 0) -> None:
         process.kill()
         time.sleep(random.uniform(0, 0.2))
     for process in started:
-        process.communicate()
+        process.told = process.communicate()
 
 
 def rows(path: pathlib.Path) -> list[dict]:

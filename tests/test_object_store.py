@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from processes import ROOT, finish, free_port, kill, launch, rows
+from processes import ROOT, finish, free_port, kill, launch, rows, wait_until
 
 from pixeldefend import checkpoint, data, figures, files
 
@@ -42,12 +42,6 @@ def bucket():
     server.wait()
 
 
-def _wait_for(reached, started):
-    while not reached():
-        assert all(process.poll() is None for process in started), "ended too early"
-        time.sleep(0.05)
-
-
 def test_training_goes_on_and_the_model_is_loaded(bucket, tmp_path):
     """Asked to stop once, killed once; then as if nothing had been."""
     options = ["--config.pixelcnn.train.steps=40"]
@@ -61,7 +55,7 @@ def test_training_goes_on_and_the_model_is_loaded(bucket, tmp_path):
             lines = metrics.read_text().splitlines() if metrics.exists() else []
             return lines and json.loads(lines[-1])["step"] > least
 
-        _wait_for(reached, started)
+        wait_until(reached, started)
         started[0].send_signal(stop)
         started[0].communicate()
         assert started[0].returncode == (75 if stop == signal.SIGTERM else -9)
@@ -87,7 +81,7 @@ def test_purifying_ones_own_images_by_two_processes(bucket, tmp_path):
     finish(launch("purify", *options, *here))
     started = launch("purify", *options, *there, processes=2)
     parts = bucket / "out/parts"
-    _wait_for(lambda: any(list(p.iterdir()) for p in parts.glob("*")), started)
+    wait_until(lambda: any(list(p.iterdir()) for p in parts.glob("*")), started)
     kill(started, first=1)
     finish(launch("purify", *options, *there, processes=2))
     assert rows(bucket / "out/rows.jsonl") == rows(tmp_path / "out/rows.jsonl")
@@ -111,7 +105,7 @@ def _tree(folder):
 def test_a_folder_in_use_is_refused(bucket):
     options = [f"--workdir={bucket}/busy", "--config.pixelcnn.train.steps=100000"]
     (first,) = launch("train_pixelcnn", *options)
-    _wait_for((bucket / "busy/lock.json").exists, [first])
+    wait_until((bucket / "busy/lock.json").exists, [first])
     ((_, errors),) = finish(launch("train_pixelcnn", *options), code=2)
     assert "is in use by process" in errors
     first.kill()
