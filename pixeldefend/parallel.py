@@ -241,7 +241,7 @@ def map_step(step: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
       The same function for this process's rows of a global batch, and for `told`, a
       vector whose average over the processes comes back in the metrics; the state stays
-      one copy and is donated. It is compiled once, for arguments like the first ones.
+      one copy and is donated.
     """
     mapped = jax.pmap(
         step,
@@ -263,17 +263,19 @@ def map_step(step: Callable[..., Any]) -> Callable[..., Any]:
         heard = np.tile(np.float32(told), (jax.local_device_count(), 1))
         return state, split(batch), key, np.float32(learning_rate), heard
 
-    program = None
+    compiled = False
 
     @functools.wraps(step)
     def run(*arguments: Any) -> Any:
-        nonlocal program
+        nonlocal compiled
         arguments = given(*arguments)
-        if program is None:
-            program = mapped.lower(*arguments).compile()
-            # A collective does not wait long for a process that still compiles.
+        if not compiled:
+            # A collective does not wait long for a process that still compiles; what is
+            # compiled here is what the call finds.
+            mapped.lower(*arguments).compile()
             barrier()
-        return program(*arguments)
+            compiled = True
+        return mapped(*arguments)
 
     run.lower = lambda *arguments: mapped.lower(*given(*arguments))
     return run
