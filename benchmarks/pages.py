@@ -57,6 +57,7 @@ _MAGNET_EPOCHS = 100
 _DENSITY_MODELS = (
     "fashion_mnist/pixelcnn",
     "cifar10/pixelcnn",
+    "cifar10/pixelcnn-longer",
     "mnist/pixelcnn",
 )
 
