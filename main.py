@@ -92,9 +92,12 @@ def _run(config: ml_collections.ConfigDict) -> int:
     except interruption.Interrupted as stop:
         if stop.code != interruption.EXIT_CODE:
             return stop.code  # another process has said why
-        text = "main.py: asked to stop; the same command goes on from here"
-        print(text, file=sys.stderr)
+        print("main.py: asked to stop; start it again to go on", file=sys.stderr)
         return stop.code
+    except KeyboardInterrupt:
+        if not _DISTRIBUTED.value:
+            raise
+        return 130  # as a shell has it; the others have to be told
     except Exception:
         if not _DISTRIBUTED.value:
             raise

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pixeldefend import parallel
+from pixeldefend import interruption, parallel
 
 # What reaches the object stores that `etils.epath` knows.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
@@ -106,9 +106,12 @@ def patiently(read: Callable[[], Any], seconds: float = 120.0) -> Any:
 
     Raises:
       OSError: it did not come within `seconds`.
+      interruption.Interrupted: another process has stopped.
     """
     end = time.monotonic() + seconds
     while (found := read()) is None:
+        if code := parallel.left():
+            raise interruption.Interrupted(code)
         if time.monotonic() > end:
             raise OSError(
                 "the first process wrote a file that does not show up here: all "

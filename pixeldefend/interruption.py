@@ -27,6 +27,11 @@ def listen() -> None:
     signal.signal(signal.SIGTERM, lambda *_: _wanted.set())
 
 
+def ask() -> None:
+    """Wishes to stop from within."""
+    _wanted.set()
+
+
 def wanted() -> bool:
     """Whether this process was asked to stop."""
     return _wanted.is_set()

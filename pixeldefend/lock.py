@@ -1,20 +1,25 @@
 """A folder belongs to one run at a time, on whatever hosts and kind of storage."""
 
+import contextlib
+import hashlib
 import json
 import os
 import platform
+import sys
 import threading
 import time
 import uuid
 
 from etils import epath
 
-from pixeldefend import files
+from pixeldefend import files, interruption
 
 # Seconds between two signs of life, and after how many without one a run that cannot be
 # asked, since it is on another host, counts as dead.
 _BEAT = 5.0
 _PATIENCE = 20.0
+# How long a file has to stay where several may write it at once.
+_SETTLED = 2.0
 
 
 class Lock:
@@ -32,6 +37,16 @@ class Lock:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def token(self) -> str:
+        """What this run's file is known by."""
+        return self._own["token"]
+
+    def holder(self) -> str | None:
+        """The token of the file that is there; None without one."""
+        there = self._read()
+        return None if there is None else there.get("token")
+
     def take(self) -> None:
         """Takes the folder; again by the one who has it, does nothing.
 
@@ -43,15 +58,58 @@ class Lock:
         there = self._read()
         if there is not None and self._alive(there):
             raise self._refusal(there)
-        self._write(0)
-        # Of two that came at once, the one whose file stays.
-        if there is not None or files.is_remote(self._path):
-            time.sleep(0.2)
-        there = self._read()
-        if there is None or there.get("token") != self._own["token"]:
-            raise self._refusal(there or {})
+        if files.is_remote(self._path):
+            # Of two that come at once, the one whose file stays.
+            self._write(0)
+            time.sleep(_SETTLED)
+        elif self._path.exists():
+            self._succeed(there)
+        else:
+            self._create()
+        if self.holder() != self.token:
+            raise self._refusal(self._read() or {})
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
+
+    def _succeed(self, dead: dict | None) -> None:
+        """Takes a dead run's or a damaged file's place; of several that try, one does.
+
+        There is a file all the time, so nobody can come in between.
+        """
+        # One name for all who saw the same.
+        name = hashlib.sha256(json.dumps(dead, sort_keys=True).encode()).hexdigest()
+        claim = self._path.parent / f".{self._path.name}.{name[:16]}.partial.json"
+        try:
+            if time.time() - claim.stat().mtime > _PATIENCE:
+                claim.unlink()  # of one that died in here
+        except FileNotFoundError:
+            pass
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+        except FileExistsError as error:
+            raise self._refusal(self._read() or {}) from error
+        try:
+            there = self._read()
+            if there != dead:
+                raise self._refusal(there or {})
+            self._write(0)
+        finally:
+            claim.unlink(missing_ok=True)
+
+    def _create(self) -> None:
+        """Writes the file if there is none; of several that try, one does."""
+        aside = self._path.parent / f".{self._path.name}.{self.token}.partial.json"
+        aside.write_text(json.dumps(self._own | {"beat": 0}))
+        try:
+            os.link(aside, self._path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            if not self._path.exists():
+                self._write(0)
+                time.sleep(_SETTLED)
+        finally:
+            aside.unlink()
 
     def release(self) -> None:
         """Gives the folder back, if it was taken."""
@@ -67,7 +125,7 @@ class Lock:
     def _read(self) -> dict | None:
         try:
             found = json.loads(self._path.read_text())
-        except (OSError, ValueError):
+        except Exception:  # of object stores there are many kinds
             return None
         return found if isinstance(found, dict) else None
 
@@ -78,10 +136,13 @@ class Lock:
         beat = 0
         while not self._stop.wait(_BEAT):
             beat += 1
-            try:
+            if self.holder() not in (None, self.token):
+                print(f"{self._path.parent} was taken by another run", file=sys.stderr)
+                interruption.ask()
+                return
+            # A full disk is for the run itself to complain about.
+            with contextlib.suppress(Exception):
                 self._write(beat)
-            except OSError:  # a full disk is for the run itself to complain about
-                continue
 
     def _alive(self, there: dict) -> bool:
         """Whether the run that left the file still lives."""

@@ -25,7 +25,8 @@ from pixeldefend import interruption
 
 AXIS = "devices"
 _PIECE = 2**20  # bytes of one message to the coordination service
-_STOP = "pixeldefend/stop"
+_STOP = "pixeldefend/stop"  # a process wants to stop
+_LEFT = "pixeldefend/left"  # a process has stopped
 _names = itertools.count()
 _busy: list[bool] = []
 Found = TypeVar("Found")
@@ -38,18 +39,20 @@ def initialize() -> None:
     and `JAX_PROCESS_ID`, or else what JAX knows by itself (Slurm steps, Cloud TPU).
 
     Raises:
-      ValueError: it does not.
+      ValueError: it does not, or they do not have equally many devices.
     """
     # Its handler of SIGTERM would take the place of ours.
     jax.config.update("jax_enable_preemption_service", False)
-    given = {
-        name: int(os.environ[variable])
-        for name, variable in (
-            ("num_processes", "JAX_NUM_PROCESSES"),
-            ("process_id", "JAX_PROCESS_ID"),
-        )
-        if variable in os.environ
-    }
+    given = {}
+    for name in ("num_processes", "process_id"):
+        text = os.environ.get(f"JAX_{name.upper()}", "")
+        if text and not text.isdecimal():
+            raise ValueError(f"JAX_{name.upper()} must be a number: {text!r}")
+        if text:
+            given[name] = int(text)
+    if "num_processes" in given:
+        address = os.environ.get("JAX_COORDINATOR_ADDRESS", "?")
+        print(f"{given['num_processes']} processes meet at {address}", flush=True)
     try:
         jax.distributed.initialize(**given)
     except ValueError as error:
@@ -57,6 +60,12 @@ def initialize() -> None:
             f"--distributed, but no launcher to be seen ({error}): start it by srun or "
             "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
+    own, every = jax.local_device_count(), jax.device_count()
+    if own * jax.process_count() != every:
+        raise ValueError(
+            f"{own} of {every} devices are this process's, of {jax.process_count()}: "
+            "give each process as many"
+        )
 
 
 def is_first() -> bool:
@@ -121,11 +130,16 @@ def stop_wanted() -> int:
     own = interruption.EXIT_CODE if interruption.wanted() else 0
     if jax.process_count() == 1:
         return 0 if _busy else own
-    there = _look(_STOP)
-    if there is None and own:
+    if code := left():
+        return code
+    if own:
         _client().key_value_set(_STOP, str(own), allow_overwrite=True)
-    code = own if there is None else int(there)
-    return 0 if _busy and code == interruption.EXIT_CODE else code
+    return 0 if _busy else int(_look(_STOP) or 0)
+
+
+def left() -> int:
+    """The code that another process of this run has ended with before its end; or 0."""
+    return 0 if jax.process_count() == 1 else int(_look(_LEFT) or 0)
 
 
 @contextlib.contextmanager
@@ -147,8 +161,10 @@ def leave(code: int) -> None:
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return
     try:
-        _client().key_value_set(_STOP, str(code), allow_overwrite=True)
+        _client().key_value_set(_LEFT, str(code), allow_overwrite=True)
         _client().wait_at_barrier("pixeldefend/leave", 100_000)
+        if is_first():
+            time.sleep(3)  # whoever is not gone when this one is, would be aborted
     except jax.errors.JaxRuntimeError:
         pass  # somebody is lost, or was already done
     os._exit(code)
@@ -170,10 +186,15 @@ def _look(name: str) -> str | None:
 
 
 def _wait(look: Callable[[], Found | None]) -> Found:
-    """Looks until there is something; stops where the run is asked to."""
+    """Looks until there is something; stops where a process has.
+
+    Not for a wish to stop: others may be past this point and go on to the next batch or
+    to the end, and all have to stop at the same one.
+    """
     pause = 1e-3
     while (found := look()) is None:
-        if code := stop_wanted():
+        stop_wanted()  # tells the others of this process's wish
+        if code := left():
             raise interruption.Interrupted(code)
         time.sleep(pause)
         pause = min(2 * pause, 0.2)

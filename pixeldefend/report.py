@@ -125,7 +125,7 @@ def run_batches(
             done = min(done + len(own) * parallel.process_count(), len(rows))
             share = 1 - (len(rows) - done) / count
             progress.update(share, f"{done / seconds:.1f} images/s")
-    except interruption.Interrupted:
+    except (interruption.Interrupted, KeyboardInterrupt):
         if parts is not None:
             parts.flush(time.perf_counter() - begun)
         raise

@@ -123,6 +123,10 @@ class Workdir:
             if parallel.is_first():
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._lock.take()
+                for path in self._folder.glob(".*.partial.*"):
+                    path.unlink(missing_ok=True)  # a killed run's
+            token = parallel.agreed(self._lock.token)
+            files.patiently(lambda: self._lock.holder() == token or None)
             files.write_json(self._folder / "config.json", self._config)
         return self._folder
 

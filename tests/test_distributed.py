@@ -97,7 +97,7 @@ def test_sigterm_for_one_process_stops_all_and_says_requeue_me(tmp_path):
     wait_for(tmp_path / "run", "parts/*/0*.npz", started)
     started[1].send_signal(signal.SIGTERM)
     for _, errors in finish(started, code=75):
-        assert "asked to stop; the same command goes on" in errors
+        assert "asked to stop; start it again to go on" in errors
     assert not (tmp_path / "run/rows.jsonl").exists()
     assert not (tmp_path / "run/lock.json").exists()
 

@@ -147,6 +147,7 @@ def _ends(jobset, code, disrupted=False):
         (2, False, "FailJobSet"),
         (75, False, "RestartJobSetAndIgnoreMaxRestarts"),
         (75, True, "RestartJobSetAndIgnoreMaxRestarts"),
+        (143, False, "RestartJobSetAndIgnoreMaxRestarts"),
         (137, True, "RestartJobSetAndIgnoreMaxRestarts"),
         (137, False, "RestartJobSet"),
         (1, False, "RestartJobSet"),
@@ -185,6 +186,7 @@ ODD = "--config.evaluate.attacks=('bim', \"pgd images=5\", '$HOME')"
         (0, "RUNNING", False),
         (2, "RUNNING", False),
         (75, "RUNNING", True),
+        (143, "RUNNING", True),
         # Slurm is at it: it requeues the job, or somebody has cancelled it.
         (75, "COMPLETING", False),
     ],

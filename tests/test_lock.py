@@ -1,7 +1,9 @@
+import concurrent.futures
 import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from processes import finish, launch, wait_for
@@ -76,6 +78,77 @@ def test_a_file_shows_signs_of_life(path, monkeypatch):
     before = path.read_text()
     for _ in range(1000):
         if path.read_text() != before:
+            break
+        lock.time.sleep(0.01)
+    else:
+        pytest.fail("no sign of life")
+    mine.release()
+
+
+def _take_at_once(path, count=8):
+    """How many of so many that come at the same time get the folder."""
+    runs = [Lock(path) for _ in range(count)]
+    together = threading.Barrier(count)
+
+    def take(run):
+        together.wait()
+        try:
+            run.take()
+        except ValueError:
+            return 0
+        return 1
+
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        got = sum(pool.map(take, runs))
+    for run in runs:
+        run.release()
+    return got
+
+
+def test_of_those_that_come_at_once_one_gets_it(path):
+    for _ in range(30):
+        assert _take_at_once(path) == 1
+        assert not list(path.parent.iterdir())
+
+
+def test_a_dead_runs_folder_is_not_given_to_two(path):
+    dead = {"host": "h", "machine": lock._machine(), "process": -1, "started": "1"}
+    for _ in range(30):
+        path.write_text(json.dumps(dead | {"token": "t", "beat": 3}))
+        assert _take_at_once(path) <= 1
+        path.unlink(missing_ok=True)
+        assert not list(path.parent.iterdir())
+
+
+def test_a_run_whose_folder_was_taken_stops(path, monkeypatch, capsys):
+    asked = threading.Event()
+    monkeypatch.setattr(lock, "_BEAT", 0.01)
+    monkeypatch.setattr(lock.interruption, "ask", asked.set)
+    mine = Lock(path)
+    mine.take()
+    _elsewhere(path)
+    assert asked.wait(10)
+    mine.release()
+    assert mine.holder() == "t"
+    assert "was taken by another run" in capsys.readouterr().err
+
+
+def test_a_storage_that_fails_for_a_while_does_not_stop_the_signs(path, monkeypatch):
+    monkeypatch.setattr(lock, "_BEAT", 0.01)
+    mine = Lock(path)
+    mine.take()
+    write, failed = mine._write, threading.Event()
+
+    def fail(beat):
+        if beat < 5:
+            failed.set()
+            raise RuntimeError("server disconnected")
+        write(beat)
+
+    monkeypatch.setattr(mine, "_write", fail)
+    assert failed.wait(10)
+    for _ in range(1000):
+        if json.loads(path.read_text())["beat"] > 5:
             break
         lock.time.sleep(0.01)
     else:
