@@ -49,6 +49,8 @@ class Checkpoints:
         first = parallel.is_first()
         if first:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.glob("*.orbax-checkpoint-tmp"):
+                path.rmtree()  # what a kill left of one
         parallel.barrier()
         self._manager = ocp.CheckpointManager(
             files.absolute(folder),

@@ -118,16 +118,27 @@ class Lock:
         self._stop.set()
         self._thread.join()
         self._thread = None
-        there = self._read()
-        if there is not None and there.get("token") == self._own["token"]:
-            self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if self.holder() == self.token:
+                self._path.unlink(missing_ok=True)
 
     def _read(self) -> dict | None:
-        try:
-            found = json.loads(self._path.read_text())
-        except Exception:  # of object stores there are many kinds
-            return None
-        return found if isinstance(found, dict) else None
+        """What the file says; None where there is none, or it is damaged.
+
+        Raises:
+          OSError: it cannot be read, and so may be a living run's.
+        """
+        for pause in (0.1, 0.5, 2.0, 0.0):
+            try:
+                found = json.loads(self._path.read_text())
+                return found if isinstance(found, dict) else None
+            except (FileNotFoundError, ValueError):
+                return None
+            except Exception as error:  # of object stores there are many kinds
+                if not pause:
+                    raise OSError(f"cannot read {self._path}: {error}") from error
+                time.sleep(pause)
+        raise AssertionError
 
     def _write(self, beat: int) -> None:
         files.write_json(self._path, self._own | {"beat": beat})
@@ -136,12 +147,14 @@ class Lock:
         beat = 0
         while not self._stop.wait(_BEAT):
             beat += 1
-            if self.holder() not in (None, self.token):
-                print(f"{self._path.parent} was taken by another run", file=sys.stderr)
-                interruption.ask()
-                return
-            # A full disk is for the run itself to complain about.
+            # A full disk, or a store that does not answer, is for the run itself to
+            # complain about.
             with contextlib.suppress(Exception):
+                if self.holder() not in (None, self.token):
+                    text = f"{self._path.parent} was taken by another run"
+                    print(text, file=sys.stderr)
+                    interruption.ask()
+                    return
                 self._write(beat)
 
     def _alive(self, there: dict) -> bool:

@@ -40,7 +40,8 @@ class Parts:
         self._known: set[str] = set()
         if parallel.is_first():
             self._clean()
-        self._read()
+        # As the first process sees them, once it has cleaned up.
+        self._read(parallel.agreed(self._names()))
 
     @property
     def done(self) -> int:
@@ -90,9 +91,9 @@ class Parts:
         Raises:
           ValueError: a row is missing, or there twice.
         """
-        parallel.barrier()
-        if parallel.process_count() > 1:
-            self._read()
+        # A shared folder may be slow to list what others wrote.
+        own = {"names": np.array(sorted(self._known), str)}
+        self._read([str(n) for part in parallel.gathered(own) for n in part["names"]])
         return parallel.in_order(self.results, count)
 
     def remove(self) -> None:
@@ -113,10 +114,12 @@ class Parts:
         for path in self._own.glob(".*.partial.npz"):
             path.unlink()
 
-    def _read(self) -> None:
-        """Reads the parts that are not known here, as the first process sees them."""
-        there = sorted(path.name for path in self._own.glob("[0-9]*.npz"))
-        for name in parallel.agreed(there):
+    def _names(self) -> list[str]:
+        return sorted(path.name for path in self._own.glob("[0-9]*.npz"))
+
+    def _read(self, names: list[str]) -> None:
+        """Reads parts, but for those that are known here."""
+        for name in names:
             if name in self._known:
                 continue
             part = files.patiently(lambda name=name: _load(self._own / name))

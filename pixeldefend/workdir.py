@@ -127,6 +127,7 @@ class Workdir:
                     path.unlink(missing_ok=True)  # a killed run's
             token = parallel.agreed(self._lock.token)
             files.patiently(lambda: self._lock.holder() == token or None)
+            parallel.barrier()  # all see the same folder
             files.write_json(self._folder / "config.json", self._config)
         return self._folder
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 
@@ -253,3 +254,14 @@ def test_released_classifiers_get_the_sample_right_as_their_cards_say(name):
     correct = int(np.sum(np.argmax(logits, -1) == labels))
     assert abs(correct - figures["correct"]) <= 2
     assert card["figures"]["test"]["clean"]["n"] == 10_000
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_removed(tmp_path):
+    for step in (1, 2):
+        with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+            checkpoints.save(step, {"a": np.arange(3.0)}, {})
+    (tmp_path / "2").rename(tmp_path / "2.orbax-checkpoint-tmp")
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+        step, state, _ = checkpoints.restore({"a": np.zeros(3)})
+    assert step == 1 and state["a"].tolist() == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
