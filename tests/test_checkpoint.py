@@ -216,7 +216,15 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
     assert [path.name for path in target.parent.iterdir()] == ["file.json"]
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist/pixelcnn", "cifar10/pixelcnn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fashion_mnist/pixelcnn",
+        "fashion_mnist/pixelcnn-longer",
+        "cifar10/pixelcnn",
+        "cifar10/pixelcnn-longer",
+    ],
+)
 def test_released_models_score_the_sample_as_their_cards_say(name):
     model, params, card = checkpoint.load_released(name)
     images, _ = data.sample(card["dataset"])
