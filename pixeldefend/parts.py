@@ -50,8 +50,11 @@ class Parts:
 
     def missing(self, count: int) -> np.ndarray:
         """Which of so many rows there are no results of."""
-        done = [rows for rows, _ in self.results]
-        return np.setdiff1d(np.arange(count), np.concatenate([[], *done]))
+        return np.setdiff1d(np.arange(count), self._rows())
+
+    def _rows(self) -> np.ndarray:
+        """Those with results, as integers, which numpy looks up quickly."""
+        return np.concatenate([np.zeros(0, int), *(rows for rows, _ in self.results)])
 
     def add(self, rows: np.ndarray, result: dict, seconds: float) -> None:
         """Takes a batch of results, and writes when it is time.
@@ -119,6 +122,7 @@ class Parts:
 
     def _read(self, names: list[str]) -> None:
         """Reads parts, but for those that are known here."""
+        done = self._rows()
         for name in names:
             if name in self._known:
                 continue
@@ -127,9 +131,9 @@ class Parts:
             self.seconds += float(part.pop("seconds"))
             rows = part.pop("rows")
             # Of a process of an earlier run that was slow to die; its bytes are equal.
-            known = [done for done, _ in self.results]
-            new = ~np.isin(rows, np.concatenate([[], *known]))
+            new = ~np.isin(rows, done)
             if new.any():
+                done = np.concatenate([done, rows[new]])
                 kept = {key: array[new] for key, array in part.items()}
                 self.results.append((rows[new], kept))
 

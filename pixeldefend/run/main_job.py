@@ -1,6 +1,7 @@
 """The main job: purify images and show what that did."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -73,15 +74,10 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         settings.save_seconds,
         threshold=job.threshold,
     )
-    pictures = job.given.own and settings.pictures
-
-    def write_pictures(rows: np.ndarray, batch: dict) -> None:
-        """Before the batch counts as done."""
-        if pictures:
-            _write_pictures(folder, job.given, rows, batch)
-
-    if parallel.is_first():
-        for rows, part in kept.results:
+    write_pictures = None
+    if job.given.own and settings.pictures:
+        write_pictures = functools.partial(_write_pictures, folder, job.given)
+        for rows, part in kept.results if parallel.is_first() else ():
             write_pictures(rows, part)
     variables = {
         "params": job.params,
@@ -268,7 +264,10 @@ def _write_outcomes(
 def _write_pictures(
     folder: epath.Path, given: data.Input, rows: np.ndarray, result: dict
 ) -> None:
-    """A PNG for each of the user's own images, of which the batch has these rows."""
+    """A PNG for each of the user's own images, of which the batch has these rows.
+
+    Written before the batch counts as done.
+    """
     for row, image in zip(rows, result["purified"], strict=True):
         path = folder / "purified" / f"{given.names[row]}.png"
         figures.save(figures.picture(image), path, every_process=True)
