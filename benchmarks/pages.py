@@ -58,7 +58,6 @@ _DENSITY_MODELS = (
     "fashion_mnist/pixelcnn",
     "fashion_mnist/pixelcnn-longer",
     "cifar10/pixelcnn",
-    "cifar10/pixelcnn-longer",
     "mnist/pixelcnn",
 )
 

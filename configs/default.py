@@ -254,10 +254,12 @@ def _evaluate() -> ml_collections.ConfigDict:
     # A classifier's weights and the defences that an image passes, in order, of
     # squeeze, purify, purify_adaptive, puvae, magnet, and the detectors reject_p_value,
     # reject_rmse and reject_magnet; {eps} in the weights stands for the attack's.
-    evaluate.rows = (
+    evaluate.rows = (  # the paper's Table 2
         "cifar10/resnet",
         "cifar10/vgg",
         "cifar10/resnet-adversarial_fgsm8",
+        "cifar10/resnet-adversarial_bim8",
+        "cifar10/resnet-label_smoothing",
         "cifar10/resnet + squeeze",
         "cifar10/resnet-adversarial_fgsm8 + squeeze",
         "cifar10/resnet + purify",
