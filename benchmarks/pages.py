@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from absl import app, flags
 
-from configs import fashion_mnist
+from configs import cifar10, fashion_mnist
 from pixeldefend import (
     checkpoint,
     evaluate,
@@ -285,12 +285,16 @@ def attacks_beside_foolbox() -> str:
     return report.markdown_table(header, lines)
 
 
-def _table_1() -> tables.Table:
-    config = fashion_mnist.get_config().evaluate
+_CONFIGS = {"fashion_mnist": fashion_mnist, "cifar10": cifar10}
+
+
+def _paper_table(dataset: str) -> tables.Table:
+    """The paper's Table 1 (Fashion-MNIST) or 2 (CIFAR-10)."""
+    config = _CONFIGS[dataset].get_config().evaluate
     layout = grid.read(config.rows, config.attacks, config.eps_attack)
-    rows = read("evaluate_fashion_mnist")
+    rows = read(f"evaluate_{dataset}")
     check_weights(rows)
-    return tables.Table(layout, rows, "fashion_mnist")
+    return tables.Table(layout, rows, dataset)
 
 
 def check_weights(rows: list[dict]) -> None:
@@ -302,13 +306,13 @@ def check_weights(rows: list[dict]) -> None:
                 raise ValueError(f"{name} was released anew: measure again")
 
 
-def table_1() -> str:
-    """The paper's Table 1.
+def paper_table(dataset: str) -> str:
+    """That table, ours beside the paper's.
 
     Raises:
       ValueError: a cell that has not been measured, or with other weights.
     """
-    table = _table_1()
+    table = _paper_table(dataset)
     for eps in table.layout.eps:
         for line in table.lines(eps)[1]:
             if "" in line:
@@ -316,9 +320,9 @@ def table_1() -> str:
     return table.show(report.markdown_table)
 
 
-def table_1_made() -> str:
+def paper_table_made(dataset: str) -> str:
     """How that table was made."""
-    rows = read("evaluate_fashion_mnist")
+    rows = read(f"evaluate_{dataset}")
     clean = next(row for row in rows if row["attack"] == grid.CLEAN)
     cw = next(row for row in rows if row["attack"] == "cw")
     hours = clean["table_seconds"] / 3600
@@ -328,34 +332,35 @@ def table_1_made() -> str:
     )
 
 
-def claims() -> str:
+def claims(dataset: str) -> str:
     """The best baseline and the best purified row."""
     header = ["eps", "best baseline", "strongest attack"]
     header += ["best PixelDefend", "strongest attack", "paper"]
-    return report.markdown_table(header, _table_1().claims())
+    return report.markdown_table(header, _paper_table(dataset).claims())
 
 
-def departures() -> str:
+def departures(dataset: str) -> str:
     """Cells that are not the paper's."""
     header = ["row", "attack", "eps", "ours (95 %)", "paper", "difference"]
-    return report.markdown_table(header, _table_1().departures())
+    return report.markdown_table(header, _paper_table(dataset).departures())
 
 
-def threshold() -> str:
+def threshold(dataset: str) -> str:
     """How the adaptive threshold was chosen."""
-    found = _card("fashion_mnist/pixelcnn")["adaptive"]
+    name = f"{dataset}/pixelcnn"
+    found = _card(name)["adaptive"]
     told = (
-        f"`fashion_mnist/pixelcnn`: **{found['threshold']:.2f} bits/dim**, "
+        f"`{name}`: **{found['threshold']:.2f} bits/dim**, "
         f"on the first {found['n']} {found['input']} images."
     )
     lines = evaluate.threshold_lines(found["curve"], found["threshold"])
     return f"{told}\n\n{report.markdown_table(*lines)}"
 
 
-def _white_box_rows() -> list[tuple[dict, dict, dict]]:
+def _white_box_rows(dataset: str) -> list[tuple[dict, dict, dict]]:
     """For each defence and eps: its worst row of the paper's attacks, the one of PGD
     that sees everything, and the one of images that survive all of these."""
-    rows = read("white_box_fashion_mnist")
+    rows = read(f"white_box_{dataset}")
     check_weights(rows)
     found: dict[tuple, dict[str, dict]] = {}
     for row in rows:
@@ -373,12 +378,12 @@ def _white_box_rows() -> list[tuple[dict, dict, dict]]:
     ]
 
 
-def white_box() -> str:
+def white_box(dataset: str) -> str:
     """Accuracies under an attacker who sees the purifier, beside those under others."""
     header = ["classifier", "defence", "eps", "the paper's attacks (strongest)"]
     header += ["PGD that sees everything", "all attacks", "images/s of PGD"]
     lines = []
-    for grey, white, every in _white_box_rows():
+    for grey, white, every in _white_box_rows(dataset):
         lines.append(
             [
                 f"`{white['classifier']}`",
@@ -396,7 +401,7 @@ def white_box() -> str:
 def headline() -> str:
     """The first line of results: what an attacker gets who does not look, who looks."""
     told = []
-    for grey, white, _ in _white_box_rows():
+    for grey, white, _ in _white_box_rows("fashion_mnist"):
         if white["classifier"].endswith("/resnet") and white["defence"] == "purify":
             told.append(
                 f"**{_share(white)}** at eps {white['eps_attack']:g} (grey-box: "
@@ -715,6 +720,44 @@ def purifier_speed() -> str:
     return report.markdown_table(header, lines)
 
 
+def networks(name: str) -> str:
+    """From `benchmarks/networks.py`."""
+    rows = read(name)
+    sizes = sorted({row["eps_attack"] for row in rows[0]["accuracies"]} - {0})
+    header = ["network", "trained on", "test bits/dim", "clean, purified"]
+    header += [f"strongest attack, eps {eps:g}, purified" for eps in sizes]
+    header += ["images/s", f"time, of the first network's (batch {_batch(rows)})"]
+    lines = []
+    for row in rows:
+        purified = [one for one in row["accuracies"] if one["defence"] == "purify"]
+        cells = [
+            min(
+                (one for one in purified if one["eps_attack"] == eps),
+                key=lambda one: one["accuracy"],
+            )
+            for eps in (0, *sizes)
+        ]
+        test, speed = row["test"], row["speed"]
+        low, high = speed["ratio_range"]
+        hours = row["seconds"] / 3600
+        lines.append(
+            [
+                f"{row['network']}, {row['parameters'] / 1e6:.2f} M parameters",
+                f"{_thousands(row['images'])} images, {hours:.1f} h",
+                f"{test['bits_per_dim']:.3f} ± {test['half_width_95']:.3f}",
+                *(f"{_with_interval(cell)}, n {cell['n']}" for cell in cells),
+                f"{speed['images_per_second']:g}",
+                f"**{speed['ratio']:g}** ({low:g} to {high:g})",
+            ]
+        )
+    return report.markdown_table(header, lines)
+
+
+def _batch(rows: list[dict]) -> int:
+    (batch,) = {row["speed"]["batch"] for row in rows}
+    return batch
+
+
 _OWN = ("none", "puvae", "reject_rmse+puvae")
 _OTHERS = ("magnet", "reject_magnet+magnet", "reject_p_value+puvae")
 
@@ -739,13 +782,19 @@ PLACES: dict[str, Callable[[], str]] = {
     "main_job_sentence": main_job_sentence,
     "speed": speed,
     "attacks_beside_foolbox": attacks_beside_foolbox,
-    "table_1": table_1,
-    "table_1_made": table_1_made,
-    "claims": claims,
-    "departures": departures,
-    "threshold": threshold,
+    "table_1": functools.partial(paper_table, "fashion_mnist"),
+    "table_1_made": functools.partial(paper_table_made, "fashion_mnist"),
+    "claims": functools.partial(claims, "fashion_mnist"),
+    "departures": functools.partial(departures, "fashion_mnist"),
+    "threshold": functools.partial(threshold, "fashion_mnist"),
+    "table_2": functools.partial(paper_table, "cifar10"),
+    "table_2_made": functools.partial(paper_table_made, "cifar10"),
+    "claims_cifar10": functools.partial(claims, "cifar10"),
+    "departures_cifar10": functools.partial(departures, "cifar10"),
+    "threshold_cifar10": functools.partial(threshold, "cifar10"),
     "headline": headline,
-    "white_box": white_box,
+    "white_box": functools.partial(white_box, "fashion_mnist"),
+    "white_box_cifar10": functools.partial(white_box, "cifar10"),
     "section_4_4": section_4_4,
     "gradients": gradients,
     "detection_cifar10": functools.partial(detection, "cifar10", 8),

@@ -292,6 +292,35 @@ def accuracies(
     return figure
 
 
+def training(
+    runs: dict[str, tuple[np.ndarray, np.ndarray]], label: str, name: str = ""
+) -> Figure:
+    """What density models score on validation images while they are trained.
+
+    Args:
+      runs: by network, `[N]` hours and `[N]` bits/dim.
+      label: below the hours.
+      name: of the figure.
+    """
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for i, (title, (hours, bits)) in enumerate(runs.items()):
+        axis.plot(
+            hours,
+            bits,
+            color=COLOURS[i % len(COLOURS)],
+            linestyle=_DASHES[i % len(_DASHES)],
+            marker=".",
+            linewidth=1.5,
+            label=f"{title}: {bits[-1]:.3f}",
+        )
+    axis.set_xlabel(label)
+    axis.set_ylabel("bits per dimension")
+    axis.legend(title="at the end", fontsize=8, title_fontsize=8, frameon=False)
+    put_name(figure, name)
+    return figure
+
+
 def save(figure: Figure, path: epath.PathLike) -> None:
     """Writes a PNG whole; the same figure gives the same bytes."""
     with files.whole_file(path) as temporary:

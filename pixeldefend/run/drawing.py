@@ -92,6 +92,10 @@ def _pictures(results: epath.Path) -> Iterator[Picture]:
         rows = _rows(results, f"white_box_{dataset}")
         if rows is not None:
             yield f"white_box_{dataset}", _drawing(_white_box, dataset, rows)
+        for kind in ("sizes", "conditionals"):
+            rows = _rows(results, f"{kind}_{dataset}")
+            if rows is not None:
+                yield f"{kind}_{dataset}", _drawing(_training, dataset, rows)
         for picture in _of_sweep(dataset, results):
             swept = True
             yield picture
@@ -306,6 +310,21 @@ def _white_box(dataset: str, rows: list[dict]) -> Figure:
             groups[title][who] = cell
     name = "grey-box: the strongest attack; white-box: all attacks"
     return plots.accuracies(groups, _name(dataset, name))
+
+
+def _training(dataset: str, rows: list[dict]) -> Figure:
+    """Bits/dim against hours, of `benchmarks/networks.py`."""
+    runs = {}
+    for row in rows:
+        points = [
+            (line["seconds"] / 3600, line["validation_bits_per_dim"])
+            for line in row["curve"]
+        ]
+        hours, bits = np.array(points).T
+        runs[row["network"]] = hours, bits
+    label = f"hours of training ({rows[0]['device']})"
+    name = "density models on validation images, equal training"
+    return plots.training(runs, label, _name(dataset, name))
 
 
 def _of_sweep(dataset: str, results: epath.Path) -> Iterator[Picture]:
