@@ -1,10 +1,10 @@
 """Which density model purifies best, trained equally long?
 
-Trains the networks of a comparison one after the other, each for as many steps or hours,
-scores test images, puts each in front of the released ResNet, and times their purifiers
-in turn in one process. Started again with the same folder it goes on where it was. Writes
-one line of JSON for each network, in which `curve` has what it scored on validation
-images on the way.
+Trains the networks of a comparison one after the other, each for as many steps or
+hours, scores test images, puts each in front of the released ResNet, and times their
+purifiers in turn in one process. Started again with the same folder it goes on where it
+was. Writes one line of JSON for each network, in which `curve` has what it scored on
+validation images on the way.
 
   python -m benchmarks.networks --comparison=conditionals --data_dir=DATA_DIR \
     --steps=1500 --folder=runs/conditionals --to=results/conditionals_cifar10.jsonl

@@ -753,6 +753,22 @@ def networks(name: str) -> str:
     return report.markdown_table(header, lines)
 
 
+def reach() -> str:
+    """From `benchmarks/reach.py`."""
+    header = ["training", "parameters", "images/s", "images", "hours"]
+    lines = [
+        [
+            row["training"],
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['images_per_second']:g}",
+            _thousands(row["images"]),
+            _thousands(round(row["hours"])),
+        ]
+        for row in read("reach")
+    ]
+    return report.markdown_table(header, lines)
+
+
 def _batch(rows: list[dict]) -> int:
     (batch,) = {row["speed"]["batch"] for row in rows}
     return batch
@@ -773,6 +789,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "evading": evading,
     "p_values_fashion_mnist": functools.partial(p_values_in_front, "fashion_mnist"),
     "purifier_speed": purifier_speed,
+    "reach": reach,
     "density_models": density_models,
     "classifiers": classifiers,
     "classifiers_whole": classifiers_whole,
