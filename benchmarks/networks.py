@@ -1,9 +1,10 @@
 """Which density model purifies best, trained equally long?
 
-Trains the networks of a comparison one after the other, each for as many steps or
-hours, scores test images, puts each in front of the released ResNet, and times their
-purifiers in turn in one process. Started again with the same folder it goes on where it
-was. Writes one line of JSON for each network, in which `curve` has what it scored on
+Trains the networks of a comparison one after the other, each for as many steps or hours
+by the clock (which other work on the machine makes unequal), once. Scores test images,
+puts each network in front of the released ResNet, and times their purifiers in turn in
+one process. Started again with the same folder and flags it goes on where it was.
+Writes one line of JSON for each network, in which `curve` has what it scored on
 validation images on the way.
 
   python -m benchmarks.networks --comparison=conditionals --data_dir=DATA_DIR \
@@ -25,9 +26,10 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from pixeldefend import checkpoint, data, files, purification
+from pixeldefend import checkpoint, data, files, grid, purification
 
 ROOT = pathlib.Path(__file__).parent.parent
+_ATTACKS = ("fgsm", "bim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +69,17 @@ COMPARISONS = {
 }
 
 _COMPARISON = flags.DEFINE_enum("comparison", "conditionals", COMPARISONS, "which one")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "as for main.py; not set: the sample")
-_STEPS = flags.DEFINE_integer("steps", 0, "of training; or give hours")
-_HOURS = flags.DEFINE_float("hours", 0.0, "of training; or give steps")
-_EVAL_EVERY = flags.DEFINE_integer("eval_every", 250, "steps between two validations")
-_IMAGES = flags.DEFINE_integer("images", 500, "attacked and purified, the first")
-_BATCH = flags.DEFINE_integer("batch", 128, "images of a timed purification")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "timed turns", lower_bound=1)
-_FOLDER = flags.DEFINE_string("folder", "runs/networks", "of the training runs")
+_ONLY = flags.DEFINE_multi_string("only", [], "a network by name; not given: all")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "as for main.py; smoke does without")
+_STEPS = flags.DEFINE_integer("steps", 0, "of training; or give hours", 0)
+_HOURS = flags.DEFINE_float("hours", 0.0, "of training; or give steps", 0.0)
+_EVAL_EVERY = flags.DEFINE_integer("eval_every", 250, "steps between validations", 1)
+_IMAGES = flags.DEFINE_integer("images", 500, "attacked and purified, the first", 1)
+_BATCH = flags.DEFINE_integer("batch", 128, "images of a timed purification", 1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "timed turns", 1)
+_FOLDER = flags.DEFINE_string("folder", "", "of the runs; empty: runs/COMPARISON")
 _TO = flags.DEFINE_string("to", "", "file for the rows; empty: printed only")
-_VARIANT = flags.DEFINE_string("variant", "", "of the config: smoke, to try the code")
+_SMOKE = flags.DEFINE_bool("smoke", False, "tiny networks, to try the code")
 
 
 def _run(comparison: Comparison, mode: str, workdir: pathlib.Path, **fields) -> None:
@@ -85,15 +88,33 @@ def _run(comparison: Comparison, mode: str, workdir: pathlib.Path, **fields) -> 
     Raises:
       SystemExit: it failed.
     """
-    variant = f":{_VARIANT.value}" if _VARIANT.value else ""
+    variant = ":smoke" if _SMOKE.value else ""
     command = [sys.executable, "main.py", f"--mode={mode}", f"--workdir={workdir}"]
     command.append(f"--config=configs/{comparison.dataset}.py{variant}")
     if _DATA_DIR.value:
-        command.append(f"--config.data_dir={_DATA_DIR.value}")
+        command.append(f"--config.data_dir={pathlib.Path(_DATA_DIR.value).absolute()}")
     command += [f"--config.{name}={value}" for name, value in fields.items()]
     done = subprocess.run(command, cwd=ROOT, check=False)
     if done.returncode:
         raise SystemExit(f"{mode} in {workdir} ended with {done.returncode}")
+
+
+def _claim(folder: pathlib.Path) -> None:
+    """Keeps a folder for these flags, so that no result of others is taken for theirs.
+
+    Raises:
+      SystemExit: it has runs of other flags.
+    """
+    of_runs = (_COMPARISON, _DATA_DIR, _STEPS, _HOURS, _EVAL_EVERY, _IMAGES, _SMOKE)
+    plan = {flag.name: flag.value for flag in of_runs}
+    path = folder / "plan.json"
+    if path.exists():
+        known = json.loads(path.read_text())
+        other = [name for name, value in plan.items() if known.get(name) != value]
+        if other:
+            theirs = ", ".join(f"{name} {known.get(name)}" for name in other)
+            raise SystemExit(f"{folder} has runs of {theirs}: name another --folder")
+    files.write_json(path, plan)
 
 
 def _lines(path: pathlib.Path) -> list[dict]:
@@ -107,13 +128,14 @@ def _trained(comparison: Comparison, name: str, folder: pathlib.Path) -> pathlib
         f"pixelcnn.model.{field}": value
         for field, value in comparison.networks[name].items()
     }
-    if not _VARIANT.value:
+    if not _SMOKE.value:
         fields |= {
             "pixelcnn.train.steps": _STEPS.value,
             "pixelcnn.train.hours": _HOURS.value,
             "pixelcnn.train.eval_every": _EVAL_EVERY.value,
         }
-    if not (workdir / "model").exists():
+    # The card is what is written last.
+    if not (workdir / "model" / "card.json").exists():
         _run(comparison, "train_pixelcnn", workdir, **fields)
     return workdir
 
@@ -121,26 +143,26 @@ def _trained(comparison: Comparison, name: str, folder: pathlib.Path) -> pathlib
 def _measured(comparison: Comparison, name: str, workdir: pathlib.Path) -> dict:
     """A row: how it was trained, and what it scores and mends."""
     card = checkpoint.load_card(checkpoint.find_released(str(workdir)))
-    classifier = f"{comparison.dataset}/" + ("vgg" if _VARIANT.value else "resnet")
-    known = {"pixelcnn.weights": workdir}
-    split = "test" if _DATA_DIR.value else "sample"
+    classifier = f"{comparison.dataset}/" + ("vgg" if _SMOKE.value else "resnet")
     scored, evaluated = workdir / "score", workdir / "evaluate"
-    count = {} if not _VARIANT.value else {"score.count": 16}
     if not (scored / "figures.json").exists():
-        _run(comparison, "score", scored, **known, **{"score.input": split}, **count)
+        fields = {"score.input": "test"}
+        if _SMOKE.value:
+            fields = {"score.input": "sample", "score.count": 16}
+        _run(comparison, "score", scored, **{"pixelcnn.weights": workdir}, **fields)
     if not (evaluated / "rows.jsonl").exists():
-        _run(
-            comparison,
-            "evaluate",
-            evaluated,
-            **known,
-            **{
-                "evaluate.images": _IMAGES.value,
-                "evaluate.rows": (classifier, f"{classifier} + purify"),
-                "evaluate.attacks": ("fgsm", "bim"),
-                "evaluate.eps_attack": comparison.eps,
-            },
-        )
+        fields = {
+            "pixelcnn.weights": workdir,
+            "purify.eps": comparison.eps_defend,
+            "evaluate.images": _IMAGES.value,
+            "evaluate.rows": (classifier, f"{classifier} + purify"),
+            "evaluate.attacks": _ATTACKS,
+            "evaluate.eps_attack": comparison.eps,
+        }
+        _run(comparison, "evaluate", evaluated, **fields)
+    rows = _lines(evaluated / "rows.jsonl")
+    if {row["density_model_sha256"] for row in rows} - {None, card["sha256"][:8]}:
+        raise SystemExit(f"{evaluated} is of other weights than {workdir}: remove it")
     training = card["training"]
     bits = json.loads((scored / "figures.json").read_text())
     kept = ("attack", "eps_attack", "defence", "accuracy", "low", "high", "n")
@@ -161,8 +183,8 @@ def _measured(comparison: Comparison, name: str, workdir: pathlib.Path) -> dict:
         "test": {key: bits[key] for key in ("bits_per_dim", "half_width_95", "n")},
         "accuracies": [
             {key: row[key] for key in kept}
-            for row in _lines(evaluated / "rows.jsonl")
-            if row["attack"] in ("none", "fgsm", "bim")
+            for row in rows
+            if row["attack"] in (grid.CLEAN, *_ATTACKS)
         ],
     }
 
@@ -205,13 +227,24 @@ def _speeds(comparison: Comparison, workdirs: dict[str, pathlib.Path]) -> dict:
 def main(_: list[str]) -> None:
     """Trains, measures, and writes the rows."""
     logging.set_verbosity(logging.ERROR)
-    if not _VARIANT.value and bool(_STEPS.value) == bool(_HOURS.value):
-        raise SystemExit("give --steps or --hours of training, the same for each")
     comparison = COMPARISONS[_COMPARISON.value]
-    folder = pathlib.Path(_FOLDER.value).absolute()
-    workdirs = {
-        name: _trained(comparison, name, folder) for name in comparison.networks
-    }
+    names = _ONLY.value or list(comparison.networks)
+    unknown = set(names) - set(comparison.networks)
+    if unknown:
+        raise SystemExit(
+            f"no network {', '.join(sorted(unknown))}: one of "
+            f"{', '.join(map(repr, comparison.networks))}"
+        )
+    if _SMOKE.value == bool(_STEPS.value or _HOURS.value):
+        raise SystemExit("give --steps or --hours of training, or --smoke without them")
+    if _STEPS.value and _HOURS.value:
+        raise SystemExit("give --steps or --hours of training, not both")
+    if not _SMOKE.value and not _DATA_DIR.value:
+        raise SystemExit("--data_dir is missing; --smoke does without")
+    default = f"runs/{_COMPARISON.value}{'-smoke' if _SMOKE.value else ''}"
+    folder = pathlib.Path(_FOLDER.value or default).absolute()
+    _claim(folder)
+    workdirs = {name: _trained(comparison, name, folder) for name in names}
     rows = [_measured(comparison, name, at) for name, at in workdirs.items()]
     speeds = _speeds(comparison, workdirs)
     rows = [row | {"speed": speeds[row["network"]]} for row in rows]

@@ -228,10 +228,10 @@ def main_job_sentence() -> str:
     attacked, purified = read("purify_fashion_mnist")[1:]
     hard, restored = read("purify_fashion_mnist_bim25")[1:]
     return (
-        "p-values find the attack; undoing one of this size takes a better density "
-        "model than this\nsmall one. Of eps 2 it undoes most: under the strongest of "
-        f"the paper's five attacks the\nclassifier keeps {bare:.1f} % by itself and "
-        f"{behind:.1f} % behind it. Clothes are easier: on\nFashion-MNIST "
+        "p-values find the attack; undoing one of this size is beyond this small "
+        "density model.\nOf attacks of eps 2 it undoes most: under the strongest of "
+        f"the paper's five, the\nclassifier alone keeps {bare:.1f} %, behind the "
+        f"purifier {behind:.1f} %. Clothes are easier: on\nFashion-MNIST "
         "(`configs/fashion_mnist.py`) purification takes the classifier from\n"
         f"{_share(attacked)} under BIM eps 8 to {_share(purified)}, and from "
         f"{_share(hard)} to {_share(restored)} under BIM eps 25\n"
@@ -733,7 +733,7 @@ def networks(name: str) -> str:
     rows = read(name)
     sizes = sorted({row["eps_attack"] for row in rows[0]["accuracies"]} - {0})
     header = ["network", "trained on", "test bits/dim", "clean, purified"]
-    header += [f"strongest attack, eps {eps:g}, purified" for eps in sizes]
+    header += [f"the stronger of FGSM and BIM, eps {eps:g}, purified" for eps in sizes]
     header += ["images/s", f"time, of the first network's (batch {_batch(rows)})"]
     lines = []
     for row in rows:
@@ -763,11 +763,12 @@ def networks(name: str) -> str:
 
 def reach() -> str:
     """From `benchmarks/reach.py`."""
-    header = ["training", "parameters", "images/s", "images", "hours"]
+    header = ["training", "parameters", "timed batch", "images/s", "images", "hours"]
     lines = [
         [
             row["training"],
             f"{row['parameters'] / 1e6:.2f} M",
+            row["batch"],
             f"{row['images_per_second']:g}",
             _thousands(row["images"]),
             _thousands(round(row["hours"])),

@@ -27,6 +27,8 @@ _MEASURED = (
     "accuracy",
     "auc",
     "bits_per_dim",
+    "hours",
+    "images_per_second",
     "norm",
     "ratio",
     "ratio_to_forward",
