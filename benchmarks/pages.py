@@ -44,6 +44,7 @@ _CLASSIFIERS = (
     "cifar10/resnet",
     "cifar10/resnet-label_smoothing",
     "cifar10/resnet-adversarial_fgsm8",
+    "cifar10/resnet-adversarial_bim8",
     "cifar10/vgg",
 )
 _AUTOENCODERS = (
@@ -761,23 +762,6 @@ def networks(name: str) -> str:
     return report.markdown_table(header, lines)
 
 
-def reach() -> str:
-    """From `benchmarks/reach.py`."""
-    header = ["training", "parameters", "timed batch", "images/s", "images", "hours"]
-    lines = [
-        [
-            row["training"],
-            f"{row['parameters'] / 1e6:.2f} M",
-            row["batch"],
-            f"{row['images_per_second']:g}",
-            _thousands(row["images"]),
-            _thousands(round(row["hours"])),
-        ]
-        for row in read("reach")
-    ]
-    return report.markdown_table(header, lines)
-
-
 def _batch(rows: list[dict]) -> int:
     (batch,) = {row["speed"]["batch"] for row in rows}
     return batch
@@ -798,7 +782,6 @@ PLACES: dict[str, Callable[[], str]] = {
     "evading": evading,
     "p_values_fashion_mnist": functools.partial(p_values_in_front, "fashion_mnist"),
     "purifier_speed": purifier_speed,
-    "reach": reach,
     "density_models": density_models,
     "classifiers": classifiers,
     "classifiers_whole": classifiers_whole,
