@@ -17,18 +17,14 @@ import dataclasses
 import functools
 import json
 import pathlib
-import subprocess
-import sys
-import time
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags, logging
 
-from pixeldefend import checkpoint, data, files, grid, purification
+from benchmarks import common
+from pixeldefend import checkpoint, evaluate, files, grid, purification
 
-ROOT = pathlib.Path(__file__).parent.parent
 _ATTACKS = ("fgsm", "bim")
 
 
@@ -82,21 +78,14 @@ _TO = flags.DEFINE_string("to", "", "file for the rows; empty: printed only")
 _SMOKE = flags.DEFINE_bool("smoke", False, "tiny networks, to try the code")
 
 
-def _run(comparison: Comparison, mode: str, workdir: pathlib.Path, **fields) -> None:
-    """Runs `main.py` in a process of its own.
-
-    Raises:
-      SystemExit: it failed.
-    """
-    variant = ":smoke" if _SMOKE.value else ""
-    command = [sys.executable, "main.py", f"--mode={mode}", f"--workdir={workdir}"]
-    command.append(f"--config=configs/{comparison.dataset}.py{variant}")
+def _run(
+    comparison: Comparison, mode: str, workdir: pathlib.Path, fields: dict
+) -> None:
+    """Runs a mode with the configuration of a comparison."""
     if _DATA_DIR.value:
-        command.append(f"--config.data_dir={pathlib.Path(_DATA_DIR.value).absolute()}")
-    command += [f"--config.{name}={value}" for name, value in fields.items()]
-    done = subprocess.run(command, cwd=ROOT, check=False)
-    if done.returncode:
-        raise SystemExit(f"{mode} in {workdir} ended with {done.returncode}")
+        fields = fields | {"data_dir": pathlib.Path(_DATA_DIR.value).absolute()}
+    variant = ":smoke" if _SMOKE.value else ""
+    common.run_main(f"{comparison.dataset}.py{variant}", mode, workdir, fields)
 
 
 def _claim(folder: pathlib.Path) -> None:
@@ -117,10 +106,6 @@ def _claim(folder: pathlib.Path) -> None:
     files.write_json(path, plan)
 
 
-def _lines(path: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def _trained(comparison: Comparison, name: str, folder: pathlib.Path) -> pathlib.Path:
     """Trains a network, unless that is done; returns its workdir."""
     workdir = folder / name.replace(", ", "-").replace(" ", "_")
@@ -136,7 +121,7 @@ def _trained(comparison: Comparison, name: str, folder: pathlib.Path) -> pathlib
         }
     # The card is what is written last.
     if not (workdir / "model" / "card.json").exists():
-        _run(comparison, "train_pixelcnn", workdir, **fields)
+        _run(comparison, "train_pixelcnn", workdir, fields)
     return workdir
 
 
@@ -149,7 +134,7 @@ def _measured(comparison: Comparison, name: str, workdir: pathlib.Path) -> dict:
         fields = {"score.input": "test"}
         if _SMOKE.value:
             fields = {"score.input": "sample", "score.count": 16}
-        _run(comparison, "score", scored, **{"pixelcnn.weights": workdir}, **fields)
+        _run(comparison, "score", scored, {"pixelcnn.weights": workdir} | fields)
     if not (evaluated / "rows.jsonl").exists():
         fields = {
             "pixelcnn.weights": workdir,
@@ -159,8 +144,8 @@ def _measured(comparison: Comparison, name: str, workdir: pathlib.Path) -> dict:
             "evaluate.attacks": _ATTACKS,
             "evaluate.eps_attack": comparison.eps,
         }
-        _run(comparison, "evaluate", evaluated, **fields)
-    rows = _lines(evaluated / "rows.jsonl")
+        _run(comparison, "evaluate", evaluated, fields)
+    rows = common.rows_of(evaluated / "rows.jsonl")
     if {row["density_model_sha256"] for row in rows} - {None, card["sha256"][:8]}:
         raise SystemExit(f"{evaluated} is of other weights than {workdir}: remove it")
     training = card["training"]
@@ -177,7 +162,7 @@ def _measured(comparison: Comparison, name: str, workdir: pathlib.Path) -> dict:
         "command": training["command"],
         "curve": [
             {key: line[key] for key in ("images", "seconds", "validation_bits_per_dim")}
-            for line in _lines(workdir / "metrics.jsonl")
+            for line in common.rows_of(workdir / "metrics.jsonl")
             if "validation_bits_per_dim" in line
         ],
         "test": {key: bits[key] for key in ("bits_per_dim", "half_width_95", "n")},
@@ -192,28 +177,19 @@ def _measured(comparison: Comparison, name: str, workdir: pathlib.Path) -> dict:
 def _speeds(comparison: Comparison, workdirs: dict[str, pathlib.Path]) -> dict:
     """Images/s of each purifier, and how many times as long as the first one takes."""
     eps = comparison.eps_defend
-    clean = data.sample(comparison.dataset)[0]
-    images = np.resize(clean, (_BATCH.value, *clean.shape[1:])).astype(np.int16)
-    noise = np.random.default_rng(0).integers(-8, 9, images.shape)
-    noisy = np.clip(images + noise, 0, 255).astype(np.uint8)
-    programs = {}
+    functions = {}
     for name, workdir in workdirs.items():
         model, params, _ = checkpoint.load_released(str(workdir))
         purify = functools.partial(
             purification.purify, model, eps=eps, width=purification.width_for(eps)
         )
-        programs[name] = jax.jit(purify).lower(params, noisy).compile(), params
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(_REPEATS.value + 1):
-        for name, (program, params) in programs.items():
-            begun = time.perf_counter()
-            jax.block_until_ready(program(params, noisy))
-            if turn:  # the first one warms up
-                seconds[name].append(time.perf_counter() - begun)
-    first = np.array(next(iter(seconds.values())))
+        functions[name] = purify, params
+    images = common.noisy(comparison.dataset, _BATCH.value)
+    seconds = common.in_turn(functions, images, _REPEATS.value)
+    first = next(iter(seconds.values()))
     found = {}
     for name, taken in seconds.items():
-        ratios = np.array(taken) / first
+        ratios = taken / first
         low, middle, high = np.quantile(ratios, [0, 0.5, 1])
         found[name] = {
             "images_per_second": float(f"{_BATCH.value / np.median(taken):.3g}"),
@@ -249,8 +225,7 @@ def main(_: list[str]) -> None:
     speeds = _speeds(comparison, workdirs)
     rows = [row | {"speed": speeds[row["network"]]} for row in rows]
     if _TO.value:
-        with files.whole_file(_TO.value) as temporary:
-            temporary.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        evaluate.write_rows(_TO.value, rows)
     for row in rows:
         print(json.dumps(row | {"curve": len(row["curve"])}))
 

@@ -8,13 +8,13 @@ here and nowhere else, so that no number is ever copied by hand.
 """
 
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Callable
 
 from absl import app, flags
 
+from benchmarks import common
 from configs import cifar10, fashion_mnist
 from pixeldefend import (
     checkpoint,
@@ -66,8 +66,7 @@ _DENSITY_MODELS = (
 
 def read(name: str) -> list[dict]:
     """The rows of a file under `results/`."""
-    lines = (RESULTS / f"{name}.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return common.rows_of(RESULTS / f"{name}.jsonl")
 
 
 def _card(name: str) -> dict:

@@ -8,7 +8,6 @@ within a repeat, so that what slows the whole machine cancels. The last line is 
 """
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,8 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from pixeldefend import checkpoint, data, keys, magnet, purification, puvae
+from benchmarks import common
+from pixeldefend import checkpoint, keys, magnet, purification, puvae
 
 _DATASET = flags.DEFINE_string("dataset", "fashion_mnist", "whose models")
 _BATCH = flags.DEFINE_integer("batch", 128, "images", lower_bound=1)
@@ -50,24 +50,11 @@ def _programs(dataset: str, key: jax.Array) -> dict[str, tuple[Callable, Any]]:
 
 def measured(dataset: str, batch: int, repeats: int) -> dict:
     """Images per second of each, and how often faster than PixelDefend."""
-    images = np.resize(
-        data.sample(dataset)[0], (batch, *data.sample(dataset)[0].shape[1:])
-    )
-    noise = np.random.default_rng(0).integers(-8, 9, images.shape)
-    noisy = np.clip(images.astype(np.int16) + noise, 0, 255).astype(np.uint8)
     key = keys.for_images(jax.random.key(0), np.arange(batch, dtype=np.uint32))
-    seconds: dict[str, list[float]] = {}
-    programs = {
-        name: (jax.jit(function).lower(params, noisy).compile(), params)
-        for name, (function, params) in _programs(dataset, key).items()
-    }
-    for turn in range(repeats + 1):
-        for name, (program, params) in programs.items():
-            begun = time.perf_counter()
-            jax.block_until_ready(program(params, noisy))
-            if turn:  # the first one warms up
-                seconds.setdefault(name, []).append(time.perf_counter() - begun)
-    slow = np.array(seconds["pixeldefend"])
+    seconds = common.in_turn(
+        _programs(dataset, key), common.noisy(dataset, batch), repeats
+    )
+    slow = seconds["pixeldefend"]
     found: dict[str, Any] = {
         "dataset": dataset,
         "batch": batch,
@@ -75,7 +62,7 @@ def measured(dataset: str, batch: int, repeats: int) -> dict:
         "device": jax.devices()[0].device_kind,
     }
     for name, taken in seconds.items():
-        ratios = slow / np.array(taken)
+        ratios = slow / taken
         found[name] = {
             "images_per_second": float(f"{batch / np.median(taken):.3g}"),
             "times_pixeldefend": float(f"{np.median(ratios):.3g}"),

@@ -13,16 +13,13 @@ import dataclasses
 import json
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
 from typing import Any
 
 from absl import app, flags, logging
 
-from pixeldefend import files
-
-ROOT = pathlib.Path(__file__).parent.parent
+from benchmarks import common
+from pixeldefend import evaluate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,20 +85,12 @@ def _rate(training: Training) -> dict:
     if kind == "pixelcnn":
         fields["train.init_images"] = batch
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "main.py",
-            f"--config=configs/{training.dataset}.py:paper",
-        ]
-        command += [f"--mode=train_{kind}", f"--workdir={folder}"]
-        command += [f"--config.{kind}.{name}={to}" for name, to in fields.items()]
-        done = subprocess.run(command, cwd=ROOT, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
         at = pathlib.Path(folder)
-        lines = (at / "metrics.jsonl").read_text().splitlines()
+        named = {f"{kind}.{name}": value for name, value in fields.items()}
+        common.run_main(f"{training.dataset}.py:paper", f"train_{kind}", at, named)
+        lines = common.rows_of(at / "metrics.jsonl")
         card = json.loads((at / "model/card.json").read_text())
-    seconds = [json.loads(line)["seconds"] for line in lines]
+    seconds = [line["seconds"] for line in lines]
     # The first step is compiled; the last is followed by the validation.
     taken = [
         after - before for before, after in zip(seconds, seconds[1:], strict=False)
@@ -117,12 +106,10 @@ def _rate(training: Training) -> dict:
 def _keep(row: dict) -> None:
     """Puts a row into the file of `--to`, in place of an older one."""
     path = pathlib.Path(_TO.value)
-    lines = path.read_text().splitlines() if path.exists() else []
-    known = {old["training"]: old for old in map(json.loads, lines)}
+    lines = common.rows_of(path) if path.exists() else []
+    known = {old["training"]: old for old in lines}
     known[row["training"]] = row
-    rows = [known[name] for name in TRAININGS if name in known]
-    with files.whole_file(path) as temporary:
-        temporary.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    evaluate.write_rows(path, [known[name] for name in TRAININGS if name in known])
 
 
 def main(_: list[str]) -> None:
