@@ -8,7 +8,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pixeldefend import interruption, parallel, run
+from pixeldefend import interruption, parallel, processes, run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Configuration, e.g. configs/cifar10.py", lock_config=True
@@ -75,7 +75,7 @@ def main(_: list[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     if code:
-        parallel.leave(code)
+        processes.leave(code)
     return code
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from pixeldefend import classifiers, files, magnet, parallel, pixelcnn, puvae
+from pixeldefend import classifiers, files, magnet, pixelcnn, processes, puvae
 
 RELEASED = epath.resource_path("pixeldefend") / "released"
 
@@ -46,12 +46,12 @@ class Checkpoints:
 
         self._ocp = ocp
         self.folder = epath.Path(folder)
-        first = parallel.is_first()
+        first = processes.is_first()
         if first:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.glob("*.orbax-checkpoint-tmp"):
                 path.rmtree()  # what a kill left of one
-        parallel.barrier()
+        processes.barrier()
         self._manager = ocp.CheckpointManager(
             files.absolute(folder),
             options=ocp.CheckpointManagerOptions(
@@ -67,7 +67,7 @@ class Checkpoints:
 
         Only the first process saves; the state is the same in all of them.
         """
-        if not parallel.is_first():
+        if not processes.is_first():
             return
         state = jax.tree.map(np.asarray, jax.device_get(state))
         args = self._ocp.args
@@ -91,7 +91,7 @@ class Checkpoints:
         Raises:
           UnreadableError: the checkpoint is damaged or of another model.
         """
-        step = parallel.agreed(self._manager.latest_step())
+        step = processes.agreed(self._manager.latest_step())
         if step is None:
             return None
         args = self._ocp.args
@@ -126,7 +126,7 @@ def _alone() -> Any:
     import orbax.checkpoint as ocp
 
     own = jax.process_index()
-    if parallel.process_count() == 1:
+    if processes.count() == 1:
         return ocp.options.MultiprocessingOptions()
     return ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"own{own}"
@@ -145,7 +145,7 @@ def save_weights(folder: epath.PathLike, params: Any) -> None:
     """Saves a pytree of arrays under `folder` (orbax), replacing what was there."""
     import orbax.checkpoint as ocp
 
-    if not parallel.is_first():
+    if not processes.is_first():
         return
     folder = files.absolute(folder)
     params = jax.tree.map(np.asarray, jax.device_get(params))
@@ -229,7 +229,7 @@ def save_released(
         constructor arguments are added as `model`.
       reference: log-probabilities `[N]` of the training split, nats, or None.
     """
-    if not parallel.is_first():
+    if not processes.is_first():
         return
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pixeldefend import interruption, parallel
+from pixeldefend import interruption, processes
 
 # What reaches the object stores that `etils.epath` knows.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
@@ -29,7 +29,7 @@ def whole_file(
     has files of its own.
     """
     path = epath.Path(path)
-    kept = every_process or parallel.is_first()
+    kept = every_process or processes.is_first()
     if not kept or is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             yield (temporary := epath.Path(folder) / path.name)
@@ -93,7 +93,7 @@ def write_arrays(
     path: epath.PathLike, *, every_process: bool = False, **arrays: np.ndarray
 ) -> None:
     """Writes a compressed `.npz` whole; see `whole_file`."""
-    if not every_process and not parallel.is_first():
+    if not every_process and not processes.is_first():
         return
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
@@ -110,7 +110,7 @@ def patiently(read: Callable[[], Any], seconds: float = 120.0) -> Any:
     """
     end = time.monotonic() + seconds
     while (found := read()) is None:
-        if code := parallel.left():
+        if code := processes.left():
             raise interruption.Interrupted(code)
         if time.monotonic() > end:
             raise OSError(

@@ -1,204 +1,37 @@
-"""The only file that knows devices and processes: maps functions over all of them.
+"""The only file that knows devices: maps functions over all of them.
 
 Every process runs the same program on the same data. What is mapped over images is
 dealt to the processes, each of which works on its rows with its own devices and no word
-to the others; a training step runs on the devices of all. What depends on files, clocks
-or signals is agreed upon through the coordination service of `jax.distributed`, which
-unlike a collective does not mind how long one process waits for another.
+to the others; a training step runs on the devices of all.
 """
 
-import contextlib
 import functools
-import io
-import itertools
-import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import chex
 import jax
 import numpy as np
 
-from pixeldefend import interruption
+from pixeldefend import interruption, processes
 
 AXIS = "devices"
-_PIECE = 2**20  # bytes of one message to the coordination service
-_STOP = "pixeldefend/stop"  # a process wants to stop
-_LEFT = "pixeldefend/left"  # a process has stopped
-_names = itertools.count()
-_busy: list[bool] = []
-Found = TypeVar("Found")
 
 
 def initialize() -> None:
     """Joins the other processes of this run; before anything else uses a device.
 
-    The environment says who they are: `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`
-    and `JAX_PROCESS_ID`, or else what JAX knows by itself (Slurm steps, Cloud TPU).
-
     Raises:
-      ValueError: it does not, or they do not have equally many devices.
+      ValueError: there are none to be seen, or they do not have equally many devices.
     """
-    # Its handler of SIGTERM would take the place of ours.
-    jax.config.update("jax_enable_preemption_service", False)
-    given = {}
-    for name in ("num_processes", "process_id"):
-        text = os.environ.get(f"JAX_{name.upper()}", "")
-        if text and not text.isdecimal():
-            raise ValueError(f"JAX_{name.upper()} must be a number: {text!r}")
-        if text:
-            given[name] = int(text)
-    if "num_processes" in given:
-        address = os.environ.get("JAX_COORDINATOR_ADDRESS", "?")
-        print(f"{given['num_processes']} processes meet at {address}", flush=True)
-    try:
-        jax.distributed.initialize(**given)
-    except ValueError as error:
-        raise ValueError(
-            f"--distributed, but no launcher to be seen ({error}): start it by srun or "
-            "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
-        ) from error
+    processes.join()
     own, every = jax.local_device_count(), jax.device_count()
-    if own * jax.process_count() != every:
+    if own * processes.count() != every:
         raise ValueError(
-            f"{own} of {every} devices are this process's, of {jax.process_count()}: "
+            f"{own} of {every} devices are this process's, of {processes.count()}: "
             "give each process as many"
         )
-
-
-def is_first() -> bool:
-    """Whether this is the process that writes what all share."""
-    return jax.process_index() == 0
-
-
-def process_count() -> int:
-    """How many processes run this program together."""
-    return jax.process_count()
-
-
-def agreed(value: Any) -> Any:
-    """The first process's value, anything that JSON can hold, in every process."""
-    if jax.process_count() == 1:
-        return value
-    name = f"pixeldefend/agreed/{next(_names)}"
-    if is_first():
-        _client().key_value_set(name, json.dumps(value))
-        return value
-    return json.loads(_wait(lambda: _look(name)))
-
-
-def barrier() -> None:
-    """Waits until every process has come as far."""
-    if jax.process_count() == 1:
-        return
-    name = f"pixeldefend/barrier/{next(_names)}"
-    _client().key_value_set(f"{name}/{jax.process_index()}", "")
-    there = jax.process_count()
-    _wait(lambda: len(_client().key_value_dir_get(name)) == there or None)
-
-
-def gathered(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Every process's arrays, in the order of the processes; for what is small."""
-    if jax.process_count() == 1:
-        return [arrays]
-    name = f"pixeldefend/gathered/{next(_names)}"
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    text, own = buffer.getvalue(), f"{name}/{jax.process_index()}"
-    pieces = -(-len(text) // _PIECE)
-    for i in range(pieces):
-        piece = text[i * _PIECE : (i + 1) * _PIECE]
-        _client().key_value_set_bytes(f"{own}/{i}", piece)
-    _client().key_value_set(f"{own}/pieces", str(pieces))
-    found = []
-    for process in range(jax.process_count()):
-        theirs = f"{name}/{process}"
-        count = int(_wait(functools.partial(_look, f"{theirs}/pieces")))
-        get = _client().key_value_try_get_bytes
-        sent = b"".join(get(f"{theirs}/{i}") for i in range(count))
-        with np.load(io.BytesIO(sent), allow_pickle=False) as file:
-            found.append(dict(file))
-    barrier()
-    _client().key_value_delete(own)
-    return found
-
-
-def stop_wanted() -> int:
-    """The code to exit with if any process was asked to stop, or failed; else 0."""
-    own = interruption.EXIT_CODE if interruption.wanted() else 0
-    if jax.process_count() == 1:
-        return 0 if _busy else own
-    if code := left():
-        return code
-    if own:
-        _client().key_value_set(_STOP, str(own), allow_overwrite=True)
-    return 0 if _busy else int(_look(_STOP) or 0)
-
-
-def left() -> int:
-    """The code that another process of this run has ended with before its end; or 0."""
-    return 0 if jax.process_count() == 1 else int(_look(_LEFT) or 0)
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """A wish to stop has to wait for what is done in here; a failure does not."""
-    _busy.append(True)
-    try:
-        yield
-    finally:
-        _busy.pop()
-
-
-def leave(code: int) -> None:
-    """Ends this process with an exit code, and has the others do so as well.
-
-    Does nothing if it is the only one. Else the others get time to notice, even from
-    within a compilation, for the first process takes the rest with it.
-    """
-    if not jax.distributed.is_initialized() or jax.process_count() == 1:
-        return
-    try:
-        _client().key_value_set(_LEFT, str(code), allow_overwrite=True)
-        _client().wait_at_barrier("pixeldefend/leave", 100_000)
-        if is_first():
-            time.sleep(3)  # whoever is not gone when this one is, would be aborted
-    except jax.errors.JaxRuntimeError:
-        pass  # somebody is lost, or was already done
-    os._exit(code)
-
-
-def _client() -> Any:
-    # Not public, yet what orbax builds on too, in all versions that we run on.
-    return jax._src.distributed.global_state.client
-
-
-def _look(name: str) -> str | None:
-    """What the coordination service holds under a name; None for nothing."""
-    try:
-        return _client().key_value_try_get(name)
-    except jax.errors.JaxRuntimeError as error:
-        if "NOT_FOUND" in str(error):
-            return None
-        raise
-
-
-def _wait(look: Callable[[], Found | None]) -> Found:
-    """Looks until there is something; stops where a process has.
-
-    Not for a wish to stop: others may be past this point and go on to the next batch or
-    to the end, and all have to stop at the same one.
-    """
-    pause = 1e-3
-    while (found := look()) is None:
-        stop_wanted()  # tells the others of this process's wish
-        if code := left():
-            raise interruption.Interrupted(code)
-        time.sleep(pause)
-        pause = min(2 * pause, 0.2)
-    return found
 
 
 def check_batch(batch: int, field: str = "batch") -> int:
@@ -248,7 +81,7 @@ def split(arrays: Any) -> Any:
 
 def own_rows(batch: int) -> slice:
     """Which rows of a batch over all devices are this process's."""
-    count = batch // jax.process_count()
+    count = batch // processes.count()
     return slice(count * jax.process_index(), count * (jax.process_index() + 1))
 
 
@@ -294,7 +127,7 @@ def map_step(step: Callable[..., Any]) -> Callable[..., Any]:
             # A collective does not wait long for a process that still compiles; what is
             # compiled here is what the call finds.
             mapped.lower(*arguments).compile()
-            barrier()
+            processes.barrier()
             compiled = True
         return mapped(*arguments)
 
@@ -390,9 +223,9 @@ class BatchMap:
         running: list[tuple[np.ndarray, Any]] = []
         code = 0
         for first in range(
-            size * jax.process_index(), len(rows), size * jax.process_count()
+            size * jax.process_index(), len(rows), size * processes.count()
         ):
-            if code := stop_wanted():
+            if code := processes.stop_wanted():
                 break
             own = rows[first : first + size]
             running.append((own, self._program(variables, *self._given(own, arrays))))
@@ -416,14 +249,14 @@ def whole(parts: list[tuple[np.ndarray, Any]], count: int) -> Any:
         dict of such.
       count: how many rows there are in all.
     """
-    if jax.process_count() == 1:
+    if processes.count() == 1:
         return in_order(parts, count)
     own = concatenated([result for _, result in parts]) if parts else {}
     alone = not isinstance(own, dict)
     rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, int)
     sent = {"alone": own} if alone else {f"of {name}": own[name] for name in own}
     found = []
-    for arrays in gathered({"rows": rows, **sent}):
+    for arrays in processes.gathered({"rows": rows, **sent}):
         theirs = arrays.pop("rows")
         named = {name.removeprefix("of "): array for name, array in arrays.items()}
         if len(theirs):  # one that had no rows does not know what results look like

@@ -6,7 +6,7 @@ import time
 import numpy as np
 from etils import epath
 
-from pixeldefend import files, parallel
+from pixeldefend import files, parallel, processes
 
 
 class Parts:
@@ -37,24 +37,21 @@ class Parts:
         self._spent = 0.0  # seconds that are on disk, of this run
         self.results: list[tuple[np.ndarray, dict]] = []
         self.seconds = 0.0
-        self._known: set[str] = set()
-        if parallel.is_first():
+        self._known: set[str] = set()  # parts by name
+        self._rows: set[int] = set()  # that there are results of
+        if processes.is_first():
             self._clean()
         # As the first process sees them, once it has cleaned up.
-        self._read(parallel.agreed(self._names()))
+        self._read(processes.agreed(sorted(self._known)))
 
     @property
     def done(self) -> int:
         """How many rows there are results of, here."""
-        return sum(len(rows) for rows, _ in self.results)
+        return len(self._rows)
 
     def missing(self, count: int) -> np.ndarray:
         """Which of so many rows there are no results of."""
-        return np.setdiff1d(np.arange(count), self._rows())
-
-    def _rows(self) -> np.ndarray:
-        """Those with results, as integers, which numpy looks up quickly."""
-        return np.concatenate([np.zeros(0, int), *(rows for rows, _ in self.results)])
+        return np.array([row for row in range(count) if row not in self._rows], int)
 
     def add(self, rows: np.ndarray, result: dict, seconds: float) -> None:
         """Takes a batch of results, and writes when it is time.
@@ -65,6 +62,7 @@ class Parts:
           seconds: that this run has taken so far.
         """
         self.results.append((rows, result))
+        self._rows.update(rows.tolist())
         self._waiting.append((rows, result))
         if time.monotonic() - self._written >= self._pause:
             self.flush(seconds)
@@ -77,7 +75,7 @@ class Parts:
         together = parallel.concatenated([result for _, result in self._waiting])
         name = f"{rows[0]:012d}.npz"
         # Processes work at the same time.
-        share = (seconds - self._spent) / parallel.process_count()
+        share = (seconds - self._spent) / processes.count()
         files.write_arrays(
             self._own / name,
             every_process=True,
@@ -96,46 +94,46 @@ class Parts:
         """
         # A shared folder may be slow to list what others wrote.
         own = {"names": np.array(sorted(self._known), str)}
-        self._read([str(n) for part in parallel.gathered(own) for n in part["names"]])
+        self._read([str(n) for part in processes.gathered(own) for n in part["names"]])
         return parallel.in_order(self.results, count)
 
     def remove(self) -> None:
         """Removes the folder, once the results are elsewhere."""
-        parallel.barrier()
-        if parallel.is_first() and self._folder.exists():
+        processes.barrier()
+        if processes.is_first() and self._folder.exists():
             self._folder.rmtree()
 
     def _clean(self) -> None:
-        """Removes what a killed run left half done, and what another was to read."""
-        taken = np.zeros(0, int)
+        """Reads what is there, and removes what a killed run left half done.
+
+        Also a part with rows that another one has, as of a process that was slow to
+        die: every process then reads the same.
+        """
         for path in sorted(self._own.glob("[0-9]*.npz")):
             part = _load(path)
-            if part is None or np.isin(part["rows"], taken).any():
+            if part is None or not self._rows.isdisjoint(part["rows"].tolist()):
                 path.unlink()
-                continue
-            taken = np.concatenate([taken, part["rows"]])
+            else:
+                self._take(path.name, part)
         for path in self._own.glob(".*.partial.npz"):
             path.unlink()
 
-    def _names(self) -> list[str]:
-        return sorted(path.name for path in self._own.glob("[0-9]*.npz"))
-
     def _read(self, names: list[str]) -> None:
         """Reads parts, but for those that are known here."""
-        done = self._rows()
         for name in names:
-            if name in self._known:
-                continue
-            part = files.patiently(lambda name=name: _load(self._own / name))
-            self._known.add(name)
-            self.seconds += float(part.pop("seconds"))
-            rows = part.pop("rows")
-            # Of a process of an earlier run that was slow to die; its bytes are equal.
-            new = ~np.isin(rows, done)
-            if new.any():
-                done = np.concatenate([done, rows[new]])
-                kept = {key: array[new] for key, array in part.items()}
-                self.results.append((rows[new], kept))
+            if name not in self._known:
+                part = files.patiently(lambda name=name: _load(self._own / name))
+                self._take(name, part)
+
+    def _take(self, name: str, part: dict) -> None:
+        """Adds a part's rows, but for those that another part has given."""
+        self._known.add(name)
+        self.seconds += float(part.pop("seconds"))
+        rows = part.pop("rows")
+        new = np.array([row not in self._rows for row in rows.tolist()])
+        if new.any():
+            self._rows.update(rows.tolist())
+            self.results.append((rows[new], {k: part[k][new] for k in part}))
 
 
 def _load(path: epath.Path) -> dict | None:

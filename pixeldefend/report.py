@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pixeldefend import interruption, parallel
+from pixeldefend import interruption, parallel, processes
 from pixeldefend.parts import Parts
 
 
@@ -122,7 +122,7 @@ def run_batches(
                 results.append((own, result))
             else:
                 parts.add(own, result, seconds)
-            done = min(done + len(own) * parallel.process_count(), len(rows))
+            done = min(done + len(own) * processes.count(), len(rows))
             share = 1 - (len(rows) - done) / count
             progress.update(share, f"{done / seconds:.1f} images/s")
     except (interruption.Interrupted, KeyboardInterrupt):

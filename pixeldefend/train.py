@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from pixeldefend import checkpoint, data, files, interruption, parallel
+from pixeldefend import checkpoint, data, files, interruption, parallel, processes
 
 SCHEDULES = ("paper", "anneal")
 LossFn = Callable[[Any, Any, Any, chex.PRNGKey], tuple[chex.Array, tuple[Any, dict]]]
@@ -263,7 +263,7 @@ def fit(
         if restored is not None:
             done, state, extra = restored
             seconds = extra["seconds"]
-        parallel.barrier()  # nothing is saved before every process has looked
+        processes.barrier()  # nothing is saved before every process has looked
         lines = _Metrics(workdir / "metrics.jsonl", done)
         batches = data.Batches(len(arrays["images"]), plan.batch, plan.seed)
         indices = batches.from_step(done)
@@ -290,7 +290,7 @@ def fit(
             line["images_per_second"] = round(rate, 2)
             waiting = []
             if evaluating:
-                with parallel.undisturbed():
+                with processes.undisturbed():
                     line.update(evaluate(state))
             lines.add(line)
             report(line)
@@ -323,7 +323,7 @@ class _Loop:
         self, state: TrainState, batch: dict, done: int, spent: float
     ) -> tuple[TrainState, dict]:
         rate = self.plan.rate(done, self.plan.progress(done, self.seconds))
-        clock = spent if parallel.is_first() else 0.0
+        clock = spent if processes.is_first() else 0.0
         told = (float(interruption.wanted()), clock)
         state, metrics = self.step(state, batch, self.key, rate, told)
         self.heard.append(metrics.pop("told"))
@@ -331,13 +331,13 @@ class _Loop:
 
     def agreed(self, spent: float) -> tuple[bool, float]:
         """Whether to stop now, and the seconds spent, the same in every process."""
-        if parallel.process_count() == 1:  # no need to wait for the devices
+        if processes.count() == 1:  # no need to wait for the devices
             self.heard.clear()
             self.seconds = spent
             return interruption.wanted(), spent
         if len(self.heard) < 2:
             return False, self.seconds
-        wish, clock = np.asarray(self.heard.pop(0)) * parallel.process_count()
+        wish, clock = np.asarray(self.heard.pop(0)) * processes.count()
         self.seconds = float(clock)
         return bool(wish > 0), self.seconds
 
@@ -385,7 +385,7 @@ class _Metrics:
 
     def add(self, line: dict) -> None:
         self.last = line
-        if not parallel.is_first():
+        if not processes.is_first():
             return
         text = json.dumps(line) + "\n"
         if files.is_remote(self.path):

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from pixeldefend import files, parallel
+from pixeldefend import files, processes
 from pixeldefend.lock import Lock
 
 
@@ -120,14 +120,14 @@ class Workdir:
           UserError: another run is at work here, or it cannot be written to.
         """
         with user_errors():
-            if parallel.is_first():
+            if processes.is_first():
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._lock.take()
                 for path in self._folder.glob(".*.partial.*"):
                     path.unlink(missing_ok=True)  # a killed run's
-            token = parallel.agreed(self._lock.token)
+            token = processes.agreed(self._lock.token)
             files.patiently(lambda: self._lock.holder() == token or None)
-            parallel.barrier()  # all see the same folder
+            processes.barrier()  # all see the same folder
             files.write_json(self._folder / "config.json", self._config)
         return self._folder
 

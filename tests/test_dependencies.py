@@ -36,6 +36,7 @@ EFFECTS = {
     "files",
     "checkpoint",
     "parallel",
+    "processes",
     "interruption",
     "lock",
     "train",

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixeldefend import interruption, parallel
+from pixeldefend import interruption, parallel, processes
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 20])
@@ -51,15 +51,15 @@ def test_a_batch_without_images_is_refused():
         parallel.BatchMap(lambda _, x: x, 0)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_processes_share_the_rows(processes, monkeypatch):
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_processes_share_the_rows(count, monkeypatch):
     """Each row is one process's, whichever rows are left; a batch is a device's."""
     rows = np.array([0, 2, 3, *range(5, 40)])
     values = np.arange(50, dtype=np.float32)
-    monkeypatch.setattr(jax, "process_count", lambda: processes)
-    monkeypatch.setattr(parallel, "stop_wanted", lambda: 0)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    monkeypatch.setattr(processes, "stop_wanted", lambda: 0)
     found = []
-    for process in range(processes):
+    for process in range(count):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         mapped = parallel.BatchMap(lambda v, x: v * x, 2)
         found += mapped.batches(np.float32(3), values, rows=rows)
@@ -80,7 +80,7 @@ def test_rows_that_are_missing_or_there_twice_are_noticed():
 
 def test_a_wish_to_stop_ends_a_map_after_what_is_running(monkeypatch):
     wishes = iter([0, 0, 75])
-    monkeypatch.setattr(parallel, "stop_wanted", lambda: next(wishes))
+    monkeypatch.setattr(processes, "stop_wanted", lambda: next(wishes))
     mapped = parallel.BatchMap(lambda v, x: v * x, 1)
     found = []
     with pytest.raises(interruption.Interrupted):

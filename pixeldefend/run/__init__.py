@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 from etils import epath
 
-from pixeldefend import files, parallel
+from pixeldefend import files, processes
 from pixeldefend.run import inputs
 from pixeldefend.run.attacking import attack
 from pixeldefend.run.autoencoders import (
@@ -149,7 +149,7 @@ def start(mode: str, config: inputs.Config, workdir: str = "") -> None:
         folder = workdir or f"runs/{config.dataset}/{mode}-{config_hash(sections)}"
         place = Workdir(folder, sections, FREE.get(mode, ()))
     with contextlib.closing(place), contextlib.ExitStack() as stack:
-        if not parallel.is_first():  # what it says the first one says as well
+        if not processes.is_first():  # what it says the first one says as well
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
         MODES[mode](config, place)

@@ -16,6 +16,7 @@ from pixeldefend import (
     density,
     parallel,
     pixelcnn,
+    processes,
     purification,
     train,
 )
@@ -72,7 +73,7 @@ def in_row(eps: float) -> float | None:
 
 def remove_results(folder: epath.Path) -> None:
     """Removes what earlier runs of this config wrote here, perhaps of other images."""
-    if not parallel.is_first():
+    if not processes.is_first():
         return
     for inner in ("purified", "adversarial", "correct"):
         for suffix in (".npz", ".png"):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pixeldefend import __version__, files, parallel, report
+from pixeldefend import __version__, files, parallel, processes, report
 from pixeldefend.parts import Parts
 from pixeldefend.workdir import config_hash
 
@@ -58,8 +58,8 @@ class Kept:
           only: the arrays to read besides the `seconds`; none for all.
         """
         path = self._path(kind, name)
-        found = self._read(path, mark, only) if parallel.is_first() else None
-        if not parallel.agreed(found is not None):
+        found = self._read(path, mark, only) if processes.is_first() else None
+        if not processes.agreed(found is not None):
             return None
         if found is None:
             found = files.patiently(lambda: self._read(path, mark, only))
@@ -137,7 +137,7 @@ class Kept:
 
     def tidy(self) -> None:
         """Removes what only a killed run would need."""
-        if not parallel.is_first():
+        if not processes.is_first():
             return
         if (self._folder / "parts").exists():
             (self._folder / "parts").rmtree()

@@ -21,6 +21,7 @@ from pixeldefend import (
     files,
     parallel,
     pixelcnn,
+    processes,
     purification,
     report,
 )
@@ -77,7 +78,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     write_pictures = None
     if job.given.own and settings.pictures:
         write_pictures = functools.partial(_write_pictures, folder, job.given)
-        for rows, part in kept.results if parallel.is_first() else ():
+        for rows, part in kept.results if processes.is_first() else ():
             write_pictures(rows, part)
     variables = {
         "params": job.params,
