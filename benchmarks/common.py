@@ -25,27 +25,45 @@ def noisy(dataset: str, batch: int) -> np.ndarray:
 
 
 def in_turn(
-    functions: dict[str, tuple[Callable, Any]], images: np.ndarray, repeats: int
+    programs: dict[str, tuple[Callable, tuple]], repeats: int
 ) -> dict[str, np.ndarray]:
-    """Seconds `[repeats]` of each function, taken in turn in this process.
+    """Seconds `[repeats]` of each program, taken in turn in this process.
 
     Args:
-      functions: by name, a function of parameters and images, and the parameters.
-      images: `[B, H, W, C]` uint8.
+      programs: by name, what is called, compiled already, and its arguments.
       repeats: timed turns, after one that warms up.
     """
-    programs = {
-        name: (jax.jit(function).lower(params, images).compile(), params)
-        for name, (function, params) in functions.items()
-    }
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(repeats + 1):
-        for name, (program, params) in programs.items():
+        for name, (program, arguments) in programs.items():
             begun = time.perf_counter()
-            jax.block_until_ready(program(params, images))
+            jax.block_until_ready(program(*arguments))
             if turn:
                 seconds[name].append(time.perf_counter() - begun)
     return {name: np.array(taken) for name, taken in seconds.items()}
+
+
+def compiled(
+    functions: dict[str, tuple[Callable, Any]], images: np.ndarray
+) -> dict[str, tuple[Callable, tuple]]:
+    """Programs for `in_turn`, of functions of parameters and images.
+
+    Args:
+      functions: by name, with their parameters.
+      images: `[B, H, W, C]` uint8.
+    """
+    return {
+        name: (jax.jit(function).lower(params, images).compile(), (params, images))
+        for name, (function, params) in functions.items()
+    }
+
+
+def spread(values: np.ndarray) -> tuple[float, list[float]]:
+    """Median, and lowest and highest, in three digits."""
+    low, middle, high = (
+        float(f"{quantile:.3g}") for quantile in np.quantile(values, [0, 0.5, 1])
+    )
+    return middle, [low, high]
 
 
 def run_main(config: str, mode: str, workdir: pathlib.Path, fields: dict) -> None:

@@ -185,16 +185,16 @@ def _speeds(comparison: Comparison, workdirs: dict[str, pathlib.Path]) -> dict:
         )
         functions[name] = purify, params
     images = common.noisy(comparison.dataset, _BATCH.value)
-    seconds = common.in_turn(functions, images, _REPEATS.value)
+    programs = common.compiled(functions, images)
+    seconds = common.in_turn(programs, _REPEATS.value)
     first = next(iter(seconds.values()))
     found = {}
     for name, taken in seconds.items():
-        ratios = taken / first
-        low, middle, high = np.quantile(ratios, [0, 0.5, 1])
+        ratio, ratio_range = common.spread(taken / first)
         found[name] = {
             "images_per_second": float(f"{_BATCH.value / np.median(taken):.3g}"),
-            "ratio": float(f"{middle:.3g}"),
-            "ratio_range": [float(f"{low:.3g}"), float(f"{high:.3g}")],
+            "ratio": ratio,
+            "ratio_range": ratio_range,
             "batch": _BATCH.value,
         }
     return found

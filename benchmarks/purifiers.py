@@ -51,9 +51,8 @@ def _programs(dataset: str, key: jax.Array) -> dict[str, tuple[Callable, Any]]:
 def measured(dataset: str, batch: int, repeats: int) -> dict:
     """Images per second of each, and how often faster than PixelDefend."""
     key = keys.for_images(jax.random.key(0), np.arange(batch, dtype=np.uint32))
-    seconds = common.in_turn(
-        _programs(dataset, key), common.noisy(dataset, batch), repeats
-    )
+    programs = common.compiled(_programs(dataset, key), common.noisy(dataset, batch))
+    seconds = common.in_turn(programs, repeats)
     slow = seconds["pixeldefend"]
     found: dict[str, Any] = {
         "dataset": dataset,
@@ -62,11 +61,11 @@ def measured(dataset: str, batch: int, repeats: int) -> dict:
         "device": jax.devices()[0].device_kind,
     }
     for name, taken in seconds.items():
-        ratios = slow / taken
+        times, times_range = common.spread(slow / taken)
         found[name] = {
             "images_per_second": float(f"{batch / np.median(taken):.3g}"),
-            "times_pixeldefend": float(f"{np.median(ratios):.3g}"),
-            "range": [float(f"{r:.3g}") for r in (ratios.min(), ratios.max())],
+            "times_pixeldefend": times,
+            "range": times_range,
         }
     return found
 

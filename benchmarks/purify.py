@@ -32,7 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from pixeldefend import checkpoint, data, mixture, pixelcnn, purification
+from benchmarks import common
+from pixeldefend import checkpoint, mixture, pixelcnn, purification
 
 _FEATURES = flags.DEFINE_integer("features", 24, "channels of the streams")
 _DEPTH = flags.DEFINE_integer("depth", 1, "gated blocks per stream and resolution")
@@ -59,10 +60,7 @@ Arguments = tuple[Any, ...]
 def _released(name: str) -> tuple[pixelcnn.PixelCNN, dict, np.ndarray]:
     """A released model and its bundled images `[B, H, W, C]`, with noise."""
     model, params, card = checkpoint.load_released(name)
-    images = data.sample(card["dataset"])[0]
-    images = images[np.arange(_BATCH.value) % len(images)].astype(int)
-    noise = np.random.default_rng(0).integers(-8, 9, images.shape)
-    return model, params, np.clip(images + noise, 0, 255).astype(np.uint8)
+    return model, params, common.noisy(card["dataset"], _BATCH.value)
 
 
 def _random() -> tuple[pixelcnn.PixelCNN, dict, np.ndarray]:
@@ -99,24 +97,6 @@ def _compiled(function: Callable, arguments: Arguments) -> tuple[Any, float]:
     return program, time.perf_counter() - begun
 
 
-def _seconds(function: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - begun
-
-
-def _timed(programs: dict[str, Any], arguments: Arguments) -> dict[str, np.ndarray]:
-    """Seconds `[repeats]` of each program; in turn, after a first run of each."""
-    runs = {
-        name: functools.partial(program, *arguments)
-        for name, program in programs.items()
-    }
-    for run in runs.values():
-        _seconds(run)
-    turns = [[_seconds(run) for run in runs.values()] for _ in range(_REPEATS.value)]
-    return dict(zip(runs, np.array(turns).T, strict=True))
-
-
 def _ratios(seconds: dict[str, np.ndarray], positions: int) -> dict:
     """Medians, and lowest and highest, of what the timed programs allow."""
     compared = {
@@ -127,11 +107,8 @@ def _ratios(seconds: dict[str, np.ndarray], positions: int) -> dict:
     result = {}
     for name, (above, below, factor) in compared.items():
         if {above, below} <= set(seconds):
-            ratios = factor * seconds[above] / seconds[below]
-            low, middle, high = (
-                float(f"{q:.3g}") for q in np.quantile(ratios, [0, 0.5, 1])
-            )
-            result |= {name: middle, f"{name}_range": [low, high]}
+            middle, ends = common.spread(factor * seconds[above] / seconds[below])
+            result |= {name: middle, f"{name}_range": ends}
     for name, values in seconds.items():
         result[f"seconds_{name}"] = float(f"{np.median(values):.4g}")
     return result
@@ -182,7 +159,8 @@ def _benchmark() -> None:
         "repeats": _REPEATS.value,
     }
     if _REPEATS.value:
-        seconds = _timed(programs, arguments)
+        given = {name: (program, arguments) for name, program in programs.items()}
+        seconds = common.in_turn(given, _REPEATS.value)
         positions = images.shape[1] * images.shape[2]
         result |= _ratios(seconds, positions)
         rate = len(images) / np.median(seconds["scan"])
