@@ -58,7 +58,6 @@ _THESIS_EPOCHS = {"mnist": 350, "fashion_mnist": 350, "cifar10": 1024}
 _MAGNET_EPOCHS = 100
 _DENSITY_MODELS = (
     "fashion_mnist/pixelcnn",
-    "fashion_mnist/pixelcnn-longer",
     "cifar10/pixelcnn",
     "mnist/pixelcnn",
 )

@@ -220,7 +220,6 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
     "name",
     [
         "fashion_mnist/pixelcnn",
-        "fashion_mnist/pixelcnn-longer",
         "cifar10/pixelcnn",
     ],
 )
