@@ -760,6 +760,23 @@ def networks(name: str) -> str:
     return report.markdown_table(header, lines)
 
 
+def reach() -> str:
+    """From `benchmarks/reach.py`."""
+    header = ["training", "parameters", "timed batch", "images/s", "images", "hours"]
+    lines = [
+        [
+            row["training"],
+            f"{row['parameters'] / 1e6:.2f} M",
+            row["batch"],
+            f"{row['images_per_second']:g}",
+            _thousands(row["images"]),
+            _thousands(round(row["hours"])),
+        ]
+        for row in read("reach")
+    ]
+    return report.markdown_table(header, lines)
+
+
 def _batch(rows: list[dict]) -> int:
     (batch,) = {row["speed"]["batch"] for row in rows}
     return batch
@@ -781,6 +798,8 @@ PLACES: dict[str, Callable[[], str]] = {
     "p_values_fashion_mnist": functools.partial(p_values_in_front, "fashion_mnist"),
     "purifier_speed": purifier_speed,
     "density_models": density_models,
+    "conditionals_cifar10": functools.partial(networks, "conditionals_cifar10"),
+    "reach": reach,
     "classifiers": classifiers,
     "classifiers_whole": classifiers_whole,
     "main_job_cifar10": functools.partial(_main_job, "purify_cifar10"),
