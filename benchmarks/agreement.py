@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from pixeldefend import checkpoint, data, density, mixture, parallel, pixelcnn
+from benchmarks import common
+from pixeldefend import checkpoint, density, mixture, parallel, pixelcnn
 from pixeldefend import purification as purifiers
 
 _WEIGHTS = flags.DEFINE_string("weights", "fashion_mnist/pixelcnn", "released model")
-_COUNT = flags.DEFINE_integer("count", 256, "images, at most 256")
+_COUNT = flags.DEFINE_integer("count", 256, "images; beyond 256 they repeat")
 _BATCH = flags.DEFINE_integer("batch", 64, "images at a time")
 _OTHER = flags.DEFINE_integer("other_batch", 16, "the batch size compared with")
 _EPS = flags.DEFINE_integer("eps", 16, "levels")
@@ -73,9 +74,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     jax.config.update("jax_enable_x64", True)
     model, params, card = checkpoint.load_released(_WEIGHTS.value)
-    images = data.sample(card["dataset"])[0][: _COUNT.value].astype(int)
-    noise = np.random.default_rng(0).integers(-8, 9, images.shape)
-    images = np.clip(images + noise, 0, 255).astype(np.uint8)
+    images = common.noisy(card["dataset"], _COUNT.value)
     rough = dataclasses.replace(model, dtype="bfloat16")
     expected = _purified(model, params, images, _BATCH.value, "scan")
     bits = _bits(model, params, expected)

@@ -4,8 +4,8 @@ Trains the networks of a comparison one after the other, each for as many steps 
 by the clock (which other work on the machine makes unequal), once. Scores test images,
 puts each network in front of the released ResNet, and times their purifiers in turn in
 one process. Started again with the same folder and flags it goes on where it was.
-Writes one line of JSON for each network, in which `curve` has what it scored on
-validation images on the way.
+Writes one line of JSON for each network that is trained, in which `curve` has what it
+scored on validation images on the way.
 
   python -m benchmarks.networks --comparison=conditionals --data_dir=DATA_DIR \
     --steps=1500 --folder=runs/conditionals --to=results/conditionals_cifar10.jsonl
@@ -65,7 +65,7 @@ COMPARISONS = {
 }
 
 _COMPARISON = flags.DEFINE_enum("comparison", "conditionals", COMPARISONS, "which one")
-_ONLY = flags.DEFINE_multi_string("only", [], "a network by name; not given: all")
+_ONLY = flags.DEFINE_multi_string("only", [], "to train now, by name; not given: all")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "as for main.py; smoke does without")
 _STEPS = flags.DEFINE_integer("steps", 0, "of training; or give hours", 0)
 _HOURS = flags.DEFINE_float("hours", 0.0, "of training; or give steps", 0.0)
@@ -75,7 +75,7 @@ _BATCH = flags.DEFINE_integer("batch", 128, "images of a timed purification", 1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "timed turns", 1)
 _FOLDER = flags.DEFINE_string("folder", "", "of the runs; empty: runs/COMPARISON")
 _TO = flags.DEFINE_string("to", "", "file for the rows; empty: printed only")
-_SMOKE = flags.DEFINE_bool("smoke", False, "tiny networks, to try the code")
+_SMOKE = flags.DEFINE_bool("smoke", False, "a few steps and images, to try the code")
 
 
 def _run(
@@ -92,10 +92,12 @@ def _claim(folder: pathlib.Path) -> None:
     """Keeps a folder for these flags, so that no result of others is taken for theirs.
 
     Raises:
-      SystemExit: it has runs of other flags.
+      SystemExit: it has runs of other flags, or something else.
     """
-    of_runs = (_COMPARISON, _DATA_DIR, _STEPS, _HOURS, _EVAL_EVERY, _IMAGES, _SMOKE)
+    of_runs = (_COMPARISON, _STEPS, _HOURS, _EVAL_EVERY, _IMAGES, _SMOKE)
     plan = {flag.name: flag.value for flag in of_runs}
+    if _DATA_DIR.value:
+        plan["data_dir"] = str(pathlib.Path(_DATA_DIR.value).absolute())
     path = folder / "plan.json"
     if path.exists():
         known = json.loads(path.read_text())
@@ -103,12 +105,23 @@ def _claim(folder: pathlib.Path) -> None:
         if other:
             theirs = ", ".join(f"{name} {known.get(name)}" for name in other)
             raise SystemExit(f"{folder} has runs of {theirs}: name another --folder")
+    elif folder.exists() and any(folder.iterdir()):
+        raise SystemExit(f"{folder} is not of a comparison: name another --folder")
     files.write_json(path, plan)
 
 
-def _trained(comparison: Comparison, name: str, folder: pathlib.Path) -> pathlib.Path:
-    """Trains a network, unless that is done; returns its workdir."""
-    workdir = folder / name.replace(", ", "-").replace(" ", "_")
+def _workdir(folder: pathlib.Path, name: str) -> pathlib.Path:
+    return folder / name.replace(", ", "-").replace(" ", "_")
+
+
+def _is_trained(workdir: pathlib.Path) -> bool:
+    return (workdir / "model" / "card.json").exists()  # what is written last
+
+
+def _train(comparison: Comparison, name: str, workdir: pathlib.Path) -> None:
+    """Trains a network, unless that is done."""
+    if _is_trained(workdir):
+        return
     fields = {
         f"pixelcnn.model.{field}": value
         for field, value in comparison.networks[name].items()
@@ -119,10 +132,7 @@ def _trained(comparison: Comparison, name: str, folder: pathlib.Path) -> pathlib
             "pixelcnn.train.hours": _HOURS.value,
             "pixelcnn.train.eval_every": _EVAL_EVERY.value,
         }
-    # The card is what is written last.
-    if not (workdir / "model" / "card.json").exists():
-        _run(comparison, "train_pixelcnn", workdir, fields)
-    return workdir
+    _run(comparison, "train_pixelcnn", workdir, fields)
 
 
 def _measured(comparison: Comparison, name: str, workdir: pathlib.Path) -> dict:
@@ -220,7 +230,10 @@ def main(_: list[str]) -> None:
     default = f"runs/{_COMPARISON.value}{'-smoke' if _SMOKE.value else ''}"
     folder = pathlib.Path(_FOLDER.value or default).absolute()
     _claim(folder)
-    workdirs = {name: _trained(comparison, name, folder) for name in names}
+    workdirs = {name: _workdir(folder, name) for name in comparison.networks}
+    for name in names:
+        _train(comparison, name, workdirs[name])
+    workdirs = {name: at for name, at in workdirs.items() if _is_trained(at)}
     rows = [_measured(comparison, name, at) for name, at in workdirs.items()]
     speeds = _speeds(comparison, workdirs)
     rows = [row | {"speed": speeds[row["network"]]} for row in rows]

@@ -21,7 +21,8 @@ attack of eps 8, grey-box):
   python main.py --config=configs/fashion_mnist.py --mode=evaluate \
     --config.evaluate.images=100
 
-Train the released density model again (see its card for time and bits/dim):
+Train the released density model again (a first run; its card has the others, which
+start from each other, their times and bits/dim):
   python main.py --config=configs/fashion_mnist.py --mode=train_pixelcnn \
     --config.data_dir=DATA_DIR
 """

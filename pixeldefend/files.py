@@ -114,7 +114,7 @@ def patiently(read: Callable[[], Any], seconds: float = 120.0) -> Any:
             raise interruption.Interrupted(code)
         if time.monotonic() > end:
             raise OSError(
-                "the first process wrote a file that does not show up here: all "
+                "another process wrote a file that does not show up here: all "
                 "processes need a workdir that they share"
             )
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The only file that knows devices: maps functions over all of them.
+"""Maps functions over devices; no other file counts them.
 
 Every process runs the same program on the same data. What is mapped over images is
 dealt to the processes, each of which works on its rows with its own devices and no word
@@ -274,7 +274,7 @@ def in_order(parts: list[tuple[np.ndarray, Any]], count: int) -> Any:
     order = np.argsort(rows, kind="stable")
     if not np.array_equal(rows[order], np.arange(count)):
         raise ValueError(
-            f"results of {len(np.unique(rows))} rows where {count} are due"
+            f"{len(rows)} results of {len(np.unique(rows))} rows where {count} are due"
         )
     together = concatenated([result for _, result in parts])
     return jax.tree.map(lambda a: a[order], together)

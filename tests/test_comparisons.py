@@ -45,6 +45,11 @@ def test_a_comparison_trains_measures_and_goes_on(tmp_path, monkeypatch):
     # Results of other flags are not taken for these.
     done = _compare(*arguments, "--images=5")
     assert done.returncode and "has runs of images 4" in done.stderr
+    # Nor is a folder of something else.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").touch()
+    done = _compare(*arguments, f"--folder={tmp_path / 'other'}")
+    assert done.returncode and "not of a comparison" in done.stderr
     # It is shown, and drawn.
     monkeypatch.setattr(pages, "RESULTS", tmp_path)
     assert f"{row['test']['bits_per_dim']:.3f}" in pages.networks(to.stem)

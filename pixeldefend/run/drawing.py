@@ -147,11 +147,18 @@ def _arrays(results: epath.Path, name: str) -> Arrays | None:
 
 
 def _rows(results: epath.Path, name: str) -> list[dict] | None:
-    """The rows of a file, or None if there is no such file."""
+    """The rows of a file, or None if there is no such file.
+
+    Raises:
+      ValueError: it cannot be read; the message names it.
+    """
     path = results / f"{name}.jsonl"
     if not path.exists():
         return None
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _sets(found: Arrays, eps: str, stage: str, what: str) -> dict[str, np.ndarray]:
