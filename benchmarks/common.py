@@ -1,6 +1,5 @@
-"""What the benchmarks share: batches, programs timed in turn, runs, rows of files."""
+"""What the benchmarks share: batches, programs timed in turn, runs of `main.py`."""
 
-import json
 import pathlib
 import subprocess
 import sys
@@ -84,8 +83,3 @@ def run_main(config: str, mode: str, workdir: pathlib.Path, fields: dict) -> Non
     done = subprocess.run(command, cwd=ROOT, check=False)
     if done.returncode:
         raise SystemExit(f"{mode} in {workdir} ended with {done.returncode}")
-
-
-def rows_of(path: pathlib.Path) -> list[dict]:
-    """The rows of a JSONL file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]

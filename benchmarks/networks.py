@@ -8,9 +8,9 @@ Writes one line of JSON for each network that is trained, in which `curve` has w
 scored on validation images on the way.
 
   python -m benchmarks.networks --comparison=conditionals --data_dir=DATA_DIR \
-    --steps=1500 --folder=runs/conditionals --to=results/conditionals_cifar10.jsonl
+    --steps=1000 --folder=runs/conditionals --to=results/conditionals_cifar10.jsonl
   python -m benchmarks.networks --comparison=sizes --data_dir=DATA_DIR \
-    --hours=0.4 --folder=runs/sizes --to=results/sizes_fashion_mnist.jsonl
+    --hours=0.35 --folder=runs/sizes --to=results/sizes_fashion_mnist.jsonl
 """
 
 import dataclasses
@@ -155,7 +155,7 @@ def _measured(comparison: Comparison, name: str, workdir: pathlib.Path) -> dict:
             "evaluate.eps_attack": comparison.eps,
         }
         _run(comparison, "evaluate", evaluated, fields)
-    rows = common.rows_of(evaluated / "rows.jsonl")
+    rows = evaluate.read_rows(evaluated / "rows.jsonl")
     if {row["density_model_sha256"] for row in rows} - {None, card["sha256"][:8]}:
         raise SystemExit(f"{evaluated} is of other weights than {workdir}: remove it")
     training = card["training"]
@@ -172,7 +172,7 @@ def _measured(comparison: Comparison, name: str, workdir: pathlib.Path) -> dict:
         "command": training["command"],
         "curve": [
             {key: line[key] for key in ("images", "seconds", "validation_bits_per_dim")}
-            for line in common.rows_of(workdir / "metrics.jsonl")
+            for line in evaluate.read_rows(workdir / "metrics.jsonl")
             if "validation_bits_per_dim" in line
         ],
         "test": {key: bits[key] for key in ("bits_per_dim", "half_width_95", "n")},

@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 from absl import app, flags
 
-from benchmarks import common
 from configs import cifar10, fashion_mnist
 from pixeldefend import (
     checkpoint,
@@ -65,7 +64,7 @@ _DENSITY_MODELS = (
 
 def read(name: str) -> list[dict]:
     """The rows of a file under `results/`."""
-    return common.rows_of(RESULTS / f"{name}.jsonl")
+    return evaluate.read_rows(RESULTS / f"{name}.jsonl")
 
 
 def _card(name: str) -> dict:

@@ -88,7 +88,7 @@ def _rate(training: Training) -> dict:
         at = pathlib.Path(folder)
         named = {f"{kind}.{name}": value for name, value in fields.items()}
         common.run_main(f"{training.dataset}.py:paper", f"train_{kind}", at, named)
-        lines = common.rows_of(at / "metrics.jsonl")
+        lines = evaluate.read_rows(at / "metrics.jsonl")
         card = json.loads((at / "model/card.json").read_text())
     seconds = [line["seconds"] for line in lines]
     # The first step is compiled; the last is followed by the validation.
@@ -106,7 +106,7 @@ def _rate(training: Training) -> dict:
 def _keep(row: dict) -> None:
     """Puts a row into the file of `--to`, in place of an older one."""
     path = pathlib.Path(_TO.value)
-    lines = common.rows_of(path) if path.exists() else []
+    lines = evaluate.read_rows(path) if path.exists() else []
     known = {old["training"]: old for old in lines}
     known[row["training"]] = row
     evaluate.write_rows(path, [known[name] for name in TRAININGS if name in known])

@@ -397,3 +397,16 @@ def write_rows(path: epath.PathLike, rows: list[dict]) -> None:
     """Writes rows as JSON lines, whole."""
     with files.whole_file(path) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_rows(path: epath.PathLike) -> list[dict]:
+    """Reads what `write_rows` wrote.
+
+    Raises:
+      ValueError: it cannot be read; the message names it.
+    """
+    path = epath.Path(path)
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error

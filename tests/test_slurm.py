@@ -68,7 +68,7 @@ def _wait_for_part(job, workdir):
 
     def reached(told):
         assert told["JobState"] in ("PENDING", "RUNNING"), told
-        return any((workdir / "parts").rglob("*.npz"))
+        return any((workdir / "parts").rglob("[0-9]*.npz"))
 
     _wait(job, reached)
     assert not (workdir / "rows.jsonl").exists()

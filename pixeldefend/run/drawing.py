@@ -1,6 +1,5 @@
 """The mode `figures`: every picture of the papers, from arrays and rows kept."""
 
-import json
 import zipfile
 from collections.abc import Callable, Iterator
 
@@ -12,6 +11,7 @@ from pixeldefend import (
     data,
     density,
     detection,
+    evaluate,
     grid,
     pixels,
     plots,
@@ -147,18 +147,9 @@ def _arrays(results: epath.Path, name: str) -> Arrays | None:
 
 
 def _rows(results: epath.Path, name: str) -> list[dict] | None:
-    """The rows of a file, or None if there is no such file.
-
-    Raises:
-      ValueError: it cannot be read; the message names it.
-    """
+    """The rows of a file, or None if there is no such file."""
     path = results / f"{name}.jsonl"
-    if not path.exists():
-        return None
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    return evaluate.read_rows(path) if path.exists() else None
 
 
 def _sets(found: Arrays, eps: str, stage: str, what: str) -> dict[str, np.ndarray]:
