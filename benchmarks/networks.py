@@ -202,7 +202,7 @@ def _speeds(comparison: Comparison, workdirs: dict[str, pathlib.Path]) -> dict:
     for name, taken in seconds.items():
         ratio, ratio_range = common.spread(taken / first)
         found[name] = {
-            "images_per_second": float(f"{_BATCH.value / np.median(taken):.3g}"),
+            "images_per_second": common.three_digits(_BATCH.value / np.median(taken)),
             "ratio": ratio,
             "ratio_range": ratio_range,
             "batch": _BATCH.value,

@@ -63,7 +63,7 @@ def measured(dataset: str, batch: int, repeats: int) -> dict:
     for name, taken in seconds.items():
         times, times_range = common.spread(slow / taken)
         found[name] = {
-            "images_per_second": float(f"{batch / np.median(taken):.3g}"),
+            "images_per_second": common.three_digits(batch / np.median(taken)),
             "times_pixeldefend": times,
             "range": times_range,
         }

@@ -96,7 +96,7 @@ def _rate(training: Training) -> dict:
         after - before for before, after in zip(seconds, seconds[1:], strict=False)
     ]
     return {
-        "images_per_second": float(f"{batch / statistics.median(taken):.3g}"),
+        "images_per_second": common.three_digits(batch / statistics.median(taken)),
         "batch": batch,
         "parameters": card["training"]["parameters"],
         "device": card["training"]["device"],
@@ -123,7 +123,7 @@ def main(_: list[str]) -> None:
         found = _rate(training)
         hours = training.images / found["images_per_second"] / 3600
         row = {"training": name, "images": training.images, **found}
-        row["hours"] = float(f"{hours:.3g}")
+        row["hours"] = common.three_digits(hours)
         print(json.dumps(row), flush=True)
         if _TO.value:
             _keep(row)

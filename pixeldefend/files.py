@@ -101,8 +101,15 @@ def write_arrays(
         temporary.write_bytes(buffer.getvalue())
 
 
-def patiently(read: Callable[[], Any], seconds: float = 120.0) -> Any:
+def patiently(
+    read: Callable[[], Any], path: epath.PathLike, seconds: float = 120.0
+) -> Any:
     """What `read` returns once it is not None: a shared folder may lag behind.
+
+    Args:
+      read: called again and again.
+      path: what it reads, for the message.
+      seconds: to wait.
 
     Raises:
       OSError: it did not come within `seconds`.
@@ -114,7 +121,7 @@ def patiently(read: Callable[[], Any], seconds: float = 120.0) -> Any:
             raise interruption.Interrupted(code)
         if time.monotonic() > end:
             raise OSError(
-                "another process wrote a file that does not show up here: all "
+                f"{path}, which another process wrote, does not show up here: all "
                 "processes need a workdir that they share"
             )
         time.sleep(0.1)

@@ -28,11 +28,14 @@ class Lock:
     Not a lock of the operating system: those do not reach all shared file systems, and
     no object store. A run that was killed on this host is known to be dead at once; of
     one on another host, or in another container, the file is watched for a while.
+
+    Attributes:
+      path: of the file.
     """
 
     def __init__(self, path: epath.PathLike):
         """Nothing is written before `take`."""
-        self._path = epath.Path(path)
+        self.path = epath.Path(path)
         self._own = _identity()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -58,11 +61,11 @@ class Lock:
         there = self._read()
         if there is not None and self._alive(there):
             raise self._refusal(there)
-        if files.is_remote(self._path):
+        if files.is_remote(self.path):
             # Of two that come at once, the one whose file stays.
             self._write(0)
             time.sleep(_SETTLED)
-        elif self._path.exists():
+        elif self.path.exists():
             self._succeed(there)
         else:
             self._create()
@@ -78,7 +81,7 @@ class Lock:
         """
         # One name for all who saw the same.
         name = hashlib.sha256(json.dumps(dead, sort_keys=True).encode()).hexdigest()
-        claim = self._path.parent / f".{self._path.name}.{name[:16]}.partial.json"
+        claim = self.path.parent / f".{self.path.name}.{name[:16]}.partial.json"
         try:
             if time.time() - claim.stat().mtime > _PATIENCE:
                 claim.unlink()  # of one that died in here
@@ -98,14 +101,14 @@ class Lock:
 
     def _create(self) -> None:
         """Writes the file if there is none; of several that try, one does."""
-        aside = self._path.parent / f".{self._path.name}.{self.token}.partial.json"
+        aside = self.path.parent / f".{self.path.name}.{self.token}.partial.json"
         aside.write_text(json.dumps(self._own | {"beat": 0}))
         try:
-            os.link(aside, self._path)
+            os.link(aside, self.path)
         except FileExistsError:
             pass
         except OSError:  # a file system without links
-            if not self._path.exists():
+            if not self.path.exists():
                 self._write(0)
                 time.sleep(_SETTLED)
         finally:
@@ -120,7 +123,7 @@ class Lock:
         self._thread = None
         with contextlib.suppress(OSError):
             if self.holder() == self.token:
-                self._path.unlink(missing_ok=True)
+                self.path.unlink(missing_ok=True)
 
     def _read(self) -> dict | None:
         """What the file says; None where there is none, or it is damaged.
@@ -130,18 +133,18 @@ class Lock:
         """
         for pause in (0.1, 0.5, 2.0, 0.0):
             try:
-                found = json.loads(self._path.read_text())
+                found = json.loads(self.path.read_text())
                 return found if isinstance(found, dict) else None
             except (FileNotFoundError, ValueError):
                 return None
             except Exception as error:  # of object stores there are many kinds
                 if not pause:
-                    raise OSError(f"cannot read {self._path}: {error}") from error
+                    raise OSError(f"cannot read {self.path}: {error}") from error
                 time.sleep(pause)
         raise AssertionError
 
     def _write(self, beat: int) -> None:
-        files.write_json(self._path, self._own | {"beat": beat})
+        files.write_json(self.path, self._own | {"beat": beat})
 
     def _renew(self) -> None:
         beat = 0
@@ -151,7 +154,7 @@ class Lock:
             # complain about.
             with contextlib.suppress(Exception):
                 if self.holder() not in (None, self.token):
-                    text = f"{self._path.parent} was taken by another run"
+                    text = f"{self.path.parent} was taken by another run"
                     print(text, file=sys.stderr)
                     interruption.ask()
                     return
@@ -163,7 +166,7 @@ class Lock:
             return there.get("started") == _started(there.get("process", -1))
         print(
             f"waiting {_PATIENCE:.0f} s to see whether the run on {there.get('host')} "
-            f"that has {self._path.parent} is alive",
+            f"that has {self.path.parent} is alive",
             flush=True,
         )
         end = time.monotonic() + _PATIENCE
@@ -178,7 +181,7 @@ class Lock:
 
     def _refusal(self, there: dict) -> ValueError:
         return ValueError(
-            f"workdir {self._path.parent} is in use by process "
+            f"workdir {self.path.parent} is in use by process "
             f"{there.get('process', '?')} on {there.get('host', '?')}: wait for it, or "
             "name another --workdir (the processes of one run need --distributed)"
         )

@@ -122,7 +122,8 @@ class Parts:
         """Reads parts, but for those that are known here."""
         for name in names:
             if name not in self._known:
-                part = files.patiently(lambda name=name: _load(self._own / name))
+                path = self._own / name
+                part = files.patiently(lambda path=path: _load(path), path)
                 self._take(name, part)
 
     def _take(self, name: str, part: dict) -> None:

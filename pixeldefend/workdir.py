@@ -126,7 +126,9 @@ class Workdir:
                 for path in self._folder.glob(".*.partial.*"):
                     path.unlink(missing_ok=True)  # a killed run's
             token = processes.agreed(self._lock.token)
-            files.patiently(lambda: self._lock.holder() == token or None)
+            files.patiently(
+                lambda: self._lock.holder() == token or None, self._lock.path
+            )
             processes.barrier()  # all see the same folder
             files.write_json(self._folder / "config.json", self._config)
         return self._folder

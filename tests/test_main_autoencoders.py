@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from test_main import ROOT, _command, _environment, _rows, _run, kill_once
 
-from pixeldefend import checkpoint, data, keys, puvae, reject
+from pixeldefend import checkpoint, data, grid, keys, puvae, reject
+from pixeldefend.run.programs import Loaded, Tools
+from pixeldefend.run.workbench import Workbench
 
 SMOKE = "configs/mnist.py:smoke"
 KINDS = ("puvae", "magnet")
@@ -127,6 +129,45 @@ def test_calibrate_keeps_scores_that_give_its_thresholds(released):
     found = rebuild(model, params, images, key)
     scores = checkpoint.load_validation(str(folder / "puvae"))[0]
     np.testing.assert_allclose(found.rmse, scores, rtol=1e-5)
+
+
+def test_detectors_in_a_row_reject_what_any_of_them_does(released, tmp_path):
+    folder, _ = released
+    models = {
+        kind: Loaded(*checkpoint.load_released(str(folder / kind))) for kind in KINDS
+    }
+    of = {"reject_rmse": "puvae", "reject_magnet": "magnet"}
+    thresholds = {
+        name: reject.thresholds(
+            checkpoint.load_validation(str(folder / kind)), false_positive_rate=0.25
+        )
+        for name, kind in of.items()
+    }
+    named = "mnist/cnn_a"
+    classifiers = {named: Loaded(*checkpoint.load_released(named))}
+    tools = Tools(
+        classifiers,
+        None,
+        0,
+        "auto",
+        0.0,
+        8,
+        "paper",
+        0,
+        16,
+        **models,
+        thresholds=thresholds,
+    )
+    given = data.read_input("mnist", "sample", 16, (28, 28, 1), None)
+    bench = Workbench(tmp_path, given, tools)
+    clean = grid.Made(grid.CLEAN)
+    one, other = (bench.shown(clean, (name,), named).rejected for name in of)
+    assert one.any() and other.any() and not np.array_equal(one, other)
+    both = bench.shown(clean, (*of, "puvae"), named)
+    np.testing.assert_array_equal(both.rejected, one | other)
+    alone = bench.shown(clean, ("puvae",), named)
+    np.testing.assert_array_equal(both.images, alone.images)
+    np.testing.assert_array_equal(both.rmse, alone.rmse)
 
 
 @pytest.fixture(scope="module")

@@ -233,16 +233,17 @@ def test_evaluate_on_four_devices_gives_the_rows_of_one(models, tmp_path):
     assert _bytes(tmp_path / "1") == _bytes(tmp_path / "4")
 
 
-def _workbench(folder, models, name="two"):
+def _workbench(folder, models, name="two", step=1):
     loaded = {models["two"]: Loaded(*checkpoint.load_released(models[name]))}
     tools = Tools(loaded, None, 32, "auto", 0.0, 8, "paper", 0, batch=1)
     given = data.read_input("fashion_mnist", "sample", 24, (28, 28, 1), None)
-    return Workbench(folder, given, tools), given
+    given = given._replace(images=given.images[::step].copy())
+    return Workbench(folder, given, tools)
 
 
 def test_what_an_interrupted_run_made_is_not_made_again(models, tmp_path, monkeypatch):
     """Six batches; the third is lost while it is written, the fourth is begun."""
-    bench, _ = _workbench(tmp_path / "a", models)
+    bench = _workbench(tmp_path / "a", models)
     made = grid.made_for(grid.Pipeline(models["two"]), grid.column("fgsm"), 8.0)
     expected = bench.attacked(made)["images"]
     taken, begun = [], []
@@ -261,8 +262,8 @@ def test_what_an_interrupted_run_made_is_not_made_again(models, tmp_path, monkey
     monkeypatch.setattr(parts_module.Parts, "add", dies)
     monkeypatch.setattr(parallel.BatchMap, "_given", counted)
     with pytest.raises(KeyboardInterrupt):
-        _workbench(tmp_path / "b", models)[0].attacked(made)
-    found = _workbench(tmp_path / "b", models)[0].attacked(made)["images"]
+        _workbench(tmp_path / "b", models).attacked(made)
+    found = _workbench(tmp_path / "b", models).attacked(made)["images"]
     np.testing.assert_array_equal(found, expected)
     assert len(taken) == 6 + 1
     # The first of each run's is to compile.
@@ -271,15 +272,14 @@ def test_what_an_interrupted_run_made_is_not_made_again(models, tmp_path, monkey
 
 def test_files_of_other_images_or_weights_are_made_anew(models, tmp_path):
     made = grid.made_for(grid.Pipeline(models["two"]), grid.column("fgsm"), 8.0)
-    bench, given = _workbench(tmp_path, models)
+    bench = _workbench(tmp_path, models)
     first = bench.attacked(made)["images"]
-    bench._given = given._replace(images=given.images[::-1].copy())
-    assert not np.array_equal(bench.attacked(made)["images"], first)
+    turned = _workbench(tmp_path, models, step=-1)
+    assert not np.array_equal(turned.attacked(made)["images"], first)
     (path,) = (tmp_path / "adversarial").glob("*.npz")
     path.write_bytes(b"damaged")
-    bench._given = given
     np.testing.assert_array_equal(bench.attacked(made)["images"], first)
-    other, _ = _workbench(tmp_path, models, "one8")  # under the same name
+    other = _workbench(tmp_path, models, "one8")  # under the same name
     assert not np.array_equal(other.attacked(made)["images"], first)
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from pixeldefend import files
 from pixeldefend.parts import Parts
 
 
@@ -91,3 +92,8 @@ def test_removing_leaves_nothing(tmp_path):
     parts.add(*_batch(0, 2), 1.0)
     parts.remove()
     assert not (tmp_path / "parts").exists()
+
+
+def test_a_file_that_does_not_come_is_named(tmp_path):
+    with pytest.raises(OSError, match="a.npz, which another process wrote"):
+        files.patiently(lambda: None, tmp_path / "a.npz", seconds=0)

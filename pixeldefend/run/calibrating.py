@@ -130,10 +130,8 @@ def _scores(
         tools, batch=parallel.batch_for(tools.batch, len(given.images))
     )
     bench = Workbench(folder, given, tools)
-    found = bench.suspicion(
-        grid.Made(grid.CLEAN), (), given.images, detector, config.classifier.weights
-    )
-    return found["scores"].T
+    classifier = config.classifier.weights
+    return bench.suspicion(grid.Made(grid.CLEAN), detector, classifier).T
 
 
 def _rows(

@@ -23,8 +23,9 @@ from pixeldefend import (
 )
 from pixeldefend.evaluate import accuracy, summary, write_rows
 from pixeldefend.run import inputs, kept
+from pixeldefend.run.defences import Shown
 from pixeldefend.run.programs import Loaded, Tools
-from pixeldefend.run.workbench import Shown, Workbench
+from pixeldefend.run.workbench import Workbench
 from pixeldefend.workdir import Workdir, user_errors
 
 _TABLES = ("rows.jsonl", "table.md")

@@ -62,7 +62,7 @@ class Kept:
         if not processes.agreed(found is not None):
             return None
         if found is None:
-            found = files.patiently(lambda: self._read(path, mark, only))
+            found = files.patiently(lambda: self._read(path, mark, only), path)
         self._seconds[path] = float(found["seconds"])
         return found
 
@@ -78,6 +78,21 @@ class Kept:
                 return {key: file[key] for key in keys if key != "mark"}
         except Exception:  # of a missing or damaged file, which are a dozen kinds
             return None
+
+    def once(
+        self,
+        kind: str,
+        name: str,
+        mark: str,
+        mapped: parallel.BatchMap,
+        what: str,
+        variables: Any,
+        *arrays: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """What `find` finds, or else what `run` gives."""
+        return self.find(kind, name, mark) or self.run(
+            kind, name, mark, mapped, what, variables, *arrays
+        )
 
     def run(
         self,
