@@ -10,7 +10,7 @@ scored on validation images on the way.
   python -m benchmarks.networks --comparison=conditionals --data_dir=DATA_DIR \
     --steps=1000 --folder=runs/conditionals --to=results/conditionals_cifar10.jsonl
   python -m benchmarks.networks --comparison=sizes --data_dir=DATA_DIR \
-    --hours=0.35 --folder=runs/sizes --to=results/sizes_fashion_mnist.jsonl
+    --hours=0.4 --folder=runs/sizes --to=results/sizes_fashion_mnist.jsonl
 """
 
 import dataclasses

@@ -797,6 +797,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "p_values_fashion_mnist": functools.partial(p_values_in_front, "fashion_mnist"),
     "purifier_speed": purifier_speed,
     "density_models": density_models,
+    "sizes_fashion_mnist": functools.partial(networks, "sizes_fashion_mnist"),
     "conditionals_cifar10": functools.partial(networks, "conditionals_cifar10"),
     "reach": reach,
     "classifiers": classifiers,
