@@ -134,7 +134,9 @@ def _alone() -> Any:
 
 
 def _unreadable(path: epath.Path, error: Exception | str) -> UnreadableError:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
+    # Of a message of tensorstore's, not its specification.
+    reason = reason.partition(" See full TensorStore")[0][:300].rstrip(".")
     return UnreadableError(
         f"cannot read the checkpoint {path}: {reason}; it is damaged or of another "
         "model: remove it or name another folder"

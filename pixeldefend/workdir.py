@@ -88,6 +88,11 @@ class Workdir:
             ]
             if not changed:
                 return
+            if "mode" in differences:
+                raise ValueError(
+                    f"workdir {folder} is of another mode ({differences['mode']}); "
+                    "name another --workdir"
+                )
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise ValueError(
                 f"workdir {folder} belongs to another config "

@@ -372,7 +372,7 @@ def _mistakes(folder):
         ("purify", [given("objects.npy")], "Python objects"),
         ("purify", [given("pictures")], "not a picture"),
         ("purify", ["--config.pixelcnn.weights=no/model"], "fashion_mnist/pixelcnn"),
-        ("purify", [f"--workdir={folder}/other"], "belongs to another config"),
+        ("purify", [f"--workdir={folder}/other"], "is of another mode (train_pixelcnn"),
         ("train_pixelcnn", [], "needs --config.data_dir"),
         ("train_pixelcnn", ["--config.pixelcnn.train.steps=5"], "steps or hours"),
         ("sample", ["--config.sample.label=3"], "0 classes"),
@@ -459,6 +459,24 @@ def _contents(folder):
         str(path): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
     }
+
+
+def test_damaged_weights_are_told_in_one_line(tmp_path):
+    """What remains of a restore that failed says nothing after it."""
+    shutil.copytree(checkpoint.find_released("mnist/puvae"), tmp_path / "p")
+    for path in (tmp_path / "p/weights").glob("ocdbt.process_0/d/*"):
+        os.truncate(path, 50)
+    rows = "('mnist/cnn_a + reject_rmse + puvae',)"
+    options = [
+        f"--config.puvae.weights={tmp_path / 'p'}",
+        f"--config.sweep.rows={rows}",
+    ]
+    result = _run(
+        "configs/mnist.py:smoke", "sweep", *options, f"--workdir={tmp_path}/w"
+    )
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert "it is damaged or of another model" in result.stderr
+    assert "TensorStore" not in result.stderr
 
 
 def test_every_mistake_is_one_line_and_touches_nothing(tmp_path):

@@ -204,7 +204,8 @@ def _thresholds(
             if scores is None:
                 raise ValueError(
                     f"{weights} has no scores of validation images, so {name} has no "
-                    "threshold: make them with --mode=calibrate"
+                    "threshold: make them with --mode=calibrate "
+                    "--config.calibrate.keep=True and a --config.data_dir"
                 )
             _check_scores(config, name, weights, row.classifier)
             found[name] = np.asarray(
