@@ -1,10 +1,8 @@
 """Command line: `python main.py --config=configs/cifar10.py --mode=purify`."""
 
 import logging as standard_logging
-import os
 import sys
 import traceback
-from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
@@ -19,7 +17,6 @@ _MODE = flags.DEFINE_string("mode", "list", f"One of {', '.join(run.MODES)}, lis
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder for results; default runs/<dataset>/<mode>-<hash>."
 )
-_MISTAKE = 2  # exit code
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes, as a launcher started it."
 )
@@ -47,15 +44,9 @@ def parse(arguments: list[str]) -> list[str]:
         sys.exit(_mistake(lines[-1] if "Traceback" in str(error) else " ".join(lines)))
 
 
-def _but_for_leftovers(kind: type, error: BaseException, trace: Any) -> None:
-    """Prints what nobody caught, but for what the threads of a failed restore say."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
-
-
 def _mistake(text: str) -> int:
     print("main.py:", " ".join(text.split()), file=sys.stderr)
-    return _MISTAKE
+    return 2
 
 
 def main(_: list[str]) -> int:
@@ -65,7 +56,6 @@ def main(_: list[str]) -> int:
         # A restore that fails leaves tasks of orbax behind, each with a traceback; what
         # is wrong is reported in one line.
         standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
-        sys.excepthook = _but_for_leftovers
     if _MODE.value == "list":
         print(run.describe_modes())
         return 0
@@ -86,16 +76,6 @@ def main(_: list[str]) -> int:
     sys.stderr.flush()
     if code:
         processes.leave(code)
-    return code
-
-
-def _leave(arguments: list[str]) -> int:
-    """Runs the mode and ends the process."""
-    code = main(arguments)
-    if code == _MISTAKE:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # such threads would complain while Python ends
     return code
 
 
@@ -127,4 +107,4 @@ def _run(config: ml_collections.ConfigDict) -> int:
 
 
 if __name__ == "__main__":
-    app.run(_leave, flags_parser=parse)
+    app.run(main, flags_parser=parse)

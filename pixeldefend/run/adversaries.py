@@ -118,22 +118,20 @@ class Adversaries:
           what: in front of the progress.
           others: gives what the program takes besides.
         """
-        if (found := self._kept.find("adversarial", name, of)) is not None:
-            return found
         count = self._maker.count(made)
-        _, _, variables = programs.network(self._tools, made)
-        return self._kept.run(
-            "adversarial",
-            name,
-            of,
-            self._maker.mapped(program.key, program.function, count),
-            what,
-            {"classifier": variables} | program.options,
-            self._given.images[:count],
-            self._given.labels[:count].astype(np.int32),
-            np.arange(count, dtype=np.uint32),
-            *(() if others is None else (others(),)),
-        )
+
+        def arguments() -> tuple:
+            _, _, variables = programs.network(self._tools, made)
+            return (
+                {"classifier": variables} | program.options,
+                self._given.images[:count],
+                self._given.labels[:count].astype(np.int32),
+                np.arange(count, dtype=np.uint32),
+                *(() if others is None else (others(),)),
+            )
+
+        mapped = self._maker.mapped(program.key, program.function, count)
+        return self._kept.once("adversarial", name, of, mapped, what, arguments)
 
     def _mark(self, made: Made, program: Program, after: str = "") -> str:
         """What attacked images depend on."""

@@ -191,9 +191,7 @@ class Defences:
             of,
             mapped,
             f"{by}: {' + '.join((str(made), *before))}",
-            model.params,
-            images,
-            np.arange(len(images), dtype=np.uint32),
+            lambda: (model.params, images, np.arange(len(images), dtype=np.uint32)),
         )
 
     def _purified(
@@ -231,8 +229,7 @@ class Defences:
             of,
             mapped,
             f"purifying {' + '.join((str(made), *before))}",
-            program.options,
-            images,
+            lambda: (program.options, images),
         )
 
 

@@ -52,7 +52,7 @@ class Kept:
         """What a file holds, or None if it is missing, damaged or has another mark.
 
         Args:
-          kind: as for `run`.
+          kind: as for `once`.
           name: likewise.
           mark: likewise.
           only: the arrays to read besides the `seconds`; none for all.
@@ -86,25 +86,10 @@ class Kept:
         mark: str,
         mapped: parallel.BatchMap,
         what: str,
-        variables: Any,
-        *arrays: np.ndarray,
+        arguments: Callable[[], tuple],
     ) -> dict[str, np.ndarray]:
-        """What `find` finds, or else what `run` gives."""
-        return self.find(kind, name, mark) or self.run(
-            kind, name, mark, mapped, what, variables, *arrays
-        )
-
-    def run(
-        self,
-        kind: str,
-        name: str,
-        mark: str,
-        mapped: parallel.BatchMap,
-        what: str,
-        variables: Any,
-        *arrays: np.ndarray,
-    ) -> dict[str, np.ndarray]:
-        """Computes results and keeps them, with the `seconds` and `device` they took.
+        """What `find` finds; else computes results and keeps them, with the `seconds`
+        and `device` they took.
 
         Args:
           kind: one of `FOLDERS`.
@@ -112,9 +97,11 @@ class Kept:
           mark: see `mark`.
           mapped: what computes them, a dict of arrays.
           what: in front of the progress.
-          variables: for `mapped`.
-          *arrays: `[N, ...]` each, for `mapped`.
+          arguments: gives what `mapped` takes, the variables and arrays `[N, ...]`.
         """
+        if (found := self.find(kind, name, mark)) is not None:
+            return found
+        variables, *arrays = arguments()
         path = self._path(kind, name)
         # Every batch at once: one is much longer in the making than in the writing.
         parts = Parts(self._folder / "parts" / kind / path.stem, mark)

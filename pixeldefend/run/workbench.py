@@ -119,7 +119,12 @@ class Workbench:
         of = mark(mapped, weights=card["sha256"], images=checkpoint.fingerprint(images))
         name = f"{row} {slug(made)}"
         return self._maker.kept.once(
-            "predictions", name, of, mapped, f"{row}: {made}", variables, images
+            "predictions",
+            name,
+            of,
+            mapped,
+            f"{row}: {made}",
+            lambda: (variables, images),
         )["classes"]
 
     def probabilities(self, classifier: str, images: np.ndarray) -> np.ndarray:
