@@ -60,9 +60,11 @@ def _trained(model: pixelcnn.PixelCNN, params: dict, images: np.ndarray) -> dict
     plan = train.Plan(batch=len(images), steps=_STEPS.value)
     optimizer = train.adam(plan)
     step = train.make_step(density_training.loss_fn(model), optimizer, plan.polyak)
-    mapped = parallel.map_step(step)
+    mapped = parallel.map_step(train.several(step, 1))
     state = train.start(params, {}, optimizer)
-    given = (state, {"images": images}, jax.random.key(0), 1e-3)
+    placed = parallel.on_every_device({"images": images})
+    rows = np.arange(len(images))[None]
+    given = (state, placed, rows, [1e-3], jax.random.key(0))
     program = mapped.lower(*given).compile()
     begun = time.perf_counter()
     for _ in range(_STEPS.value):

@@ -56,18 +56,21 @@ def _pixelcnn() -> ml_collections.ConfigDict:
     train.start = ""  # like `weights`: begin from these, "" afresh
     train.batch = 48  # images per step, over all devices of all processes
     train.steps = 0  # give steps or hours
-    train.hours = 0.0
+    train.hours = 0.0  # a time box, in which everything counts, compiling included
     train.schedule = "paper"  # paper, anneal
     train.learning_rate = 1e-3
     train.warmup = 200  # steps, anneal only
     train.decay = 0.999995  # per step, paper only
     train.polyak = 0.9995  # decay of the average, per step
     train.clip = 0.0  # largest gradient norm, 0: none
+    train.flip = False  # mirror half of the images
     train.on_sample = False  # train on the bundled sample: for trying the code only
     train.init_images = 100  # for the data-dependent initialisation
     train.eval_images = 1000  # of the validation images
     train.log_every = 50  # steps
     train.eval_every = 1000  # steps
+    # Steps that the device takes without the host; 0: 1 on a CPU, 50 on others.
+    train.steps_per_call = 0
     train.checkpoint_minutes = 5.0
     return pixelcnn
 
@@ -98,12 +101,16 @@ def _classifier() -> ml_collections.ConfigDict:
     train.drops = (40_000, 60_000)  # steps that divide the rate by 10, paper only
     train.momentum = 0.9
     train.weight_decay = 5e-4  # times half the squares of all parameters
+    train.polyak = 0.0  # decay of the average, per step; 0: none, the last weights
     train.clip = 0.0  # largest gradient norm, 0: none
     train.flip = True  # mirror half of the images
+    train.crop = 0  # pixels, at most, by which images are moved
     train.on_sample = False  # train on the bundled sample: for trying the code only
     train.eval_images = 1000  # of the validation images
     train.log_every = 50  # steps
     train.eval_every = 1000  # steps
+    # Steps that the device takes without the host; 0: 1 on a CPU, 50 on others.
+    train.steps_per_call = 0
     train.checkpoint_minutes = 5.0
     return classifier
 
@@ -125,6 +132,7 @@ def _autoencoder_train() -> ml_collections.ConfigDict:
     train.eval_images = 1000  # of the validation images
     train.log_every = 50  # steps
     train.eval_every = 500  # steps
+    train.steps_per_call = 0  # as for the density model
     train.checkpoint_minutes = 5.0
     return train
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pixeldefend import attacks, classifiers, parallel, train
+from pixeldefend import attacks, augmentation, classifiers, parallel, train
 
 TRAININGS = ("normal", "label_smoothing", "adversarial_fgsm", "adversarial_bim")
 PRESETS = ("paper", "code")
@@ -32,6 +32,7 @@ class Recipe:
       preset: "paper"; or "code", where the authors' code differs: its BIM training
         takes the true labels and forgets the ball.
       flip: mirror every image left to right with probability 1/2.
+      crop: move every image by up to so many pixels (the paper: 0).
       weight_decay: times half the sum of the squares of all parameters.
     """
 
@@ -39,6 +40,7 @@ class Recipe:
     delta: float = 8.0
     preset: str = "paper"
     flip: bool = True
+    crop: int = 0
     weight_decay: float = 5e-4
 
     def __post_init__(self):
@@ -54,6 +56,8 @@ class Recipe:
                 )
         if not 0 < self.delta <= 127:
             raise ValueError(f"delta must be above 0, at most 127 levels: {self.delta}")
+        if type(self.crop) is not int or not 0 <= self.crop <= 16:
+            raise ValueError(f"crop must be from 0 to 16 whole pixels: {self.crop}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(
                 f"weight_decay must be finite and not negative: {self.weight_decay}"
@@ -78,10 +82,13 @@ def targets(recipe: Recipe, labels: chex.Array, classes: int) -> chex.Array:
     return one_hot * (SMOOTHED - rest) + rest
 
 
-def mirrored(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
-    """Images `[B, H, W, C]`, each flipped left to right with probability 1/2."""
-    flips = jax.random.bernoulli(key, shape=images.shape[:1])
-    return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
+def variables(params: dict, model_state: dict) -> dict:
+    """All that a classifier is evaluated with, batch statistics included.
+
+    What the average of a training run is of: averaged weights want the statistics that
+    belong to them.
+    """
+    return {"params": params, **model_state}
 
 
 def drawn_eps(key: chex.PRNGKey, count: int, delta: float) -> chex.Array:
@@ -154,7 +161,10 @@ def loss_fn(model: classifiers.Classifier, recipe: Recipe) -> train.LossFn:
         flip_key, eps_key, dropout_key = jax.random.split(key, 3)
         images, labels = batch["images"], batch["labels"]
         if recipe.flip:
-            images = mirrored(images, flip_key)
+            images = augmentation.mirrored(images, flip_key)
+        if recipe.crop:
+            crop_key = jax.random.fold_in(flip_key, 1)
+            images = augmentation.cropped(images, crop_key, recipe.crop)
         clean = len(images)
         if recipe.adversarial:
             clean //= 2
@@ -221,8 +231,7 @@ def evaluation(
     outcomes = parallel.BatchMap(correct, batch)
 
     def evaluate(state: train.TrainState) -> dict[str, float]:
-        variables = {"params": state.params, **state.model_state}
-        found = outcomes(variables, held_out["images"], held_out["labels"])
+        found = outcomes(state.average, held_out["images"], held_out["labels"])
         return {
             f"validation_accuracy{name}": float(np.mean(rows))
             for name, rows in found.items()

@@ -26,22 +26,26 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".t
 def load(
     name: str, split: str, data_dir: epath.PathLike | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a whole split from a TFDS array_record directory, in record order.
+    """Reads a whole split, in record order.
 
-    `train` is the training records without the last 5 000, which are `validation`.
+    `data_dir` holds either what TFDS prepared as array_record (see
+    `launch/prepare_data.sh`) or plain arrays, which need no TFDS: `name/train.npz`,
+    `name/test.npz` and perhaps `name/validation.npz`, each with `images` uint8
+    `[N, H, W, C]` and integer `labels` `[N]`. Arrays come first where both are there.
+    Without validation images of its own a set gives the last 5 000 of its training
+    images for that, and `train` goes without them.
 
     Args:
       name: "cifar10", "fashion_mnist" or "mnist".
       split: "train", "validation" or "test".
-      data_dir: where TFDS prepared the set (see `launch/prepare_data.sh`); a local
-        path or an object store's. None is an error that says so.
+      data_dir: a local path or an object store's. None is an error that says so.
 
     Returns:
       Images `[N, H, W, C]` uint8 and labels `[N]` int32.
 
     Raises:
-      ValueError: unknown name or split, or no data_dir.
-      FileNotFoundError: no prepared data set in `data_dir`.
+      ValueError: unknown name or split, no data_dir, or files that hold something else.
+      FileNotFoundError: no prepared data set in `data_dir`, or not this split of it.
     """
     check_name(name)
     if split not in SPLITS:
@@ -51,17 +55,65 @@ def load(
             f"the {split} split needs --config.data_dir; prepare one with "
             f"launch/prepare_data.sh DATA_DIR {name}, or use the bundled sample"
         )
-    import tensorflow_datasets as tfds  # slow to import
-
-    # TFDS advises OpenCV at every start; it would save a second once.
-    logging.getLogger("absl").addFilter(lambda r: "OpenCV" not in r.getMessage())
-
     root = epath.Path(data_dir).expanduser()
     hint = f"prepare it with: launch/prepare_data.sh {root} {name}"
     if not root.exists():
         raise FileNotFoundError(f"data_dir {root} does not exist; {hint}")
+    if any((root / name / f"{known}.npz").exists() for known in SPLITS):
+        return _load_arrays(root / name, split, HEIGHT_WIDTH_CHANNELS[name])
     if not any(root.glob(f"{name}/*/dataset_info.json")):
-        raise FileNotFoundError(f"no {name} data set in data_dir {root}; {hint}")
+        raise FileNotFoundError(
+            f"no {name} data set in data_dir {root}; {hint}, or put train.npz and "
+            f"test.npz into {root / name}"
+        )
+    images, labels = _load_records(root, name, split, hint)
+    if images.shape[1:] != HEIGHT_WIDTH_CHANNELS[name] or images.dtype != np.uint8:
+        raise ValueError(
+            f"{root / name} holds {_describe(images.shape[1:])} {images.dtype} images, "
+            f"which are not {name}'s; {hint}"
+        )
+    return images, labels
+
+
+def _load_arrays(
+    folder: epath.Path, split: str, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A split of a set that is kept as `.npz` files; see `load`."""
+    cut = split != "test" and not (folder / "validation.npz").exists()
+    path = folder / ("train.npz" if cut else f"{split}.npz")
+    if not path.exists():
+        there = ", ".join(sorted(file.name for file in folder.glob("*.npz")))
+        raise FileNotFoundError(f"no {path.name} in {folder}, only {there}")
+    images, labels = _read_labelled(path, shape)
+    if labels is None:
+        raise ValueError(f"{path} has no labels")
+    if not cut:
+        return images, labels
+    if len(images) <= VALIDATION:
+        raise ValueError(
+            f"{path} holds {len(images)} images, from which the last {VALIDATION} "
+            "cannot be taken for validation: put a validation.npz beside it"
+        )
+    rows = _records(split, len(images))
+    return images[rows.start : rows.stop], labels[rows.start : rows.stop]
+
+
+def _load_records(
+    root: epath.Path, name: str, split: str, hint: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """A split of a set that TFDS prepared as array_record; see `load`."""
+    try:
+        import tensorflow_datasets as tfds  # slow to import
+    except ImportError as error:
+        raise ValueError(
+            f"{root / name} was prepared by TFDS, and the package "
+            f"{error.name or 'tensorflow_datasets'} is missing: pip install "
+            "tensorflow-datasets array_record importlib_resources"
+        ) from error
+
+    # TFDS advises OpenCV at every start; it would save a second once.
+    logging.getLogger("absl").addFilter(lambda r: "OpenCV" not in r.getMessage())
+
     try:
         builder = tfds.builder(name, data_dir=root, file_format="array_record")
         source = builder.as_data_source(split="test" if split == "test" else "train")
@@ -75,11 +127,6 @@ def load(
             f"({type(error).__name__}); it is damaged, of another version or not "
             f"array_record: remove {root / name}, then {hint}"
         ) from error
-    if images.shape[1:] != HEIGHT_WIDTH_CHANNELS[name] or images.dtype != np.uint8:
-        raise ValueError(
-            f"{root / name} holds {_describe(images.shape[1:])} {images.dtype} images, "
-            f"which are not {name}'s; {hint}"
-        )
     return images, labels
 
 
@@ -198,6 +245,14 @@ def read_images(
             f"{path} is neither an .npz, an .npy nor a folder of pictures; put pictures"
             " into a folder and give the folder"
         )
+    images, labels = _read_labelled(path, shape)
+    return images, labels, [f"{path.stem}_{i:05d}" for i in range(len(images))]
+
+
+def _read_labelled(
+    path: epath.Path, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Checked images and labels of an `.npz` or `.npy`; see `read_images`."""
     images, labels = _read_arrays(path)
     images = check_levels(images, shape, str(path))
     if labels is not None:
@@ -210,7 +265,7 @@ def read_images(
         if labels.size and (labels.min() < 0 or labels.max() > 255):
             raise ValueError(f"labels in {path} must be classes between 0 and 255")
         labels = labels.astype(np.int32)
-    return images, labels, [f"{path.stem}_{i:05d}" for i in range(len(images))]
+    return images, labels
 
 
 def _read_arrays(path: epath.Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -7,7 +7,7 @@ import chex
 import jax
 import numpy as np
 
-from pixeldefend import data, density, parallel, pixelcnn, train
+from pixeldefend import augmentation, data, density, parallel, pixelcnn, train
 
 
 def initial_params(
@@ -26,15 +26,25 @@ def initial_params(
     labels = training["labels"][rows] if model.classes else None
     _, key = jax.random.split(jax.random.key(seed))
     init = jax.jit(pixelcnn.init, static_argnums=0)
-    return init(model, key, training["images"][rows], labels=labels)
+    with parallel.on_host():
+        return init(model, key, training["images"][rows], labels=labels)
 
 
-def loss_fn(model: pixelcnn.PixelCNN) -> train.LossFn:
-    """The loss for `train.make_step`: mean bits per dimension; no model state."""
+def loss_fn(model: pixelcnn.PixelCNN, *, flip: bool = False) -> train.LossFn:
+    """The loss for `train.make_step`: mean bits per dimension; no model state.
+
+    Args:
+      model: the description.
+      flip: mirror every image left to right with probability 1/2.
+    """
 
     def mean_bits(
         params: dict, state: Any, batch: dict, key: chex.PRNGKey
     ) -> tuple[chex.Array, tuple[Any, dict]]:
+        if flip:
+            key, flip_key = jax.random.split(key)
+            mirrored = augmentation.mirrored(batch["images"], flip_key)
+            batch = batch | {"images": mirrored}
         return density.loss(model, params, batch, key), (state, {})
 
     return mean_bits

@@ -5,6 +5,7 @@ dealt to the processes, each of which works on its rows with its own devices and
 to the others; a training step runs on the devices of all.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -85,41 +86,76 @@ def own_rows(batch: int) -> slice:
     return slice(count * jax.process_index(), count * (jax.process_index() + 1))
 
 
-def map_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Maps a training step over the devices of all processes.
+def steps_per_call(wanted: int) -> int:
+    """Training steps in one call: as wanted, or for 0 what suits the devices.
+
+    A loop on the device spares an accelerator the host's part of each step; on a CPU it
+    slows convolutions down (`train.several`).
+    """
+    if wanted:
+        return wanted
+    return 1 if jax.devices()[0].platform == "cpu" else 50
+
+
+def on_host() -> contextlib.AbstractContextManager:
+    """Compiles and runs what is called in here on the CPU, if JAX has it.
+
+    For what is done once and takes an accelerator's compiler longer than a CPU to do.
+    """
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS names others only
+        return contextlib.nullcontext()
+
+
+def on_every_device(arrays: Any) -> Any:
+    """A copy of a pytree of arrays on each device of this process."""
+    return jax.device_put(arrays, _everywhere())
+
+
+def map_step(call: Callable[..., Any], most: int = 1) -> Callable[..., Any]:
+    """Maps training steps over the devices of all processes.
 
     Args:
-      step: `step(state, batch, key, learning_rate, told) -> (state, metrics)` for one
-        device; averages what it must over the axis `AXIS`.
+      call: from `train.several`, for one device; averages what it must over the axis
+        `AXIS`.
+      most: steps of a call.
 
     Returns:
-      The same function for this process's rows of a global batch, and for `told`, a
-      vector whose average over the processes comes back in the metrics; the state stays
-      one copy and is donated.
+      `run(state, arrays, rows, rates, key, told=(0.0,)) -> (state, sums)`, with
+      `arrays` from `on_every_device`, this process's rows `[n, B]` of n batches, rates
+      `[n]`, n at most `most`, and a vector `told`, whose average over the processes
+      comes back in the metrics. The state stays one copy and is donated.
     """
     mapped = jax.pmap(
-        step,
+        call,
         axis_name=AXIS,
-        in_axes=(None, 0, None, None, 0),
+        in_axes=(None, None, 0, None, None, None, 0),
         out_axes=(None, None),
         donate_argnums=0,
     )
+    compiled = False
 
     def given(
         state: Any,
-        batch: Any,
+        arrays: Any,
+        rows: np.ndarray,
+        rates: np.ndarray,
         key: chex.PRNGKey,
-        learning_rate: float,
         told: Sequence[float] = (0.0,),
     ) -> tuple:
-        # Where it was before the first step, a donated state cannot stay.
-        state = jax.device_put(state, _everywhere())
-        heard = np.tile(np.float32(told), (jax.local_device_count(), 1))
-        return state, split(batch), key, np.float32(learning_rate), heard
+        if not compiled or processes.count() > 1:
+            # Where it was before the first step, a donated state cannot stay.
+            state = on_every_device(state)
+        count, devices = len(rows), jax.local_device_count()
+        per_device = np.zeros((devices, most, rows.shape[1] // devices), np.int32)
+        per_device[:, :count] = np.swapaxes(split(np.swapaxes(rows, 0, 1)), 1, 2)
+        padded = np.zeros(most, np.float32)
+        padded[:count] = rates
+        heard = np.tile(np.float32(told), (devices, 1))
+        return state, arrays, per_device, padded, np.int32(count), key, heard
 
-    compiled = False
-
-    @functools.wraps(step)
+    @functools.wraps(call)
     def run(*arguments: Any) -> Any:
         nonlocal compiled
         arguments = given(*arguments)

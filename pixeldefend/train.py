@@ -20,10 +20,23 @@ from pixeldefend import checkpoint, data, files, interruption, parallel, process
 
 SCHEDULES = ("paper", "anneal")
 LossFn = Callable[[Any, Any, Any, chex.PRNGKey], tuple[chex.Array, tuple[Any, dict]]]
+Averaged = Callable[[Any, Any], Any]
+# Of a time box, what the last checkpoint and the model get: seconds, at most a share.
+_WRITING = (2.0, 0.02)
+
+
+def parameters(params: Any, model_state: Any) -> Any:
+    """What is averaged where nothing else is said."""
+    del model_state
+    return params
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or not a number; the last good checkpoint is kept."""
+
+
+class UnfinishedWarmupError(RuntimeError):
+    """The time box ended before the learning rate had reached its highest."""
 
 
 @flax.struct.dataclass
@@ -33,7 +46,8 @@ class TrainState:
     Attributes:
       step: int32, steps done.
       params: being optimised.
-      average: Polyak average of the parameters; what is evaluated and released.
+      average: Polyak average of what is evaluated and released: the parameters, or
+        what else `start` was told.
       model_state: of the model beside parameters (batch statistics), or an empty dict.
       optimizer_state: of optax.
     """
@@ -52,8 +66,9 @@ class Plan:
     Attributes:
       batch: images per step over all devices.
       steps: number of steps; or
-      hours: of training time (validation included), for `anneal` only; the two exclude
-        each other.
+      hours: a time box, for `anneal` only; the two exclude each other. Everything
+        counts from when `fit` is told that the run began, compilation, validation and
+        earlier parts of a run that was stopped included.
       schedule: "paper", `learning_rate * decay ** step`, divided by 10 at every drop,
         or "anneal": linear warm-up, then half a cosine to zero at the end.
       learning_rate: at its highest.
@@ -61,11 +76,13 @@ class Plan:
       decay: per step, "paper" only.
       drops: steps from which on the rate is a tenth of what it was, "paper" only.
       momentum: of `sgd`.
-      polyak: decay of the average, per step.
+      polyak: decay of the average, per step; less in the first steps, which would
+        otherwise hold it back.
       clip: largest global norm of the gradient; 0 for no clipping.
       seed: of shuffling and dropout.
       log_every: steps between lines of metrics.
       eval_every: steps between evaluations on validation images.
+      steps_per_call: steps, at most, that the device takes without the host.
       checkpoint_minutes: between checkpoints.
     """
 
@@ -83,6 +100,7 @@ class Plan:
     seed: int = 0
     log_every: int = 50
     eval_every: int = 1000
+    steps_per_call: int = 1
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self):
@@ -105,7 +123,7 @@ class Plan:
         for name in ("polyak", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1): {getattr(self, name)}")
-        for name in ("batch", "log_every", "eval_every"):
+        for name in ("batch", "log_every", "eval_every", "steps_per_call"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: {getattr(self, name)}")
         for name in ("learning_rate", "decay", "hours"):
@@ -115,10 +133,6 @@ class Plan:
         for name in ("warmup", "clip", "checkpoint_minutes", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative: {getattr(self, name)}")
-
-    def progress(self, step: int, seconds: float) -> float:
-        """The share of the run that is done, 1 at its end."""
-        return step / self.steps if self.steps else seconds / (3600 * self.hours)
 
     def rate(self, step: int, progress: float) -> float:
         """The learning rate of a step."""
@@ -152,14 +166,17 @@ def sgd(plan: Plan) -> optax.GradientTransformation:
 
 
 def start(
-    params: Any, model_state: Any, optimizer: optax.GradientTransformation
+    params: Any,
+    model_state: Any,
+    optimizer: optax.GradientTransformation,
+    averaged: Averaged = parameters,
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; `averaged` as for `make_step`."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         # A copy: the step donates its arguments, and no buffer may be donated twice.
-        average=jax.tree.map(jnp.copy, params),
+        average=jax.tree.map(jnp.copy, averaged(params, model_state)),
         model_state=model_state,
         optimizer_state=optimizer.init(params),
     )
@@ -169,6 +186,7 @@ def make_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     polyak: float,
+    averaged: Averaged = parameters,
 ) -> Callable[..., tuple[TrainState, dict]]:
     """A training step for one device, to be mapped by `parallel.map_step`.
 
@@ -177,6 +195,7 @@ def make_step(
         means over the device's part of the batch.
       optimizer: without the learning rate.
       polyak: decay of the average.
+      averaged: `averaged(params, model_state)`, what the average is of.
 
     Returns:
       `step(state, batch, key, learning_rate, told) -> (state, metrics)`. Gradients,
@@ -206,7 +225,13 @@ def make_step(
         )
         updates = jax.tree.map(lambda u: -learning_rate.astype(u.dtype) * u, updates)
         params = optax.apply_updates(state.params, updates)
-        average = optax.incremental_update(params, state.average, 1 - polyak)
+        done = state.step.astype(jnp.float32)
+        decay = jnp.minimum(jnp.float32(polyak), (1 + done) / (10 + done))
+        average = jax.tree.map(
+            lambda new, old: old + (1 - decay).astype(new.dtype) * (new - old),
+            averaged(params, model_state),
+            state.average,
+        )
         return TrainState(
             step=state.step + 1,
             params=params,
@@ -218,6 +243,51 @@ def make_step(
     return step
 
 
+def several(step: Callable[..., tuple[TrainState, dict]], most: int) -> Callable:
+    """Up to `most` steps in one call, on images that are on the device already.
+
+    Args:
+      step: from `make_step`.
+      most: static. One is a call without a loop: XLA's convolutions on a CPU take
+        nearly twenty times as long in the body of a loop.
+
+    Returns:
+      `call(state, arrays, rows, rates, count, key, told) -> (state, sums)` with the
+      training set `arrays`, a pytree of `[N, ...]`, rows `[most, B]` of it, rates
+      `[most]`, of both of which the first `count` are used, and metrics summed over
+      the steps. However the steps of a run are divided into calls, one program takes
+      them all, so its results are the same bit for bit.
+    """
+
+    def call(
+        state: TrainState,
+        arrays: Any,
+        rows: chex.Array,
+        rates: chex.Array,
+        count: chex.Array,
+        key: chex.PRNGKey,
+        told: chex.Array,
+    ) -> tuple[TrainState, dict]:
+        def one(i: Any, state: TrainState) -> tuple[TrainState, dict]:
+            batch = jax.tree.map(lambda array: array[rows[i]], arrays)
+            return step(state, batch, key, rates[i], told)
+
+        if most == 1:
+            return one(0, state)
+
+        def next_(i: chex.Array, carry: tuple) -> tuple:
+            state, metrics = one(i, carry[0])
+            return state, jax.tree.map(jnp.add, carry[1], metrics)
+
+        sums = jax.tree.map(
+            lambda metric: jnp.zeros(metric.shape, metric.dtype),
+            jax.eval_shape(lambda state: one(0, state)[1], state),
+        )
+        return jax.lax.fori_loop(0, count, next_, (state, sums))
+
+    return call
+
+
 def fit(
     state: TrainState,
     step: Callable[..., tuple[TrainState, dict]],
@@ -226,126 +296,125 @@ def fit(
     workdir: epath.PathLike,
     evaluate: Callable[[TrainState], dict[str, float]],
     report: Callable[[dict], None],
+    *,
+    begun: float | None = None,
 ) -> tuple[TrainState, dict]:
     """Trains to the end of the plan, from the newest checkpoint if there is one.
 
     With `plan.steps` a run that was killed ends with the same bits as an undisturbed
     one: batches and keys are functions of the step, and the checkpoint holds the rest.
-    With `plan.hours` the clock decides, and the hours already spent count; of several
-    processes the first one's.
+    With `plan.hours` the clock decides, of several processes the first one's: the rate
+    goes from its highest, when the first step is compiled and done, to zero at the last
+    step, which leaves as much of the box as the last validation and checkpoint take.
 
     Args:
       state: the first state; replaced where a checkpoint is found.
       step: from `make_step`, for one device.
-      arrays: the training set, `[N, ...]` each; batches are dicts of their rows.
+      arrays: the training set, `[N, ...]` each, which every device gets as it is;
+        batches are dicts of its rows.
       plan: how long and how fast.
       workdir: gets `checkpoints/` and `metrics.jsonl`.
       evaluate: figures of a state on validation images, by name.
       report: called with every line of metrics (step, progress, loss, ...).
+      begun: by `time.monotonic`, when the time box opened; None: now.
 
     Returns:
       The last state and the last line of metrics (with `seconds` and `images`).
 
     Raises:
       NonFiniteLossError: the loss is no longer finite.
+      UnfinishedWarmupError: the time box ended within the warm-up.
       interruption.Interrupted: the run was asked to stop; there is a checkpoint.
       ValueError: batch and devices do not fit.
       checkpoint.UnreadableError: a checkpoint cannot be read.
     """
+    begun = time.monotonic() if begun is None else begun
     parallel.per_device(plan.batch)
     own = parallel.own_rows(plan.batch)
     workdir = epath.Path(workdir)
     with contextlib.closing(
         checkpoint.Checkpoints(workdir / "checkpoints")
     ) as checkpoints:
-        done, seconds = 0, 0.0
+        clock = _Clock(plan, begun)
+        done = 0
         restored = checkpoints.restore(state)
         if restored is not None:
             done, state, extra = restored
-            seconds = extra["seconds"]
+            clock.restore(extra)
         processes.barrier()  # nothing is saved before every process has looked
         lines = _Metrics(workdir / "metrics.jsonl", done)
         batches = data.Batches(len(arrays["images"]), plan.batch, plan.seed)
         indices = batches.from_step(done)
         key = jax.random.key(plan.seed)
-        loop = _Loop(plan, parallel.map_step(step), key, seconds)
-        spent = seconds  # by this process's clock
-        begun = saved = logged = time.monotonic()
-        waiting: list[dict] = []
-        while plan.progress(done, seconds) < 1:
-            index = next(indices)[own]
-            batch = {name: array[index] for name, array in arrays.items()}
-            state, metrics = loop.advance(state, batch, done, spent)
-            waiting.append(metrics)
-            done += 1
-            now = time.monotonic()
-            spent, begun = spent + now - begun, now
-            stop, seconds = loop.agreed(spent)
-            last = plan.progress(done, seconds) >= 1
+        mapped = parallel.map_step(
+            several(step, plan.steps_per_call), plan.steps_per_call
+        )
+        if plan.hours and clock.steps(done):
+            clock.reserve_for(evaluate, state)
+        placed = parallel.on_every_device(arrays)
+        saved = logged = time.monotonic()
+        gathered = _Sums()
+        while count := clock.steps(done):
+            rows = np.stack([next(indices)[own] for _ in range(count)])
+            rates = clock.rates(done, count)
+            told = (float(interruption.wanted()), clock.told())
+            state, sums = mapped(state, placed, rows, rates, key, told)
+            stop = clock.heard(np.asarray(sums.pop("told")) / count, count)
+            gathered.add(sums, rates)
+            done += count
+            last = not clock.steps(done)
             evaluating = last or done % plan.eval_every == 0
             if not (evaluating or stop) and done % plan.log_every:
                 continue
-            line = loop.line(done, seconds, waiting)
-            rate = plan.batch * len(waiting) / max(time.monotonic() - logged, 1e-9)
+            line = {
+                "step": done,
+                "images": done * plan.batch,
+                "progress": 1.0 if last else round(clock.progress(done), 6),
+                "seconds": round(clock.seconds, 3),
+                **gathered.means(done),
+            }
+            rate = plan.batch * gathered.steps / max(time.monotonic() - logged, 1e-9)
             line["images_per_second"] = round(rate, 2)
-            waiting = []
+            gathered = _Sums()
             if evaluating:
                 with processes.undisturbed():
                     line.update(evaluate(state))
             lines.add(line)
             report(line)
             # Only beside a line, whose loss is known to be finite.
-            if last or stop or now - saved > 60 * plan.checkpoint_minutes:
-                checkpoints.save(done, state, {"seconds": seconds})
-                saved = now
+            if last or stop or time.monotonic() - saved > 60 * plan.checkpoint_minutes:
+                checkpoints.save(done, state, clock.kept() | {"finished": last})
+                saved = time.monotonic()
             if stop and not last:
                 raise interruption.Interrupted()
             logged = time.monotonic()
+    if plan.hours and done <= plan.warmup:
+        raise UnfinishedWarmupError(
+            f"{plan.hours:g} hours ended after {done} steps, within the warm-up of "
+            f"{plan.warmup} (the first one and its compilation were done after "
+            f"{clock.compiled or 0:.0f} s): give more hours or a shorter warm-up, and "
+            "another workdir"
+        )
     return state, lines.last
 
 
-@dataclasses.dataclass
-class _Loop:
-    """The mapped step and what it takes beside the state.
+class _Sums:
+    """Metrics since the last line, added up."""
 
-    Processes stop at the same step and by the same clock: each tells its wish and the
-    first one its seconds with every step, and all hear of it one step later, when the
-    devices are done with it.
-    """
+    def __init__(self):
+        self.steps = 0
+        self._calls: list[dict] = []
 
-    plan: Plan
-    step: Callable[..., tuple[TrainState, dict]]
-    key: chex.PRNGKey
-    seconds: float
-    heard: list = dataclasses.field(default_factory=list)
+    def add(self, sums: dict, rates: np.ndarray) -> None:
+        self.steps += len(rates)
+        self._calls.append(sums | {"learning_rate": np.sum(rates)})
 
-    def advance(
-        self, state: TrainState, batch: dict, done: int, spent: float
-    ) -> tuple[TrainState, dict]:
-        rate = self.plan.rate(done, self.plan.progress(done, self.seconds))
-        clock = spent if processes.is_first() else 0.0
-        told = (float(interruption.wanted()), clock)
-        state, metrics = self.step(state, batch, self.key, rate, told)
-        self.heard.append(metrics.pop("told"))
-        return state, metrics | {"learning_rate": rate}
-
-    def agreed(self, spent: float) -> tuple[bool, float]:
-        """Whether to stop now, and the seconds spent, the same in every process."""
-        if processes.count() == 1:  # no need to wait for the devices
-            self.heard.clear()
-            self.seconds = spent
-            return interruption.wanted(), spent
-        if len(self.heard) < 2:
-            return False, self.seconds
-        wish, clock = np.asarray(self.heard.pop(0)) * processes.count()
-        self.seconds = float(clock)
-        return bool(wish > 0), self.seconds
-
-    def line(self, done: int, seconds: float, waiting: list[dict]) -> dict:
-        """Averages what has gathered since the last line; checks that it is finite."""
+    def means(self, done: int) -> dict[str, float]:
+        """Averages over the steps; checks that they are finite."""
         means = {
-            name: float(np.mean([metrics[name] for metrics in waiting]))
-            for name in waiting[0]
+            name: float(np.sum([np.asarray(sums[name]) for sums in self._calls]))
+            / self.steps
+            for name in self._calls[0]
         }
         # The gradient too: one that is not finite has already spoiled the parameters.
         for name in ("loss", "gradient_norm"):
@@ -354,14 +423,119 @@ class _Loop:
                     f"the {name} is {means[name]} at step {done}: lower the learning "
                     "rate or clip the gradient, and start again in another workdir"
                 )
-        progress = self.plan.progress(done, seconds)
-        return {
-            "step": done,
-            "images": done * self.plan.batch,
-            "progress": round(progress, 6),
-            "seconds": round(seconds, 3),
-            **means,
-        }
+        return means
+
+
+class _Clock:
+    """How many steps are to come, at which rates, and when it is time to stop.
+
+    Processes take the same steps and stop at the same one: each tells its wish to stop
+    with every call, and the first one its seconds, and all go by what they hear.
+    """
+
+    def __init__(self, plan: Plan, begun: float):
+        self.plan = plan
+        self.begun = begun
+        self.seconds = 0.0  # after the last call
+        self.compiled: float | None = None  # seconds after the first one
+        self._end = 3600 * plan.hours
+        self._finished = False
+        self._pace: float | None = None  # seconds of a step
+        self._calls = 0  # of which it is known how long they took
+        self._called = (0.0, 0)  # seconds before the last of these, and its steps
+
+    def restore(self, extra: dict) -> None:
+        """Goes on from what a checkpoint `kept`."""
+        self.begun -= extra["seconds"]
+        self.seconds = extra["seconds"]
+        self.compiled = extra.get("compiled")
+        self._finished = extra.get("finished", False)
+
+    def kept(self) -> dict:
+        return {"seconds": self.now(), "compiled": self.compiled}
+
+    def now(self) -> float:
+        """Seconds since the box was opened, by this process's clock."""
+        return time.monotonic() - self.begun
+
+    def reserve_for(
+        self, evaluate: Callable[[TrainState], dict], state: TrainState
+    ) -> None:
+        """Sets aside, of a time box, what comes after the last step."""
+        with processes.undisturbed():
+            evaluate(state)  # compiles
+            before = time.monotonic()
+            evaluate(state)
+        seconds, share = _WRITING
+        taken = time.monotonic() - before + min(seconds, share * self._end)
+        self._end -= processes.agreed(taken)
+
+    def steps(self, done: int) -> int:
+        """Of the next call; 0 at the end."""
+        plan = self.plan
+        if self._finished:
+            return 0
+        count = min(
+            plan.steps_per_call,
+            plan.log_every - done % plan.log_every,
+            plan.eval_every - done % plan.eval_every,
+        )
+        if plan.steps:
+            return max(0, min(count, plan.steps - done))
+        left = self._end - self.seconds
+        if self._pace is None:
+            return 1 if left > 0 else 0
+        if left < self._pace / 2:
+            return 0
+        return max(1, min(count, round(left / self._pace)))
+
+    def progress(self, done: int) -> float:
+        """The share of the run that is done, 1 at its end."""
+        return self._share(done, self.seconds, 0.0)
+
+    def rates(self, done: int, count: int) -> np.ndarray:
+        """Learning rates `[count]` of the next steps."""
+        start = self.seconds if self.compiled is None else self.compiled
+        times = self.seconds + np.arange(count) * (self._pace or 0.0)
+        return np.array(
+            [
+                self.plan.rate(done + i, self._share(done + i, times[i], start))
+                for i in range(count)
+            ]
+        )
+
+    def _share(self, done: int, seconds: float, start: float) -> float:
+        if self.plan.steps:
+            return done / self.plan.steps
+        whole = max(self._end - start, 1e-9)
+        return min(1.0, max(0.0, (seconds - start) / whole))
+
+    def told(self) -> float:
+        """What the first process tells of its clock before a call, seconds."""
+        return self.now() if processes.is_first() else 0.0
+
+    def heard(self, words: np.ndarray, count: int) -> bool:
+        """Takes note of a call of `count` steps that is done; says whether to stop.
+
+        `words` are what was told before it, averaged over the processes.
+        """
+        wish, before = (float(word) for word in words * processes.count())
+        if processes.count() == 1:
+            now, (since, steps) = self.now(), (before, count)
+            wish = interruption.wanted()
+        else:  # the clock that all have is a call late
+            now, (since, steps) = before, self._called
+        self._called = before, count
+        if steps:
+            self._calls += 1
+        if self._calls == 1 and self.compiled is None:
+            self.compiled = now
+        if self._calls > 1:  # the first one was compiled
+            found = (now - since) / steps
+            self._pace = found if self._pace is None else (self._pace + found) / 2
+        late = count if processes.count() > 1 else 0
+        self.seconds = now + late * (self._pace or 0.0)
+        return bool(wish)
 
 
 class _Metrics:

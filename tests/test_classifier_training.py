@@ -11,6 +11,7 @@ from scipy import stats
 
 from pixeldefend import (
     attacks,
+    augmentation,
     classifier_training,
     classifiers,
     data,
@@ -76,7 +77,8 @@ def _variables(model=MODEL):
 
 def _state(variables, optimizer):
     state = {k: tree for k, tree in variables.items() if k != "params"}
-    return train.start(variables["params"], state, optimizer)
+    averaged = classifier_training.variables
+    return train.start(variables["params"], state, optimizer, averaged)
 
 
 class Killed(Exception):
@@ -90,9 +92,10 @@ def test_a_killed_run_continues_to_the_same_weights(
     recipe = classifier_training.Recipe(training=training, preset=preset, delta=3.0)
     optimizer = train.sgd(PLAN)
     loss = classifier_training.loss_fn(MODEL, recipe)
-    mapped = parallel.map_step(train.make_step(loss, optimizer, PLAN.polyak))
+    step = train.make_step(loss, optimizer, PLAN.polyak, classifier_training.variables)
+    mapped = parallel.map_step(train.several(step, 1))
     # One compiled program for all three runs.
-    monkeypatch.setattr(parallel, "map_step", lambda step: mapped)
+    monkeypatch.setattr(parallel, "map_step", lambda step, most: mapped)
 
     def fit(folder):
         lines = []
@@ -108,17 +111,17 @@ def test_a_killed_run_continues_to_the_same_weights(
         return state, lines
 
     whole, _ = fit(tmp_path / "whole")
-    advance = train._Loop.advance
+    rates = train._Clock.rates
 
-    def dies(self, state, batch, done, seconds):
+    def dies(self, done, count):
         if done == 5:
             raise Killed
-        return advance(self, state, batch, done, seconds)
+        return rates(self, done, count)
 
-    monkeypatch.setattr(train._Loop, "advance", dies)
+    monkeypatch.setattr(train._Clock, "rates", dies)
     with pytest.raises(Killed):
         fit(tmp_path / "halves")
-    monkeypatch.setattr(train._Loop, "advance", advance)
+    monkeypatch.setattr(train._Clock, "rates", rates)
     resumed, lines = fit(tmp_path / "halves")
     assert lines[0]["step"] == 6, "nothing was resumed"
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
@@ -135,12 +138,16 @@ def test_batch_norm_on_four_devices_equals_one(arrays):
     recipe = classifier_training.Recipe(flip=False)
     optimizer = train.sgd(PLAN)
     step = train.make_step(
-        classifier_training.loss_fn(model, recipe), optimizer, PLAN.polyak
+        classifier_training.loss_fn(model, recipe),
+        optimizer,
+        PLAN.polyak,
+        classifier_training.variables,
     )
     # One device: an axis of length one.
     axes = (None, 0, None, None, None)
     one = jax.jit(jax.vmap(step, axes, None, axis_name=parallel.AXIS))
-    many = parallel.map_step(step)
+    many = parallel.map_step(train.several(step, 1))
+    placed = parallel.on_every_device(arrays)
     assert jax.local_device_count() == 4
     states = [_state(_variables(), optimizer) for _ in range(2)]
     key = jax.random.key(0)
@@ -150,7 +157,8 @@ def test_batch_norm_on_four_devices_equals_one(arrays):
         states[0], metrics = one(
             states[0], single, key, jnp.float32(0.05), jnp.zeros(1)
         )
-        states[1], others = many(states[1], batch, key, 0.05)
+        rows = np.arange(i * 16, (i + 1) * 16)[None]
+        states[1], others = many(states[1], placed, rows, [0.05], key)
         assert float(metrics["loss"]) == pytest.approx(float(others["loss"]), rel=1e-5)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
     jax.tree.map(close, states[0].params, states[1].params)
@@ -197,7 +205,8 @@ def test_a_classifier_learns(arrays, tmp_path):
     optimizer = train.sgd(plan)
     init = jax.jit(functools.partial(classifiers.init, model))
     first = _state(init(jax.random.key(0), few["images"]), optimizer)
-    step = train.make_step(classifier_training.loss_fn(model, recipe), optimizer, 0.0)
+    loss = classifier_training.loss_fn(model, recipe)
+    step = train.make_step(loss, optimizer, 0.5, classifier_training.variables)
     scores = classifier_training.evaluation(model, recipe, few, 32)
     _, line = train.fit(first, step, few, plan, tmp_path, scores, lambda line: None)
     assert line["validation_accuracy"] > 0.9
@@ -326,14 +335,52 @@ def test_no_gradient_flows_through_the_attack(arrays):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(slopes))
 
 
-def test_mirroring_turns_about_half_of_the_images_left_to_right(rng):
-    images = rng.integers(0, 256, (400, 2, 3, 1), dtype=np.uint8)
-    found = np.asarray(
-        classifier_training.mirrored(jnp.asarray(images), jax.random.key(0))
-    )
-    same = (found == images).all((1, 2, 3))
-    turned = (found == images[:, :, ::-1]).all((1, 2, 3))
-    assert np.all(same | turned) and 150 < same.sum() < 250
+def test_the_average_has_the_statistics_that_belong_to_its_weights(arrays):
+    """Twice the same step, by optax and by hand."""
+    recipe = classifier_training.Recipe(flip=False)
+    optimizer = train.sgd(PLAN)
+    averaged = classifier_training.variables
+    loss = classifier_training.loss_fn(MODEL, recipe)
+    step = train.make_step(loss, optimizer, 0.9, averaged)
+    run = parallel.map_step(train.several(step, 1))
+    state = _state(_variables(), optimizer)
+    expected = jax.tree.map(np.array, state.average)  # a step donates its state
+    placed = parallel.on_every_device(arrays)
+    for i in range(3):
+        rows = np.arange(i * 16, (i + 1) * 16)[None]
+        state, _ = run(state, placed, rows, [0.05], jax.random.key(0))
+        now, decay = averaged(state.params, state.model_state), (1 + i) / (10 + i)
+        expected = jax.tree.map(
+            lambda old, new, d=decay: d * old + (1 - d) * np.array(new), expected, now
+        )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, state.average, expected)
+    statistics = state.average["batch_stats"]["BatchNorm_0"]["var"]
+    assert np.any(statistics != state.model_state["batch_stats"]["BatchNorm_0"]["var"])
+
+
+def test_crops_reach_the_network(arrays, monkeypatch):
+    seen = []
+
+    def moved(images, key, most):
+        seen.append(most)
+        return images[:, ::-1]
+
+    monkeypatch.setattr(augmentation, "cropped", moved)
+    losses = []
+    for crop in (0, 3):
+        recipe = classifier_training.Recipe(flip=False, crop=crop, weight_decay=0.0)
+        loss = classifier_training.loss_fn(MODEL, recipe)
+        batch = {name: jnp.asarray(rows[:8]) for name, rows in arrays.items()}
+        state = {"batch_stats": _variables()["batch_stats"]}
+        mapped = jax.vmap(
+            lambda _, loss=loss, batch=batch, state=state: loss(
+                _variables()["params"], state, batch, jax.random.key(0)
+            )[0],
+            axis_name=parallel.AXIS,
+        )
+        losses.append(float(mapped(jnp.zeros(1))[0]))
+    assert seen == [3] and losses[0] != losses[1]
 
 
 def test_evaluation_reports_the_training_attack_too(arrays):
@@ -362,6 +409,8 @@ def test_evaluation_reports_the_training_attack_too(arrays):
         ({"delta": 0.0}, "delta"),
         ({"delta": float("nan")}, "delta"),
         ({"weight_decay": -1.0}, "weight_decay"),
+        ({"crop": 2.5}, "crop must be"),
+        ({"crop": -1}, "crop must be"),
     ],
 )
 def test_contradictory_recipes_are_refused(fields, message):

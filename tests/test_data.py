@@ -68,6 +68,61 @@ def test_loading_explains_what_is_missing(tmp_path):
         data.load("mnist", "valid", tmp_path)
 
 
+@pytest.fixture
+def plain(tmp_path, rng):
+    """A data set as plain arrays: train and test."""
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    for split, count in (("train", 5003), ("test", 4)):
+        images = rng.integers(0, 256, (count, *GREY), dtype=np.uint8)
+        np.savez(folder / f"{split}.npz", images=images, labels=np.arange(count) % 10)
+    return tmp_path
+
+
+def test_plain_arrays_are_a_data_set(plain):
+    with np.load(plain / "mnist/train.npz") as file:
+        images, labels = file["images"], file["labels"]
+    train, validation = (data.load("mnist", s, plain) for s in ("train", "validation"))
+    assert len(train[0]) == 3 and len(validation[0]) == data.VALIDATION
+    for found, whole in ((0, images), (1, labels)):
+        both = np.concatenate([train[found], validation[found]])
+        np.testing.assert_array_equal(both, whole)
+    assert train[0].dtype == np.uint8 and train[1].dtype == np.int32
+    assert len(data.load("mnist", "test", str(plain))[0]) == 4
+    given = data.read_input("mnist", "test", 2, GREY, plain)
+    assert given.names == ["test_00000", "test_00001"] and not given.own
+
+
+def test_own_validation_images_leave_the_training_images_whole(plain, rng):
+    images = rng.integers(0, 256, (7, *GREY), dtype=np.uint8)
+    np.savez(plain / "mnist/validation.npz", images=images, labels=np.zeros(7, int))
+    found, labels = data.load("mnist", "validation", plain)
+    np.testing.assert_array_equal(found, images)
+    assert labels.tolist() == [0] * 7
+    assert len(data.load("mnist", "train", plain)[0]) == 5003
+
+
+def test_plain_arrays_that_do_not_fit_are_explained(plain, rng):
+    folder = plain / "mnist"
+    images = rng.integers(0, 256, (6, *GREY), dtype=np.uint8)
+    np.savez(folder / "train.npz", images=images, labels=np.zeros(6, int))
+    for split in ("train", "validation"):
+        with pytest.raises(ValueError, match="6 images.*put a validation.npz"):
+            data.load("mnist", split, plain)
+    np.savez(folder / "test.npz", images=images)
+    with pytest.raises(ValueError, match="test.npz has no labels"):
+        data.load("mnist", "test", plain)
+    np.savez(folder / "test.npz", images=images[:, :20], labels=np.zeros(6, int))
+    with pytest.raises(ValueError, match=r"test.npz is 6 x 20 .* expected N x 28"):
+        data.load("mnist", "test", plain)
+    np.savez(folder / "test.npz", images=images / 255, labels=np.zeros(6, int))
+    with pytest.raises(TypeError, match="levels 0..255"):
+        data.load("mnist", "test", plain)
+    (folder / "test.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="no test.npz in .*, only train.npz"):
+        data.load("mnist", "test", plain)
+
+
 def _png(array, path):
     Image.fromarray(array).save(path)
 

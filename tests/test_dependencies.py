@@ -22,6 +22,7 @@ PURE = {
     "purification",
     "defence",
     "attacks",
+    "augmentation",
     "keys",
     "grid",
     "classifiers",

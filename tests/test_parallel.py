@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixeldefend import interruption, parallel, processes
+from pixeldefend import interruption, parallel, processes, train
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 20])
@@ -89,19 +89,29 @@ def test_a_wish_to_stop_ends_a_map_after_what_is_running(monkeypatch):
     assert found == list(range(8))
 
 
-def test_steps_are_averaged_over_devices():
+@pytest.mark.parametrize("most, counts", [(1, [1, 1]), (3, [3]), (3, [2, 1])])
+def test_steps_are_averaged_over_devices(most, counts):
     def step(state, batch, key, learning_rate, told):
         del key
         mean, heard = jax.lax.pmean((batch.mean(), told), parallel.AXIS)
         return state + learning_rate * mean, {"mean": mean, "told": heard}
 
-    run = parallel.map_step(step)
-    state, metrics = run(
-        jnp.zeros(()),
-        np.arange(8, dtype=np.float32),
-        jax.random.key(0),
-        2.0,
-        (1.0, 5.0),
-    )
-    assert float(state) == 7.0 and float(metrics["mean"]) == 3.5
-    np.testing.assert_array_equal(metrics["told"], [1, 5])
+    run = parallel.map_step(train.several(step, most), most)
+    images = parallel.on_every_device(np.arange(100, dtype=np.float32))
+    rows = np.arange(24).reshape(3, 8)
+    rates = np.array([2.0, 3.0, 5.0])
+    state, done, total = jnp.zeros(()), 0, 0.0
+    for count in counts:
+        now = slice(done, done + count)
+        told = (1.0, 5.0)
+        state, sums = run(state, images, rows[now], rates[now], jax.random.key(0), told)
+        np.testing.assert_array_equal(np.asarray(sums["told"]) / count, told)
+        total, done = total + float(sums["mean"]), done + count
+    means = rows[:done].mean(1)
+    assert float(state) == rates[:done] @ means and total == means.sum()
+
+
+def test_the_host_has_a_device_of_its_own():
+    with parallel.on_host():
+        assert jnp.zeros(1).devices().pop().platform == "cpu"
+    assert parallel.steps_per_call(0) == 1 and parallel.steps_per_call(7) == 7

@@ -59,22 +59,26 @@ class Killed(Exception):
     pass
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path, monkeypatch):
-    whole, _, _ = _fit(tmp_path / "whole")
-    advance = train._Loop.advance
+@pytest.mark.parametrize("steps_per_call", [1, 5])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(
+    steps_per_call, tmp_path, monkeypatch
+):
+    plan = dataclasses.replace(PLAN, steps_per_call=steps_per_call)
+    whole, _, _ = _fit(tmp_path / "whole", plan)
+    rates = train._Clock.rates
 
-    def dies(self, state, batch, done, seconds):
-        if done == 7:
+    def dies(self, done, count):
+        if done >= 7:
             raise Killed
-        return advance(self, state, batch, done, seconds)
+        return rates(self, done, count)
 
-    monkeypatch.setattr(train._Loop, "advance", dies)
+    monkeypatch.setattr(train._Clock, "rates", dies)
     with pytest.raises(Killed):
-        _fit(tmp_path / "halves")
+        _fit(tmp_path / "halves", plan)
     monkeypatch.undo()
-    resumed, line, lines = _fit(tmp_path / "halves")
-    assert [entry["step"] for entry in lines][0] <= 8, "nothing was resumed"
-    assert lines[0]["step"] > 2, "nothing was resumed"
+    resumed, line, lines = _fit(tmp_path / "halves", plan)
+    # Single steps: the seventh was lost; calls end with the lines, as checkpoints do.
+    assert lines[0]["step"] == (8 if steps_per_call == 1 else 10)
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     both = [
         (tmp_path / name / "metrics.jsonl").read_text().splitlines()
@@ -93,12 +97,14 @@ def test_a_finished_run_is_not_trained_further(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first, again)
 
 
-def test_four_devices_train_as_one_does(tmp_path):
+@pytest.mark.parametrize("steps_per_call", [1, 5])
+def test_four_devices_train_as_one_does(steps_per_call, tmp_path):
     def quiet(params, state, batch, key):
         error = batch["images"] - params["mean"][None]
         return jnp.mean(error**2), (state, {})
 
-    state, _, _ = _fit(tmp_path, loss=quiet)
+    plan = dataclasses.replace(PLAN, steps_per_call=steps_per_call)
+    state, _, _ = _fit(tmp_path, plan, quiet)
     # The same mathematics with optax alone, on the whole batch.
     from pixeldefend import data
 
@@ -113,7 +119,8 @@ def test_four_devices_train_as_one_does(tmp_path):
         gradient = jax.grad(lambda m, b=batch: jnp.mean((b - m[None]) ** 2))(mean)
         update, moments = optimizer.update(gradient, moments)
         mean = mean - PLAN.rate(step, step / PLAN.steps) * update
-        average = 0.9 * average + 0.1 * mean
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * mean
     np.testing.assert_allclose(state.params["mean"], mean, rtol=1e-5)
     np.testing.assert_allclose(state.average["mean"], average, rtol=1e-5)
 
@@ -160,12 +167,111 @@ def test_schedules():
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
-def test_hours_end_a_run_by_the_clock(tmp_path):
-    plan = dataclasses.replace(PLAN, steps=0, hours=1 / 3600)
-    _, line, _ = _fit(tmp_path, plan)
-    assert line["progress"] >= 1 and 1 <= line["seconds"] < 30
-    _, again, lines = _fit(tmp_path, plan)
-    assert lines == [] and again["step"] == line["step"]
+def test_however_steps_are_divided_into_calls_the_bits_are_the_same(tmp_path):
+    found = [
+        _fit(tmp_path / str(log), dataclasses.replace(PLAN, steps_per_call=12, **logs))
+        for log, logs in enumerate(
+            ({"log_every": 12, "eval_every": 12}, {"log_every": 5, "eval_every": 4})
+        )
+    ]
+    assert [len(lines) for _, _, lines in found] == [1, 5]
+    jax.tree.map(np.testing.assert_array_equal, found[0][0], found[1][0])
+    # The metrics of a line are means over its steps, whatever calls these were in.
+    steps = np.diff([0, *(line["step"] for line in found[1][2])])
+    for name in ("loss", "learning_rate"):
+        means = [line[name] for line in found[1][2]]
+        assert np.average(means, weights=steps) == pytest.approx(found[0][1][name])
+
+
+BOX = dataclasses.replace(PLAN, steps=0, hours=2 / 3600)
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 20])
+def test_hours_end_a_run_by_the_clock(steps_per_call, tmp_path):
+    plan = dataclasses.replace(BOX, steps_per_call=steps_per_call)
+    _, line, lines = _fit(tmp_path, plan)
+    assert line["progress"] == 1 and 0 < line["seconds"] < 30
+    _, again, more = _fit(tmp_path, plan)
+    assert more == [] and again["step"] == line["step"]
+
+
+class Clockwork:
+    """A clock that only moves when it is told to."""
+
+    now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clockwork(monkeypatch):
+    clock = Clockwork()
+    monkeypatch.setattr(train.time, "monotonic", clock.monotonic)
+    return clock
+
+
+def _called(clock, clockwork, seconds, count, done):
+    """What `fit` does around a call that takes so many seconds."""
+    rates = clock.rates(done, count)
+    told = clock.told()
+    clockwork.now += seconds
+    clock.heard(np.array([0.0, told]), count)
+    return rates
+
+
+def test_a_time_box_counts_compiling_and_anneals_from_the_first_step(clockwork):
+    plan = dataclasses.replace(BOX, hours=120 / 3600, warmup=0, steps_per_call=50)
+    plan = dataclasses.replace(plan, log_every=1000)
+    clock = train._Clock(plan, begun=90.0)  # 10 s before: reading, first weights
+
+    def evaluate(state):
+        clockwork.now += 4.0
+
+    clock.reserve_for(evaluate, None)  # once to compile, once for the time
+    assert clock.steps(0) == 1
+    _called(clock, clockwork, 40.0, 1, 0)
+    assert clock.compiled == pytest.approx(58.0)
+    assert clock.steps(1) == 1, "the first call says nothing of a step's time"
+    (highest,) = _called(clock, clockwork, 0.5, 1, 1)
+    assert highest == pytest.approx(PLAN.learning_rate)
+    done, rates = 2, []
+    while count := clock.steps(done):
+        rates += list(_called(clock, clockwork, 0.5 * count, count, done))
+        done += count
+    # 120 s without the validation's 4 and 2 for writing.
+    assert clock.seconds == pytest.approx(114.0, abs=0.5)
+    assert done == pytest.approx(1 + (114 - 58) / 0.5, abs=1)
+    expected = (
+        PLAN.learning_rate
+        / 2
+        * (1 + np.cos(np.pi * np.arange(1, done - 1) / (done - 1)))
+    )
+    np.testing.assert_allclose(rates, expected, atol=2e-3 * PLAN.learning_rate)
+    assert rates[-1] < 1e-3 * PLAN.learning_rate
+
+
+def test_a_box_that_ends_within_the_warmup_is_a_mistake(tmp_path, monkeypatch):
+    plan = dataclasses.replace(BOX, hours=1e-7)
+    for _ in range(2):  # started again it is one still
+        with pytest.raises(
+            train.UnfinishedWarmupError, match="within the warm-up of 3"
+        ):
+            _fit(tmp_path, plan)
+
+
+def test_seconds_of_an_earlier_part_count(clockwork):
+    first = train._Clock(BOX, begun=clockwork.now)
+    _called(first, clockwork, 0.9, 1, 0)
+    kept = first.kept()
+    assert kept == {"seconds": pytest.approx(0.9), "compiled": pytest.approx(0.9)}
+    clockwork.now += 1000  # another day
+    second = train._Clock(BOX, begun=clockwork.now)
+    second.restore(kept)
+    assert second.steps(1) == 1
+    rates = _called(second, clockwork, 1.5, 1, 1)
+    assert second.seconds == pytest.approx(2.4) and second.steps(2) == 0
+    assert rates[0] == pytest.approx(BOX.rate(1, 0.0)), "it does not begin anew"
 
 
 @pytest.mark.parametrize(
@@ -179,6 +285,7 @@ def test_hours_end_a_run_by_the_clock(tmp_path):
         ({"polyak": 1.0}, "polyak"),
         ({"momentum": 1.0}, "momentum"),
         ({"batch": 0}, "batch"),
+        ({"steps_per_call": 0}, "steps_per_call"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"clip": float("nan")}, "clip"),

@@ -30,7 +30,6 @@ from pixeldefend.run.classifier import (
 from pixeldefend.run.comparing import compare_purifiers, gradients
 from pixeldefend.run.density_model import release, sample, score, train_pixelcnn
 from pixeldefend.run.detecting import detect
-from pixeldefend.run.drawing import figures
 from pixeldefend.run.evaluating import evaluate
 from pixeldefend.run.main_job import purify
 from pixeldefend.run.sweeping import sweep
@@ -38,6 +37,14 @@ from pixeldefend.run.thresholds import choose_threshold
 from pixeldefend.workdir import UserError, Workdir, config_hash, user_errors
 
 __all__ = ["MODES", "UserError", "describe_modes", "start"]
+
+
+def figures(config: inputs.Config, workdir: Workdir) -> None:
+    """Draws every figure that there are arrays for, of all data sets."""
+    from pixeldefend.run import drawing  # needs matplotlib, as nothing else does
+
+    drawing.figures(config, workdir)
+
 
 MODES: dict[str, Callable[[inputs.Config, Workdir], None]] = {
     "purify": purify,

@@ -1,6 +1,7 @@
 """Modes around PuVAE and MagNet: training and releasing."""
 
 import json
+import time
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from pixeldefend.workdir import Workdir, user_errors
 
 def train_puvae(config: inputs.Config, workdir: Workdir) -> None:
     """Trains a PuVAE for a classifier; continues where it was stopped."""
+    begun = time.monotonic()
     settings = config.puvae.train
     with user_errors():
         classifier, variables, card = inputs.classifier(config)
@@ -60,7 +62,9 @@ def train_puvae(config: inputs.Config, workdir: Workdir) -> None:
         return found
 
     first = train.start(params, variables, train.adam(plan, usual=True))
-    last, line = training_.fitted(first, step, training, plan, folder, scores, told)
+    last, line = training_.fitted(
+        first, step, training, plan, folder, scores, told, begun
+    )
     training_.save(
         folder,
         model,
@@ -81,6 +85,7 @@ def train_puvae(config: inputs.Config, workdir: Workdir) -> None:
 
 def train_magnet(config: inputs.Config, workdir: Workdir) -> None:
     """Trains MagNet's autoencoders; continues where it was stopped."""
+    begun = time.monotonic()
     settings = config.magnet.train
     with user_errors():
         model = magnet.make(**config.magnet.model)
@@ -108,7 +113,9 @@ def train_magnet(config: inputs.Config, workdir: Workdir) -> None:
         return found
 
     first = train.start(params, {}, train.adam(plan, usual=True))
-    last, line = training_.fitted(first, step, training, plan, folder, scores, told)
+    last, line = training_.fitted(
+        first, step, training, plan, folder, scores, told, begun
+    )
     training_.save(
         folder,
         model,
@@ -216,4 +223,5 @@ def _first(
         return checkpoint.load_weights(weights, abstract)
     _, key = jax.random.split(jax.random.key(seed))
     init = {"puvae": puvae.init, "magnet": magnet.init}[kind]
-    return jax.jit(init, static_argnums=0)(model, key, training["images"][:2])
+    with parallel.on_host():
+        return jax.jit(init, static_argnums=0)(model, key, training["images"][:2])

@@ -1,6 +1,7 @@
 """Modes around the classifiers: training, classifying, releasing."""
 
 import json
+import time
 
 import chex
 import jax
@@ -25,6 +26,7 @@ from pixeldefend.workdir import Workdir, user_errors
 
 def train_classifier(config: inputs.Config, workdir: Workdir) -> None:
     """Trains a classifier on the training split; continues where it was stopped."""
+    begun = time.monotonic()
     settings = config.classifier.train
     with user_errors():
         model = classifiers.make(**config.classifier.model)
@@ -33,9 +35,10 @@ def train_classifier(config: inputs.Config, workdir: Workdir) -> None:
             delta=config.classifier.delta,
             preset=config.classifier.preset,
             flip=settings.flip,
+            crop=settings.crop,
             weight_decay=settings.weight_decay,
         )
-        plan = inputs.plan(config, settings, polyak=0.0)
+        plan = inputs.plan(config, settings)
         if recipe.adversarial and parallel.per_device(plan.batch) % 2:
             raise ValueError(
                 f"train.batch must be even on every device for {recipe.training}: "
@@ -47,16 +50,18 @@ def train_classifier(config: inputs.Config, workdir: Workdir) -> None:
     folder = workdir.open()
     state = {name: tree for name, tree in variables.items() if name != "params"}
     optimizer = train.sgd(plan)
-    step = train.make_step(
-        classifier_training.loss_fn(model, recipe), optimizer, plan.polyak
-    )
+    loss = classifier_training.loss_fn(model, recipe)
+    averaged = classifier_training.variables
+    step = train.make_step(loss, optimizer, plan.polyak, averaged)
     scores = classifier_training.evaluation(model, recipe, validation, plan.batch)
-    first = train.start(variables["params"], state, optimizer)
-    last, line = training_.fitted(first, step, training, plan, folder, scores, _told)
+    first = train.start(variables["params"], state, optimizer, averaged)
+    last, line = training_.fitted(
+        first, step, training, plan, folder, scores, _told, begun
+    )
     training_.save(
         folder,
         model,
-        {"params": last.params, **last.model_state},
+        last.average,
         kind="classifier",
         dataset=config.dataset,
         shape=shape,
@@ -94,7 +99,8 @@ def _first_variables(
     _, key = jax.random.split(jax.random.key(config.seed))
     images, _ = data.sample(config.dataset)
     init = jax.jit(classifiers.init, static_argnums=0)
-    return init(model, key, images[:2])
+    with parallel.on_host():
+        return init(model, key, images[:2])
 
 
 def classify(config: inputs.Config, workdir: Workdir) -> None:

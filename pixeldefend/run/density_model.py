@@ -1,6 +1,7 @@
 """Modes around the density model: training, sampling, scoring, releasing."""
 
 import json
+import time
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from pixeldefend.workdir import Workdir, user_errors
 
 def train_pixelcnn(config: inputs.Config, workdir: Workdir) -> None:
     """Trains a PixelCNN++ on the training split; continues where it was stopped."""
+    begun = time.monotonic()
     settings = config.pixelcnn.train
     with user_errors():
         model = pixelcnn.PixelCNN(**config.pixelcnn.model)
@@ -52,7 +54,9 @@ def train_pixelcnn(config: inputs.Config, workdir: Workdir) -> None:
             model, config.seed, training, settings.init_images
         )
     step = train.make_step(
-        density_training.loss_fn(model), train.adam(plan), plan.polyak
+        density_training.loss_fn(model, flip=settings.flip),
+        train.adam(plan),
+        plan.polyak,
     )
     scores = density_training.evaluation(model, validation, plan.batch)
 
@@ -62,7 +66,9 @@ def train_pixelcnn(config: inputs.Config, workdir: Workdir) -> None:
         return f"{line['loss']:.3f} bits/dim{found}"
 
     first = train.start(params, {}, train.adam(plan))
-    last, line = training_.fitted(first, step, training, plan, folder, scores, told)
+    last, line = training_.fitted(
+        first, step, training, plan, folder, scores, told, begun
+    )
     training_.save(
         folder,
         model,

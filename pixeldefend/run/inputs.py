@@ -1,9 +1,8 @@
 """What several modes read of a config: images, splits, models and attacks."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_collections
 import numpy as np
 from etils import epath
 
@@ -23,7 +22,10 @@ from pixeldefend import (
 from pixeldefend.parts import Parts
 from pixeldefend.workdir import config_hash
 
-Config = ml_collections.ConfigDict
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict as Config
+else:
+    Config = Any  # whoever makes one has the package; the modes do without
 # Of what takes part in a defence, the section that names its weights.
 SECTIONS = {"density_model": "pixelcnn", "puvae": "puvae", "magnet": "magnet"}
 
@@ -89,10 +91,16 @@ def split(config: Config, name: str) -> dict[str, np.ndarray]:
     return {"images": images, "labels": labels}
 
 
-def plan(config: Config, settings: Config, **fixed: Any) -> train.Plan:
-    """The plan in a `train` section; `fixed` are fields that it does not leave open."""
+def plan(config: Config, settings: Config) -> train.Plan:
+    """The plan in a `train` section."""
     options = set(train.Plan.__dataclass_fields__) & set(settings)
-    found = train.Plan(seed=config.seed, **{k: settings[k] for k in options}, **fixed)
+    given = {name: settings[name] for name in options}
+    if given["steps_per_call"] < 0:
+        raise ValueError(
+            f"steps_per_call must not be negative: {given['steps_per_call']}"
+        )
+    given["steps_per_call"] = parallel.steps_per_call(given["steps_per_call"])
+    found = train.Plan(seed=config.seed, **given)
     parallel.per_device(found.batch, "train.batch")
     return found
 

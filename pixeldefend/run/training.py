@@ -20,11 +20,13 @@ def fitted(
     folder: epath.Path,
     scores: Callable[[train.TrainState], dict],
     told: Callable[[dict], str],
+    begun: float,
 ) -> tuple[train.TrainState, dict]:
     """`train.fit` with its progress shown; `told` puts a line of metrics in words.
 
     Raises:
-      UserError: the loss is not finite, or a checkpoint cannot be read.
+      UserError: the loss is not finite, a checkpoint cannot be read, or the time box
+        was too short.
     """
     progress = report.Progress("training")
 
@@ -33,8 +35,14 @@ def fitted(
         progress.update(line["progress"], f"{told(line)}, {rate:.1f} images/s")
 
     try:
-        found = train.fit(first, step, training, plan, folder, scores, show)
-    except (train.NonFiniteLossError, checkpoint.UnreadableError) as error:
+        found = train.fit(
+            first, step, training, plan, folder, scores, show, begun=begun
+        )
+    except (
+        train.NonFiniteLossError,
+        train.UnfinishedWarmupError,
+        checkpoint.UnreadableError,
+    ) as error:
         raise UserError(str(error)) from error
     progress.close()
     return found
