@@ -33,7 +33,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks import common
-from pixeldefend import checkpoint, mixture, pixelcnn, purification
+from pixeldefend import checkpoint, mixture, parallel, pixelcnn, purification
 
 _FEATURES = flags.DEFINE_integer("features", 24, "channels of the streams")
 _DEPTH = flags.DEFINE_integer("depth", 1, "gated blocks per stream and resolution")
@@ -74,7 +74,9 @@ def _random() -> tuple[pixelcnn.PixelCNN, dict, np.ndarray]:
     shape = (_BATCH.value, _HEIGHT.value, _WIDTH.value, _CHANNELS.value)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     init = jax.jit(pixelcnn.init, static_argnums=0)
-    return model, init(model, jax.random.key(0), images[:8]), images
+    with parallel.on_host():
+        params = jax.device_get(init(model, jax.random.key(0), images[:8]))
+    return model, params, images
 
 
 def _naive_step(

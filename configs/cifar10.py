@@ -13,6 +13,17 @@ strongest attack of eps 2 and 38 % of eps 8, grey-box):
   python main.py --config=configs/cifar10.py --mode=evaluate \
     --config.evaluate.images=100 --config.data_dir=DATA_DIR
 
+On one GPU, in minutes (`gpu`): the density model, 64 features and depth 2 in bfloat16,
+and the classifiers, in a time box that counts compiling. Training takes
+6 x 63 F^2 ((2d + 1) 1280 + 2d 64) / 1e9 GFLOP an image for F features and depth d, 10.3
+here. Expected of an H100 (estimated, not measured): 4 500 images/s or more, 55 epochs
+in nine minutes, 3.15 to 3.3 bits/dim, and a ResNet above 92 % in three:
+  python main.py --config=configs/cifar10.py:gpu --mode=train_pixelcnn \
+    --config.data_dir=DATA_DIR --config.pixelcnn.train.hours=0.15
+  python main.py --config=configs/cifar10.py:gpu --mode=train_classifier \
+    --config.data_dir=DATA_DIR --config.classifier.train.hours=0.05
+With a lease of minutes, all of it by one command: `python -m benchmarks.accelerator`.
+
 Train the released model again (a first run; its card has the second, which starts from
 it, their times and bits/dim):
   python main.py --config=configs/cifar10.py --mode=train_pixelcnn \
@@ -25,7 +36,7 @@ from configs import default
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Variants: "" (small enough for two cores), "paper", "report", "smoke"."""
+    """Variants: "" (two cores), "gpu" (one of them), "paper", "report", "smoke"."""
     config = default.get_config()
     config.dataset = "cifar10"
     config.reject.false_positive_rate = 0.03  # the thesis's
@@ -42,6 +53,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "paper":
         config.pixelcnn.train.steps = 400_000
         return config
-    default.small(config)
     config.pixelcnn.model.conditionals = "joint"
+    if variant == "gpu":
+        return default.gpu(config)
+    default.small(config)
+    # The paper only mirrors; moved images are worth several per cent to a ResNet.
+    config.classifier.train.crop = 4
     return default.chosen(config, variant)

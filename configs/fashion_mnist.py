@@ -33,7 +33,7 @@ from configs import default
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Variants: "" (small enough for two cores), "paper", "report", "smoke"."""
+    """Variants: "" (two cores), "gpu" (one of them), "paper", "report", "smoke"."""
     config = default.get_config()
     config.dataset = "fashion_mnist"
     config.reject.false_positive_rate = 0.01  # the thesis's
@@ -68,6 +68,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "paper":
         config.pixelcnn.model.features = 40
         config.pixelcnn.train.steps = 400_000
+        return config
+    if variant == "gpu":  # the paper's network
+        default.gpu(config)
+        config.pixelcnn.model.features, config.pixelcnn.model.depth = 40, 5
+        config.pixelcnn.train.flip = False
         return config
     default.small(config)
     config.pixelcnn.model.features = 32

@@ -291,6 +291,15 @@ def load_card(folder: epath.Path) -> dict:
     return card
 
 
+def make(card: dict) -> Any:
+    """The description of a card's model.
+
+    Raises:
+      TypeError, ValueError: arguments that it does not take.
+    """
+    return _KINDS[card["kind"]].make(**card["model"])
+
+
 def load_released(name: str) -> tuple[Any, Any, dict]:
     """Loads a released model, or one in the same form.
 
@@ -308,7 +317,7 @@ def load_released(name: str) -> tuple[Any, Any, dict]:
     folder = find_released(name)
     card = load_card(folder)
     try:
-        model = _KINDS[card["kind"]].make(**card["model"])
+        model = make(card)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'card.json'} does not fit: {error}") from error
     like = abstract_params(card["kind"], model, tuple(card["image_shape"]))

@@ -259,6 +259,8 @@ def several(step: Callable[..., tuple[TrainState, dict]], most: int) -> Callable
       them all, so its results are the same bit for bit.
     """
 
+    step = jax.jit(step)  # traced once, though its metrics' shapes are asked for first
+
     def call(
         state: TrainState,
         arrays: Any,

@@ -1,0 +1,137 @@
+"""The command for an accelerator, tried on this CPU."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_main import ROOT, _environment
+
+from benchmarks import accelerator
+from pixeldefend import checkpoint, evaluate
+
+
+def _run(*options):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.accelerator", *options],
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_stages_but_training_run(tmp_path):
+    found = _run("--smoke", f"--to={tmp_path}", "--stages=device,correct,profile")
+    assert found.returncode == 0, found.stdout + found.stderr
+    rows = evaluate.read_rows(tmp_path / "rows.jsonl")
+    assert [row["ok"] for row in rows if row["stage"] == "correct"] == [True, True]
+    assert rows[0]["device"] == "cpu" and rows[0]["jax"]
+    assert any(row.get("kernels") for row in rows)
+    assert "largest_difference" in found.stdout and "FAILED" not in found.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A time-boxed training from plain arrays, and how long all of it took."""
+    folder = tmp_path_factory.mktemp("accelerator")
+    data_dir = folder / "data/cifar10"
+    data_dir.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 64), ("validation", 16)):
+        images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        np.savez(data_dir / f"{split}.npz", images=images, labels=np.arange(count) % 10)
+    begun = time.monotonic()
+    found = _run(
+        "--smoke",
+        f"--to={folder}/out",
+        f"--data_dir={folder}/data",
+        "--stages=train=cifar10-pixelcnn:75",
+        "--set=train.log_every=40",
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    return folder, found.stdout, time.monotonic() - begun
+
+
+def test_a_time_boxed_training_ends_with_the_rate_at_zero(trained):
+    folder, output, seconds = trained
+    # That it ends by itself before its time is up; no more of time can be asserted.
+    (row,) = evaluate.read_rows(folder / "out/rows.jsonl")
+    assert row["progress"] == 1 and row["seconds"] < 75 < seconds + 60
+    with np.load(folder / "out/cifar10-pixelcnn-0.npz") as file:
+        card = json.loads(str(file["card"]))
+    highest = card["training"]["config"]["learning_rate"]
+    assert row["learning_rate"] < 0.05 * highest
+
+
+def test_its_pieces_become_a_model(trained):
+    folder, _, _ = trained
+    options = (f"--assemble={folder}/out/cifar10-pixelcnn", f"--release={folder}/model")
+    found = _run(*options)
+    assert found.returncode == 0, found.stderr
+    model, params, card = checkpoint.load_released(str(folder / "model"))
+    assert model.dtype == "bfloat16" and card["training"]["config"]["flip"]
+    assert all(leaf.dtype == np.float32 for leaf in checkpoint.flat(params).values())
+    assert card["training"]["step"] > 1
+    lines = (folder / "model/metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == card["training"]["step"]
+
+
+def test_pieces_in_bfloat16_and_pieces_that_are_missing(trained, tmp_path, monkeypatch):
+    folder, _, _ = trained
+    _run(f"--assemble={folder}/out/cifar10-pixelcnn", f"--release={folder}/model")
+    whole = checkpoint.flat(checkpoint.load_released(str(folder / "model"))[1])
+    monkeypatch.setattr(accelerator, "_MOST", 1000)
+    monkeypatch.setattr(accelerator, "_PIECE", 4000)
+    count = accelerator._pack(folder / "model", tmp_path / "halves")
+    assert count > 2 and len(list(tmp_path.glob("halves-*.npz"))) == count
+    accelerator._assemble(tmp_path / "halves", tmp_path / "model")
+    _, params, card = checkpoint.load_released(str(tmp_path / "model"))
+    assert card["weights"] == "bfloat16"
+    for name, leaf in checkpoint.flat(params).items():
+        # Eight binary digits.
+        np.testing.assert_allclose(leaf, whole[name], rtol=2**-8, atol=1e-30)
+    (tmp_path / "halves-1.npz").unlink()
+    with pytest.raises(SystemExit, match="a piece is missing: no .* in"):
+        accelerator._assemble(tmp_path / "halves", tmp_path / "model")
+    with pytest.raises(SystemExit, match="no nothing-0.npz"):
+        accelerator._assemble(tmp_path / "nothing", tmp_path / "model")
+
+
+def test_ties_are_measured_in_the_context_that_both_have(tmp_path):
+    """A decoder that takes the second likeliest level once loses just that."""
+    import jax
+    import jax.numpy as jnp
+
+    from pixeldefend import mixture, pixelcnn
+
+    model = pixelcnn.PixelCNN(features=2, depth=1, mixtures=2, dropout=0.0)
+    images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    params = pixelcnn.init(model, jax.random.key(0), jnp.asarray(images))
+    other = images.copy()
+    other[0, 3, 5, 1] ^= 5
+    other[0, 6, 6, 2] ^= 9  # later, and so of no account
+    heads = pixelcnn.apply(model, params, images)[:, 3, 5]
+    levels = mixture.level_log_probs(model, params["head"], heads, images[:, 3, 5])
+    both = np.asarray(levels)[0, 1, [images[0, 3, 5, 1], other[0, 3, 5, 1]]]
+    (gap,) = accelerator._ties(model, params, other, images)
+    assert gap == pytest.approx(abs(both[0] - both[1]), abs=1e-5) and gap > 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--to=x", "--stages=devices"], "devices is none of device, correct"),
+        (["--to=x", "--stages=train=resnet"], "train=resnet is none of"),
+        (["--to=x", "--stages=device:soon"], "'soon' is no number"),
+        (["--to=x", "--seconds=10", "--stages=device:20,correct"], "leaves nothing"),
+        (["--stages=device"], "--to is missing"),
+        (["--assemble=x"], "--assemble wants --release"),
+    ],
+)
+def test_mistakes_end_in_one_line(options, message):
+    found = _run(*options)
+    assert found.returncode != 0 and message in found.stderr
+    assert "Traceback" not in found.stderr
