@@ -40,7 +40,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from benchmarks import common
+from benchmarks import common, pieces
 
 # JAX takes an accelerator's memory when it is imported and used, so the process that
 # watches over the others does not touch it: what needs it is imported where it is used.
@@ -101,8 +101,6 @@ _TINY = {  # of a training that is to be tried on a CPU
 _TINY_TRAIN = {"train.batch": 4, "train.eval_images": 16, "train.steps_per_call": 2}
 _GRACE = 10.0  # seconds in which a stage whose time is up may end by itself
 _PACKING = 3.0  # seconds of a training's box for writing its pieces
-_PIECE = 15_000_000  # bytes of weights in one file
-_MOST = 60_000_000  # bytes of weights in float32; more go as bfloat16
 _TIE = 1e-3  # nats between two levels either of which float32 may take
 
 _STAGES = flags.DEFINE_list("stages", "", "names, each with :seconds if wanted")
@@ -361,7 +359,7 @@ def _correct() -> Iterator[dict]:
         }
         purified = np.asarray(_purify(model)(params, images))
         equal = (purified == expected).all((1, 2, 3))
-        gaps = _ties(model, params, purified[~equal], expected[~equal])
+        gaps = common.ties(model, params, purified[~equal], expected[~equal])
         yield {
             "what": "purified bytes and those of a CPU, float32",
             "images": len(images),
@@ -369,30 +367,6 @@ def _correct() -> Iterator[dict]:
             "largest_gap_nats": float(max(gaps, default=0.0)),
             "ok": bool(max(gaps, default=0.0) <= _TIE),
         }
-
-
-def _ties(model: Any, params: dict, one: Any, other: Any) -> list[float]:
-    """Between two decodings of an image, what their first difference costs, nats.
-
-    Up to there they have the same context, in which both levels are scored.
-    """
-    import jax
-    import numpy as np
-
-    from pixeldefend import mixture, pixelcnn
-
-    gaps = []
-    forward = jax.jit(lambda p, x: pixelcnn.apply(model, p, x))
-    for found, expected in zip(one, other, strict=True):
-        row, column, channel = np.argwhere(found != expected)[0]
-        heads = forward(params, expected[None])[:, row, column]
-        levels = mixture.level_log_probs(
-            model, params["head"], heads, expected[None, row, column]
-        )
-        both = [int(image[row, column, channel]) for image in (found, expected)]
-        scores = np.asarray(levels)[0, channel, both]
-        gaps.append(float(abs(scores[0] - scores[1])))
-    return gaps
 
 
 def _purification() -> Iterator[dict]:
@@ -467,7 +441,7 @@ def _train(name: str) -> Iterator[dict]:
             run.start(f"train_{training.kind}", config, folder)
         except run.UserError as error:
             raise SystemExit(str(error)) from error
-        files = _pack(pathlib.Path(folder), pathlib.Path(_TO.value) / name)
+        files = pieces.pack(pathlib.Path(folder), pathlib.Path(_TO.value) / name)
         lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
     yield {"training": name, **json.loads(lines[-1]), "files": files}
 
@@ -487,81 +461,6 @@ def _typed(section: Any, field: str, value: Any) -> Any:
     if not isinstance(value, str) or isinstance(there, str):
         return value
     return json.loads(value.lower()) if isinstance(there, bool) else type(there)(value)
-
-
-def _pack(run: pathlib.Path, to: pathlib.Path) -> int:
-    """Writes a trained model as `to`-0.npz, ... of less than 16 MiB; their number."""
-    import jax.numpy as jnp
-    import numpy as np
-
-    from pixeldefend import checkpoint
-
-    _, params, card = checkpoint.load_released(str(run))
-    leaves = {name: np.asarray(a) for name, a in checkpoint.flat(params).items()}
-    half = sum(a.nbytes for a in leaves.values()) > _MOST
-    told = {
-        "card": json.dumps(card | ({"weights": "bfloat16"} if half else {})),
-        "metrics": (run / "metrics.jsonl").read_text(),
-    }
-    pieces: list[dict] = [told]
-    size = 0
-    for name, leaf in leaves.items():
-        if half:
-            leaf = np.asarray(jnp.asarray(leaf, jnp.bfloat16)).view(np.uint16)
-        if size + leaf.nbytes > _PIECE and size:
-            pieces.append({})
-            size = 0
-        pieces[-1][name] = leaf
-        size += leaf.nbytes
-    to.parent.mkdir(parents=True, exist_ok=True)
-    for number, piece in enumerate(pieces):
-        np.savez(to.parent / f"{to.name}-{number}.npz", **piece)
-    return len(pieces)
-
-
-def _assemble(pieces: pathlib.Path, to: pathlib.Path) -> None:
-    """Makes of the pieces of a training a model that `load_released` reads.
-
-    Raises:
-      SystemExit: pieces are missing, or are not those of one model.
-    """
-    import jax
-    import ml_dtypes
-    import numpy as np
-
-    from pixeldefend import checkpoint
-
-    paths = sorted(
-        pieces.parent.glob(f"{pieces.name}-*.npz"),
-        key=lambda path: int(path.stem.rpartition("-")[2]),
-    )
-    leaves: dict[str, Any] = {}
-    for path in paths:
-        with np.load(path, allow_pickle=False) as file:
-            leaves |= dict(file)
-    if "card" not in leaves:
-        raise SystemExit(f"no {pieces.name}-0.npz in {pieces.parent}, with the card")
-    card = json.loads(str(leaves.pop("card")))
-    metrics = str(leaves.pop("metrics"))
-    model = checkpoint.make(card)
-    like = checkpoint.abstract_params(card["kind"], model, tuple(card["image_shape"]))
-    missing = set(checkpoint.flat(like)) - set(leaves)
-    if missing:
-        raise SystemExit(f"a piece is missing: no {min(missing)} in {len(paths)} files")
-
-    def leaf(name: str, wanted: Any) -> np.ndarray:
-        found = leaves[name]
-        if found.dtype == np.uint16:
-            found = found.view(ml_dtypes.bfloat16)
-        return found.astype(wanted.dtype).reshape(wanted.shape)
-
-    names = iter(checkpoint.flat(like))
-    params = jax.tree.map(lambda wanted: leaf(next(names), wanted), like)
-    del card["model"]
-    checkpoint.save_released(to, model, params, card)
-    (to / "metrics.jsonl").write_text(metrics)
-    checkpoint.load_released(str(to))
-    print(f"model written to {to}")
 
 
 def _profile() -> Iterator[dict]:
@@ -661,7 +560,7 @@ def main(_: list[str]) -> None:
     elif _ASSEMBLE.value:
         if not _RELEASE.value:
             raise SystemExit("--assemble wants --release, a folder for the model")
-        _assemble(pathlib.Path(_ASSEMBLE.value), pathlib.Path(_RELEASE.value))
+        pieces.assemble(pathlib.Path(_ASSEMBLE.value), pathlib.Path(_RELEASE.value))
     elif _TO.value:
         sys.exit(_watch(_chosen()))
     elif _SMOKE.value:

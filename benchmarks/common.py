@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pixeldefend import data
+from pixeldefend import data, mixture, pixelcnn
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -86,3 +86,22 @@ def run_main(config: str, mode: str, workdir: pathlib.Path, fields: dict) -> Non
     done = subprocess.run(command, cwd=ROOT, check=False)
     if done.returncode:
         raise SystemExit(f"{mode} in {workdir} ended with {done.returncode}")
+
+
+def ties(model: Any, params: dict, one: Any, other: Any) -> list[float]:
+    """Between two decodings of an image, what their first difference costs, nats.
+
+    Up to there they have the same context, in which both levels are scored.
+    """
+    gaps = []
+    forward = jax.jit(lambda p, x: pixelcnn.apply(model, p, x))
+    for found, expected in zip(one, other, strict=True):
+        row, column, channel = np.argwhere(found != expected)[0]
+        heads = forward(params, expected[None])[:, row, column]
+        levels = mixture.level_log_probs(
+            model, params["head"], heads, expected[None, row, column]
+        )
+        both = [int(image[row, column, channel]) for image in (found, expected)]
+        scores = np.asarray(levels)[0, channel, both]
+        gaps.append(float(abs(scores[0] - scores[1])))
+    return gaps

@@ -406,13 +406,19 @@ class _Sums:
     def __init__(self):
         self.steps = 0
         self._calls: list[dict] = []
+        self._rate = 0.0
 
     def add(self, sums: dict, rates: np.ndarray) -> None:
         self.steps += len(rates)
-        self._calls.append(sums | {"learning_rate": np.sum(rates)})
+        self._calls.append(sums)
+        self._rate = float(rates[-1])
 
     def means(self, done: int) -> dict[str, float]:
-        """Averages over the steps; checks that they are finite."""
+        """Averages over the steps, and the last one's rate; checks what must be finite.
+
+        Raises:
+          NonFiniteLossError: the loss or the gradient is not.
+        """
         means = {
             name: float(np.sum([np.asarray(sums[name]) for sums in self._calls]))
             / self.steps
@@ -425,7 +431,7 @@ class _Sums:
                     f"the {name} is {means[name]} at step {done}: lower the learning "
                     "rate or clip the gradient, and start again in another workdir"
                 )
-        return means
+        return means | {"learning_rate": self._rate}
 
 
 class _Clock:

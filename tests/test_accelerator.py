@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_main import ROOT, _environment
 
-from benchmarks import accelerator
+from benchmarks import common, pieces
 from pixeldefend import checkpoint, evaluate
 
 
@@ -83,11 +83,12 @@ def test_pieces_in_bfloat16_and_pieces_that_are_missing(trained, tmp_path, monke
     folder, _, _ = trained
     _run(f"--assemble={folder}/out/cifar10-pixelcnn", f"--release={folder}/model")
     whole = checkpoint.flat(checkpoint.load_released(str(folder / "model"))[1])
-    monkeypatch.setattr(accelerator, "_MOST", 1000)
-    monkeypatch.setattr(accelerator, "_PIECE", 4000)
-    count = accelerator._pack(folder / "model", tmp_path / "halves")
-    assert count > 2 and len(list(tmp_path.glob("halves-*.npz"))) == count
-    accelerator._assemble(tmp_path / "halves", tmp_path / "model")
+    monkeypatch.setattr(pieces, "MOST", 1000)
+    monkeypatch.setattr(pieces, "PIECE", 4000)
+    count = pieces.pack(folder / "model", tmp_path / "halves")
+    assert count > 2 and len(list(tmp_path.iterdir())) == count
+    pieces.pack(folder / "model", tmp_path / "halves-more")  # a longer name
+    pieces.assemble(tmp_path / "halves", tmp_path / "model")
     _, params, card = checkpoint.load_released(str(tmp_path / "model"))
     assert card["weights"] == "bfloat16"
     for name, leaf in checkpoint.flat(params).items():
@@ -95,9 +96,10 @@ def test_pieces_in_bfloat16_and_pieces_that_are_missing(trained, tmp_path, monke
         np.testing.assert_allclose(leaf, whole[name], rtol=2**-8, atol=1e-30)
     (tmp_path / "halves-1.npz").unlink()
     with pytest.raises(SystemExit, match="a piece is missing: no .* in"):
-        accelerator._assemble(tmp_path / "halves", tmp_path / "model")
+        pieces.assemble(tmp_path / "halves", tmp_path / "model")
+    assert (tmp_path / "halves-more-0.npz").exists()
     with pytest.raises(SystemExit, match="no nothing-0.npz"):
-        accelerator._assemble(tmp_path / "nothing", tmp_path / "model")
+        pieces.assemble(tmp_path / "nothing", tmp_path / "model")
 
 
 def test_ties_are_measured_in_the_context_that_both_have(tmp_path):
@@ -116,7 +118,7 @@ def test_ties_are_measured_in_the_context_that_both_have(tmp_path):
     heads = pixelcnn.apply(model, params, images)[:, 3, 5]
     levels = mixture.level_log_probs(model, params["head"], heads, images[:, 3, 5])
     both = np.asarray(levels)[0, 1, [images[0, 3, 5, 1], other[0, 3, 5, 1]]]
-    (gap,) = accelerator._ties(model, params, other, images)
+    (gap,) = common.ties(model, params, other, images)
     assert gap == pytest.approx(abs(both[0] - both[1]), abs=1e-5) and gap > 0
 
 

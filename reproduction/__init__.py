@@ -1,0 +1,1 @@
+"""What reproduces papers and released models; nothing imports it."""

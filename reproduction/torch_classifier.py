@@ -1,0 +1,372 @@
+r"""Trains a CIFAR-10 classifier in torch, whose convolutions are faster on a CPU.
+
+Where only CPU cores are to be had, torch in bfloat16 trains ResNet-32 at three to four
+times the rate of XLA. The network, the loss and the augmentation are those of
+`--mode=train_classifier`, which stays the recipe; the weights are written under the
+names of `pixeldefend.classifiers`, and `reproduction.import_classifier` makes a
+released model of them. Needs torch and numpy, nothing of ours:
+
+    python reproduction/torch_classifier.py --data=DATA_DIR/cifar10 --out=RUN \
+      --hours=1.8
+
+`--data` holds `train.npz` (`images` uint8 [N, H, W, C], `labels`), of which the last
+5 000 are the validation images where there is no `validation.npz`. A run that was
+stopped goes on from its last checkpoint, and its hours count.
+
+RUN gets `metrics.jsonl`, `checkpoint.pt` and at the end `classifier.npz`: the averaged
+weights, the first eight images of `test.npz` with their float64 logits (so that the
+weights can be shown to have arrived), and how they were trained, as JSON. Test images
+are read for nothing else.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+STAGES = {"paper": 10, "code": 5}  # units of a stage
+VALIDATION = 5000
+LAMBDA = 0.3  # weight of attacked images in adversarial training
+
+
+def standardise(images: torch.Tensor) -> torch.Tensor:
+    """Each image [B, C, H, W] to mean 0 and deviation 1; `classifiers.standardise`."""
+    centred = images - images.mean((1, 2, 3), keepdim=True)
+    variance = centred.square().mean((1, 2, 3), keepdim=True)
+    floor = 1.0 / (images.shape[2] * images.shape[3] * 3)
+    return centred / variance.clamp_min(floor).sqrt()
+
+
+class Conv(nn.Conv2d):
+    """3 x 3 without bias, padded as XLA's SAME: of stride two only below and right."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__(inputs, outputs, 3, stride, 0 if stride > 1 else 1, bias=False)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.stride[0] > 1:
+            images = functional.pad(images, (0, 1, 0, 1))
+        return super().forward(images)
+
+
+def norm(features: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(features, eps=1e-3, momentum=0.1)
+
+
+class Unit(nn.Module):
+    """A pre-activation residual unit; its shortcut pools and adds zero channels."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.norm1, self.conv1 = norm(inputs), Conv(inputs, outputs, stride)
+        self.norm2, self.conv2 = norm(outputs), Conv(outputs, outputs)
+        self.stride, self.more = stride, outputs - inputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv1(functional.leaky_relu(self.norm1(x), 0.1))
+        y = self.conv2(functional.leaky_relu(self.norm2(y), 0.1))
+        if self.stride > 1:
+            x = functional.avg_pool2d(x, self.stride)
+        before = self.more // 2
+        x = functional.pad(x, (0, 0, 0, 0, before, self.more - before))
+        return x + y
+
+
+class ResNet(nn.Module):
+    """`pixeldefend.classifiers.ResNet`; images are levels [B, C, H, W], floating."""
+
+    def __init__(self, variant: str, channels: int, classes: int):
+        super().__init__()
+        self.first = Conv(channels, 16)
+        units, inputs = [], 16
+        for stage, width in enumerate((16, 32, 64)):
+            for unit in range(STAGES[variant]):
+                units.append(Unit(inputs, width, 2 if stage and not unit else 1))
+                inputs = width
+        self.units = nn.Sequential(*units)
+        self.norm = norm(inputs)
+        self.dense = nn.Linear(inputs, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.units(self.first(standardise(images)))
+        return self.dense(functional.leaky_relu(self.norm(x), 0.1).mean((2, 3)))
+
+
+def flax_variables(network: ResNet) -> dict[str, np.ndarray]:
+    """The weights as leaves of our variables, by path: "params/Conv_0/kernel"."""
+    convs = [network.first]
+    norms = []
+    for unit in network.units:
+        convs += [unit.conv1, unit.conv2]
+        norms += [unit.norm1, unit.norm2]
+    leaves = {
+        f"params/Conv_{i}/kernel": conv.weight.permute(2, 3, 1, 0)
+        for i, conv in enumerate(convs)
+    }
+    for i, layer in enumerate([*norms, network.norm]):
+        name = f"BatchNorm_{i}"
+        leaves[f"params/{name}/scale"] = layer.weight
+        leaves[f"params/{name}/bias"] = layer.bias
+        leaves[f"batch_stats/{name}/mean"] = layer.running_mean
+        leaves[f"batch_stats/{name}/var"] = layer.running_var
+    leaves["params/Dense_0/kernel"] = network.dense.weight.T
+    leaves["params/Dense_0/bias"] = network.dense.bias
+    return {k: v.detach().float().contiguous().numpy() for k, v in leaves.items()}
+
+
+def augmented(images: torch.Tensor, crop: int) -> torch.Tensor:
+    """Levels [B, C, H, W], half of them mirrored, each moved by up to `crop` pixels.
+
+    What moves in is reflected, so that it looks like the picture.
+    """
+    count, _, height, width = images.shape
+    mirror = torch.rand(count) < 0.5
+    images = torch.where(mirror[:, None, None, None], images.flip(3), images)
+    if not crop:
+        return images
+    padded = functional.pad(images, (crop,) * 4, mode="reflect")
+    rows = torch.randint(2 * crop + 1, (count, 1)) + torch.arange(height)
+    columns = torch.randint(2 * crop + 1, (count, 1)) + torch.arange(width)
+    picked = padded.permute(0, 2, 3, 1)[
+        torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]
+    ]
+    return picked.permute(0, 3, 1, 2)  # channels last in memory
+
+
+def attacked(network: ResNet, images: torch.Tensor, delta: float) -> torch.Tensor:
+    """FGSM on the predicted labels, in inference mode; eps |N(0, delta)| up to 2 delta.
+
+    The gradient is of logsumexp(others) - logit, which points where cross-entropy's
+    does and does not vanish on confident images.
+    """
+    network.eval()
+    images = images.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(images).float()
+    own = functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
+    others = logits.masked_fill(own, -math.inf).logsumexp(1)
+    (gradient,) = torch.autograd.grad((others - logits[own]).sum(), images)
+    network.train()
+    size = torch.randn(len(images)).abs()
+    while (size > 2).any():
+        size = torch.where(size > 2, torch.randn(len(images)).abs(), size)
+    step = gradient.sign() * (delta * size)[:, None, None, None]
+    return (images.detach() + step).clamp(0, 255)
+
+
+def loss_of(
+    network: nn.Module, images: torch.Tensor, labels: torch.Tensor, args
+) -> torch.Tensor:
+    """Cross-entropy; adversarial training attacks the second half of the batch."""
+    clean = len(images)
+    if args.training == "adversarial_fgsm":
+        clean //= 2
+        moved = attacked(network, images[clean:], args.delta)
+        images = torch.cat([images[:clean], moved])
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(images.contiguous(memory_format=torch.channels_last))
+    # `pixeldefend`'s smoothing leaves the right class 0.9; torch's shares among all K.
+    classes = logits.shape[1]
+    smooth = 0.1 * classes / (classes - 1) if args.training == "label_smoothing" else 0
+    losses = functional.cross_entropy(
+        logits.float(), labels, reduction="none", label_smoothing=smooth
+    )
+    if clean == len(images):
+        return losses.mean()
+    return (losses[:clean].mean() + LAMBDA * losses[clean:].mean()) / (1 + LAMBDA)
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    network.eval()
+    correct = 0
+    for i in range(0, len(images), 500):
+        logits = network(images[i : i + 500].permute(0, 3, 1, 2).float())
+        correct += (logits.argmax(1) == labels[i : i + 500]).sum().item()
+    network.train()
+    return correct / len(images)
+
+
+@torch.no_grad()
+def averaged(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Moves every weight of the average, batch statistics included."""
+    ours, theirs = average.state_dict(), network.state_dict()
+    for name, value in ours.items():
+        if value.is_floating_point():
+            value.lerp_(theirs[name], 1 - decay)
+
+
+def arrays(folder: pathlib.Path) -> dict[str, torch.Tensor]:
+    """`train` and `validation`, images [N, H, W, C] uint8 and labels [N]."""
+
+    def read(split: str) -> tuple:
+        with np.load(folder / f"{split}.npz") as file:
+            images, labels = file["images"], file["labels"]
+        return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
+
+    train = read("train")
+    if (folder / "validation.npz").exists():
+        return {"train": train, "validation": read("validation")}
+    return {
+        "train": tuple(a[:-VALIDATION] for a in train),
+        "validation": tuple(a[-VALIDATION:] for a in train),
+    }
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    out = pathlib.Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    sets = arrays(pathlib.Path(args.data))
+    images, labels = sets["train"]
+    classes = int(labels.max()) + 1
+    network, average = (
+        ResNet(args.variant, images.shape[3], classes).to(
+            memory_format=torch.channels_last
+        )
+        for _ in range(2)
+    )
+    if args.start:
+        saved = torch.load(f"{args.start}/checkpoint.pt", weights_only=True)
+        network.load_state_dict(saved["average"])
+    average.load_state_dict(network.state_dict())
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        args.learning_rate,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=5e-4,
+    )
+    step, seconds, path = 0, 0.0, out / "checkpoint.pt"
+    line: dict = {}
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        step, seconds = saved["step"], saved["seconds"]
+        line = json.loads(saved["line"])
+        network.load_state_dict(saved["network"])
+        average.load_state_dict(saved["average"])
+        optimizer.load_state_dict(saved["optimizer"])
+
+    def save() -> None:
+        whole = {"step": step, "seconds": seconds, "optimizer": optimizer.state_dict()}
+        whole |= {"network": network.state_dict(), "average": average.state_dict()}
+        whole["line"] = json.dumps(line)
+        torch.save(whole, path.with_suffix(".new"))
+        path.with_suffix(".new").rename(path)
+
+    epoch, begun, spent = step // (len(images) // args.batch), time.monotonic(), seconds
+    while seconds < 3600 * args.hours:
+        order = torch.from_numpy(
+            np.random.default_rng((args.seed, epoch)).permutation(len(images))
+        )
+        total, count = 0.0, 0
+        for first in range(0, len(images) - args.batch + 1, args.batch):
+            rows = order[first : first + args.batch]
+            batch = images[rows].permute(0, 3, 1, 2).float()
+            progress = min(1.0, seconds / (3600 * args.hours))
+            warm = min(1.0, (step + 1) / args.warmup)
+            rate = args.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = loss_of(network, augmented(batch, args.crop), labels[rows], args)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            step += 1
+            averaged(average, network, min(args.polyak, (1 + step) / (10 + step)))
+            total, count = total + loss.item(), count + 1
+            seconds = spent + time.monotonic() - begun
+            if seconds >= 3600 * args.hours:
+                break
+        if not math.isfinite(total):
+            sys.exit(f"the loss is {total} at step {step}")
+        epoch += 1
+        line = {
+            "step": step,
+            "images": step * args.batch,
+            "seconds": round(seconds, 1),
+            "loss": total / count,
+            "learning_rate": rate,
+            "validation_accuracy": accuracy(average, *sets["validation"]),
+        }
+        with (out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+        save()
+    finish(average, args, line)
+
+
+def finish(average: ResNet, args: argparse.Namespace, line: dict) -> None:
+    """Writes `classifier.npz`; see the module's docstring."""
+    leaves = flax_variables(average)
+    with np.load(pathlib.Path(args.data) / "test.npz") as file:
+        shown = file["images"][:8]
+    with torch.no_grad():
+        levels = torch.from_numpy(shown).permute(0, 3, 1, 2).double()
+        logits = average.double().eval()(levels).numpy()
+    command = (
+        "python reproduction/torch_classifier.py --data=DATA_DIR/cifar10"
+        + "".join(
+            f" --{name}={value}"
+            for name, value in vars(args).items()
+            if name not in ("data", "out", "start") and value != DEFAULTS.get(name)
+        )
+    )
+    told = {
+        "command": command + (" --start=FIRST_RUN" if args.start else ""),
+        "training": args.training,
+        **({"delta": args.delta} if args.training.startswith("adversarial") else {}),
+        "config": {k: v for k, v in vars(args).items() if k not in ("data", "out")},
+        "device": f"cpu, torch {torch.__version__.split('+')[0]} in bfloat16",
+        "parameters": sum(p.numel() for p in average.parameters()),
+        **line,
+    }
+    told["config"]["start"] = "FIRST_RUN" if args.start else ""
+    np.savez(
+        pathlib.Path(args.out) / "classifier.npz",
+        **leaves,
+        shown_images=shown,
+        shown_logits=logits,
+        model=json.dumps({"architecture": "resnet", "variant": args.variant}),
+        training=json.dumps(told),
+    )
+
+
+DEFAULTS = {
+    "variant": "code",
+    "training": "normal",
+    "delta": 8.0,
+    "start": "",
+    "batch": 128,
+    "learning_rate": 0.1,
+    "warmup": 400,
+    "crop": 4,
+    "polyak": 0.998,
+    "seed": 0,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder with train.npz")
+    parser.add_argument("--out", required=True, help="folder of the run")
+    parser.add_argument("--hours", type=float, required=True)
+    for name, value in DEFAULTS.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    args = parser.parse_args()
+    known = ("normal", "label_smoothing", "adversarial_fgsm")
+    if args.variant not in STAGES or args.training not in known:
+        parser.error(f"--variant: {', '.join(STAGES)}; --training: {', '.join(known)}")
+    train(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Classifiers that were trained in torch."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pixeldefend import checkpoint, data
+from reproduction import import_classifier
+
+SHAPE = (32, 32, 3)
+
+
+def _from_torch():
+    return sorted(
+        str(path.parent)
+        for path in checkpoint.RELEASED.glob("*/*/card.json")
+        if "logits" in json.loads(path.read_text())["training"]
+    )
+
+
+@pytest.mark.parametrize("name", _from_torch())
+def test_released_weights_from_torch_give_the_logits_that_torch_gave(name):
+    model, variables, card = checkpoint.load_released(name)
+    images, _ = data.sample(card["dataset"])
+    logits = card["training"]["logits"]["values"]
+    apart = import_classifier.largest_difference(
+        model, variables, images[: len(logits)], logits
+    )
+    assert apart < 1e-8  # the card has nine places
+
+
+@pytest.fixture
+def network():
+    """Another network than at first: every parameter and statistic drawn."""
+    torch = pytest.importorskip("torch")
+    from reproduction import torch_classifier
+
+    torch.manual_seed(0)
+    network = torch_classifier.ResNet("code", 3, 10).eval()
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.ndim == 1:  # scales, biases and statistics, variances above zero
+                tensor.uniform_(0.5, 1.5)
+    return network
+
+
+def test_the_network_in_torch_is_ours(network, tmp_path):
+    import argparse
+
+    import torch
+
+    from reproduction import torch_classifier
+
+    images = np.random.default_rng(0).integers(0, 256, (8, *SHAPE), dtype=np.uint8)
+    np.savez(tmp_path / "test.npz", images=images)
+    defaults = torch_classifier.DEFAULTS | {"hours": 1.0}
+    args = argparse.Namespace(data=str(tmp_path), out=str(tmp_path), **defaults)
+    torch_classifier.finish(network, args, {"step": 1})
+    path = tmp_path / "classifier.npz"
+    model, variables, (shown, logits), training = import_classifier.read(path, SHAPE)
+    np.testing.assert_array_equal(shown, images)
+    apart = import_classifier.largest_difference(model, variables, images, logits)
+    assert apart < 1e-12 and np.abs(logits).max() > 1e-3
+    assert training["step"] == 1 and "--hours=1.0" in training["command"]
+    assert str(tmp_path) not in json.dumps(training)
+    with np.load(path) as file:
+        arrays = dict(file)
+    del arrays["params/Conv_3/kernel"]
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="params/Conv_3/kernel is only in one"):
+        import_classifier.read(path, SHAPE)
+    assert torch.is_tensor(network.dense.weight)
+
+
+def test_crops_and_mirrors_in_torch_are_windows_too():
+    torch = pytest.importorskip("torch")
+    from reproduction import torch_classifier
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 3, 8, 8)).astype(np.float32)
+    torch.manual_seed(0)
+    found = torch_classifier.augmented(torch.from_numpy(images), 2).numpy()
+    places = set()
+    for image, moved in zip(images, found, strict=True):
+        windows = {}
+        for flipped in (False, True):
+            shown = image[..., ::-1] if flipped else image
+            padded = np.pad(shown, ((0, 0), (2, 2), (2, 2)), mode="reflect")
+            for i in range(5):
+                for j in range(5):
+                    windows[flipped, i, j] = padded[:, i : i + 8, j : j + 8]
+        (place,) = [p for p, w in windows.items() if np.array_equal(w, moved)]
+        places.add(place)
+    assert len(places) > 30 and {flipped for flipped, _, _ in places} == {True, False}
