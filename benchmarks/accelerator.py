@@ -23,7 +23,6 @@ Before, where there is no accelerator, and after, to get a model of the pieces:
 Needs neither TFDS nor matplotlib; `--smoke` tries all of it in minutes on a CPU.
 """
 
-import dataclasses
 import importlib
 import json
 import os
@@ -46,43 +45,23 @@ from benchmarks import common, pieces
 # watches over the others does not touch it: what needs it is imported where it is used.
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """A time-boxed training.
-
-    Attributes:
-      dataset: of its configuration, whose variant is "gpu".
-      kind: "pixelcnn" or "classifier".
-      fields: of that section of the configuration, and their values.
-    """
-
-    dataset: str
-    kind: str
-    fields: dict[str, Any]
+def _classifier(training: str = "normal", **model: str) -> common.Training:
+    fields = {f"model.{name}": value for name, value in model.items()}
+    return common.Training("cifar10", "classifier", {"training": training, **fields})
 
 
-def _classifier(dataset: str, architecture: str, training: str = "normal") -> Training:
-    fields = {"model.architecture": architecture, "training": training}
-    return Training(dataset, "classifier", fields)
-
-
+# By the configurations' variant "gpu".
 TRAININGS = {
-    "cifar10-pixelcnn": Training("cifar10", "pixelcnn", {}),
-    "cifar10-pixelcnn-96x3": Training(
+    "cifar10-pixelcnn": common.Training("cifar10", "pixelcnn", {}),
+    "cifar10-pixelcnn-96x3": common.Training(
         "cifar10", "pixelcnn", {"model.features": 96, "model.depth": 3}
     ),
-    "cifar10-resnet": _classifier("cifar10", "resnet"),
-    "cifar10-vgg": _classifier("cifar10", "vgg"),
-    "cifar10-resnet-label_smoothing": _classifier(
-        "cifar10", "resnet", "label_smoothing"
-    ),
-    "cifar10-resnet-adversarial_fgsm8": _classifier(
-        "cifar10", "resnet", "adversarial_fgsm"
-    ),
-    "cifar10-resnet-adversarial_bim8": _classifier(
-        "cifar10", "resnet", "adversarial_bim"
-    ),
-    "fashion_mnist-pixelcnn": Training("fashion_mnist", "pixelcnn", {}),
+    "cifar10-resnet": _classifier(),
+    "cifar10-vgg": _classifier(architecture="vgg", variant="paper"),
+    "cifar10-resnet-label_smoothing": _classifier("label_smoothing"),
+    "cifar10-resnet-adversarial_fgsm8": _classifier("adversarial_fgsm"),
+    "cifar10-resnet-adversarial_bim8": _classifier("adversarial_bim"),
+    "fashion_mnist-pixelcnn": common.Training("fashion_mnist", "pixelcnn", {}),
 }
 STAGES = ("device", "correct", "purify", "train", "profile")
 # Usual seconds of a stage. A training takes all of its own, the others what they need.
@@ -418,10 +397,8 @@ def _purification() -> Iterator[dict]:
         yield identity | json.loads(done.stdout.splitlines()[-1])
 
 
-def _train(name: str) -> Iterator[dict]:
-    """A training by `main.py`'s own mode, and its weights in pieces."""
-    from pixeldefend import run
-
+def configured(name: str) -> tuple[common.Training, Any]:
+    """A training and its configuration, with the fields of the command line."""
     training = TRAININGS[name]
     config = importlib.import_module(f"configs.{training.dataset}").get_config("gpu")
     section = config[training.kind]
@@ -430,13 +407,22 @@ def _train(name: str) -> Iterator[dict]:
         fields |= _TINY[training.kind] | _TINY_TRAIN
         fields["train.on_sample"] = not _DATA_DIR.value
     fields |= dict(text.split("=", 1) for text in _SET.value)
+    for field, value in fields.items():
+        section.update_from_flattened_dict({field: _typed(section, field, value)})
     config.data_dir = _DATA_DIR.value or None
     config.compilation_cache = ""
+    section.train.steps = 0
+    return training, config
+
+
+def _train(name: str) -> Iterator[dict]:
+    """A training by `main.py`'s own mode, and its weights in pieces."""
+    from pixeldefend import run
+
+    training, config = configured(name)
     with tempfile.TemporaryDirectory() as folder:
-        for field, value in fields.items():
-            section.update_from_flattened_dict({field: _typed(section, field, value)})
-        section.train.steps = 0
-        section.train.hours = max(_left() - _PACKING, 1.0) / 3600
+        seconds = max(_left() - _PACKING, 1.0)
+        config[training.kind].train.hours = seconds / 3600
         try:
             run.start(f"train_{training.kind}", config, folder)
         except run.UserError as error:

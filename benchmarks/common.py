@@ -1,5 +1,6 @@
 """What the benchmarks share: batches, programs timed in turn, runs of `main.py`."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -13,6 +14,21 @@ import numpy as np
 from pixeldefend import data, mixture, pixelcnn
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A training by `main.py`.
+
+    Attributes:
+      dataset: of its configuration.
+      kind: "pixelcnn" or "classifier".
+      fields: of that section of the configuration, and their values.
+    """
+
+    dataset: str
+    kind: str
+    fields: dict[str, Any]
 
 
 def noisy(dataset: str, batch: int) -> np.ndarray:

@@ -9,52 +9,33 @@ are an upper bound.
   python -m benchmarks.reach --to=results/reach.jsonl
 """
 
-import dataclasses
 import json
 import pathlib
 import statistics
 import tempfile
-from typing import Any
 
 from absl import app, flags, logging
 
 from benchmarks import common
 from pixeldefend import evaluate
 
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """One of the paper's trainings.
-
-    Attributes:
-      dataset: of its configuration, with the variant "paper".
-      kind: "pixelcnn" or "classifier".
-      fields: of that section of the configuration, and their values.
-      batch: images of a timed step.
-    """
-
-    dataset: str
-    kind: str
-    fields: dict[str, Any]
-    batch: int
-
-    @property
-    def images(self) -> int:
-        """Those of all its steps."""
-        return {"pixelcnn": 400_000 * 48, "classifier": 80_000 * 128}[self.kind]
+# Images of all steps of the paper's trainings.
+IMAGES = {"pixelcnn": 400_000 * 48, "classifier": 80_000 * 128}
 
 
-def _classifier(**fields: str) -> Training:
+def _density_model(dataset: str, batch: int) -> common.Training:
+    return common.Training(dataset, "pixelcnn", {"train.batch": batch})
+
+
+def _classifier(**fields: str) -> common.Training:
     named = {name.replace("__", "."): value for name, value in fields.items()}
-    return Training("cifar10", "classifier", named, 128)
+    return common.Training("cifar10", "classifier", {"train.batch": 128} | named)
 
 
 TRAININGS = {
-    "CIFAR-10 PixelCNN++, 160 features, depth 5": Training(
-        "cifar10", "pixelcnn", {}, 4
-    ),
-    "Fashion-MNIST PixelCNN++, 40 features, depth 5": Training(
-        "fashion_mnist", "pixelcnn", {}, 48
+    "CIFAR-10 PixelCNN++, 160 features, depth 5": _density_model("cifar10", 4),
+    "Fashion-MNIST PixelCNN++, 40 features, depth 5": _density_model(
+        "fashion_mnist", 48
     ),
     "CIFAR-10 ResNet-62": _classifier(),
     "CIFAR-10 VGG": _classifier(model__architecture="vgg"),
@@ -67,16 +48,15 @@ _ONLY = flags.DEFINE_string("only", "", "part of the names of what is to be time
 _TO = flags.DEFINE_string("to", "", "file for the rows; empty: printed only")
 
 
-def _rate(training: Training) -> dict:
+def _rate(training: common.Training) -> dict:
     """Images/s, and what the card says of network and device.
 
     Raises:
       SystemExit: training failed.
     """
-    kind, batch = training.kind, training.batch
+    kind, batch = training.kind, training.fields["train.batch"]
     fields = training.fields | {
         "train.on_sample": True,
-        "train.batch": batch,
         "train.steps": 1 + _STEPS.value,
         "train.log_every": 1,
         "train.eval_images": 16,
@@ -121,8 +101,8 @@ def main(_: list[str]) -> None:
         raise SystemExit(f"--only={_ONLY.value} is part of none of these: {names}")
     for name, training in chosen.items():
         found = _rate(training)
-        hours = training.images / found["images_per_second"] / 3600
-        row = {"training": name, "images": training.images, **found}
+        hours = IMAGES[training.kind] / found["images_per_second"] / 3600
+        row = {"training": name, "images": IMAGES[training.kind], **found}
         row["hours"] = common.three_digits(hours)
         print(json.dumps(row), flush=True)
         if _TO.value:

@@ -530,13 +530,12 @@ def gpu(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     model.dtype = "bfloat16"
     train.hours, train.schedule, train.batch = 0.15, "anneal", 256
     train.learning_rate, train.warmup, train.clip = 2e-3, 300, 1.0
-    train.polyak, train.flip = 0.999, True
+    train.polyak, train.flip = 0.999, config.dataset == "cifar10"
     train.log_every = 200
-    classifier, train = config.classifier, config.classifier.train
-    classifier.model.variant = "code"
+    train = config.classifier.train
     train.steps, train.hours, train.schedule = 0, 0.05, "anneal"
     train.batch, train.learning_rate, train.warmup = 256, 0.2, 400
-    train.polyak, train.crop = 0.999, 4
+    train.polyak = 0.999
     train.log_every = 200
     return config
 
@@ -549,7 +548,7 @@ def chosen(
     Raises:
       ValueError: no such variant.
     """
-    variants = {"": lambda config: config, "smoke": smoke, "report": report}
+    variants = {"": lambda config: config, "smoke": smoke, "gpu": gpu, "report": report}
     if variant not in variants:
         raise ValueError(
             f"unknown variant {variant!r}: smoke, gpu, paper, report or none"

@@ -69,11 +69,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.pixelcnn.model.features = 40
         config.pixelcnn.train.steps = 400_000
         return config
-    if variant == "gpu":  # the paper's network
-        default.gpu(config)
-        config.pixelcnn.model.features, config.pixelcnn.model.depth = 40, 5
-        config.pixelcnn.train.flip = False
-        return config
     default.small(config)
     config.pixelcnn.model.features = 32
-    return default.chosen(config, variant)
+    config = default.chosen(config, variant)
+    if variant == "gpu":  # the paper's network
+        config.pixelcnn.model.features, config.pixelcnn.model.depth = 40, 5
+    return config

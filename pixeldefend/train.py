@@ -227,8 +227,10 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         done = state.step.astype(jnp.float32)
         decay = jnp.minimum(jnp.float32(polyak), (1 + done) / (10 + done))
-        average = jax.tree.map(
-            lambda new, old: old + (1 - decay).astype(new.dtype) * (new - old),
+        average = jax.tree.map(  # without decay exactly what is new
+            lambda new, old: (
+                (1 - decay).astype(new.dtype) * new + decay.astype(old.dtype) * old
+            ),
             averaged(params, model_state),
             state.average,
         )
@@ -258,7 +260,6 @@ def several(step: Callable[..., tuple[TrainState, dict]], most: int) -> Callable
       the steps. However the steps of a run are divided into calls, one program takes
       them all, so its results are the same bit for bit.
     """
-
     step = jax.jit(step)  # traced once, though its metrics' shapes are asked for first
 
     def call(

@@ -122,6 +122,33 @@ def test_ties_are_measured_in_the_context_that_both_have(tmp_path):
     assert gap == pytest.approx(abs(both[0] - both[1]), abs=1e-5) and gap > 0
 
 
+def test_every_training_has_a_configuration_that_fits():
+    program = """
+from absl import flags
+from benchmarks import accelerator
+from pixeldefend import classifiers, pixelcnn
+from pixeldefend.run import inputs
+
+flags.FLAGS(["x", "--set=train.batch=64", "--set=train.flip=True"])
+for name in accelerator.TRAININGS:
+    training, config = accelerator.configured(name)
+    make = {"pixelcnn": pixelcnn.PixelCNN, "classifier": classifiers.make}
+    make[training.kind](**config[training.kind].model)
+    config[training.kind].train.hours = 0.1
+    plan = inputs.plan(config, config[training.kind].train)
+    assert plan.batch == 64 and plan.schedule == "anneal", name
+    assert config[training.kind].train.flip is True
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
