@@ -20,7 +20,8 @@ Before, where there is no accelerator, and after, to get a model of the pieces:
     --stages=device:20,correct:60,purify:150,train=cifar10-pixelcnn:400
   python -m benchmarks.accelerator --assemble=OUT/cifar10-pixelcnn --release=FOLDER
 
-Needs neither TFDS nor matplotlib; `--smoke` tries all of it in minutes on a CPU.
+Needs neither TFDS nor matplotlib; training wants ml_collections, whose wheel is small.
+`--smoke` tries all of it in minutes on a CPU.
 """
 
 import importlib
@@ -79,7 +80,7 @@ _TINY = {  # of a training that is to be tried on a CPU
 }
 _TINY_TRAIN = {"train.batch": 4, "train.eval_images": 16, "train.steps_per_call": 2}
 _GRACE = 10.0  # seconds in which a stage whose time is up may end by itself
-_PACKING = 3.0  # seconds of a training's box for writing its pieces
+_PACKING = 6.0  # seconds of a training's box for writing its pieces
 _TIE = 1e-3  # nats between two levels either of which float32 may take
 
 _STAGES = flags.DEFINE_list("stages", "", "names, each with :seconds if wanted")
@@ -121,7 +122,9 @@ def _chosen() -> list[tuple[str, float]]:
         try:
             found.append((name, float(seconds or 0)))
         except ValueError:
-            raise SystemExit(f"--stages: {seconds!r} is no number of seconds") from None
+            raise SystemExit(
+                f"--stages: {seconds!r} is not a number of seconds"
+            ) from None
     usual = _SMOKE_SECONDS if _SMOKE.value else SECONDS
     shares = [0.0 if given else usual[name.partition("=")[0]] for name, given in found]
     left = _SECONDS.value - sum(given for _, given in found)
@@ -138,18 +141,20 @@ def _watch(stages: list[tuple[str, float]]) -> int:
     """Runs the stages; returns 0 if all of them ended well."""
     to = pathlib.Path(_TO.value)
     to.mkdir(parents=True, exist_ok=True)
-    rows: list[dict] = []
+    path = to / "rows.jsonl"
+    # Of earlier commands too: a machine is used in several calls.
+    rows = [json.loads(text) for text in path.open()] if path.exists() else []
     failed = []
     for name, seconds in stages:
         print(f"== {name}, {seconds:.0f} s", flush=True)
         begun = time.monotonic()
-        code, found = _run(name, begun + seconds, rows, to / "rows.jsonl")
+        code, found = _run(name, begun + seconds, rows, path)
         taken = time.monotonic() - begun
         if code:
             failed.append(name)
         _table(found)
         print(f"== {name}: exit code {code} after {taken:.1f} s", flush=True)
-    print(f"rows in {to / 'rows.jsonl'}" + "".join(f"; {n} FAILED" for n in failed))
+    print(f"rows in {path}" + "".join(f"; {n} FAILED" for n in failed))
     return 1 if failed else 0
 
 
@@ -185,19 +190,21 @@ def _run(
         timer.daemon = True
         timer.start()
     found = []
-    for line in process.stdout:
-        if line.startswith("ROW "):
-            found.append(json.loads(line[4:]))
-            rows.append(found[-1])
-            temporary = path.with_suffix(".new")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            temporary.replace(path)
-        else:
-            print(line, end="", flush=True)
-    code = process.wait()
-    for timer in timers:
-        timer.cancel()
-    return code, found
+    try:
+        for line in process.stdout:
+            if line.startswith("ROW "):
+                found.append(json.loads(line[4:]))
+                rows.append(found[-1])
+                temporary = path.with_suffix(".new")
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                temporary.replace(path)
+            else:
+                print(line, end="", flush=True)
+        return process.wait(), found
+    finally:  # also where this process is asked to stop
+        for timer in timers:
+            timer.cancel()
+        end(signal.SIGKILL)
 
 
 def _table(rows: list[dict]) -> None:
@@ -269,6 +276,8 @@ def _prepared() -> pathlib.Path:
       SystemExit: there is none.
     """
     if _PREPARED.value:
+        if not (pathlib.Path(_PREPARED.value) / "expected.npz").exists():
+            raise SystemExit(f"--prepared: nothing in {_PREPARED.value}; see --prepare")
         return pathlib.Path(_PREPARED.value)
     if not _SMOKE.value:
         raise SystemExit("this stage wants --prepared, a folder that --prepare wrote")
@@ -386,11 +395,11 @@ def _purification() -> Iterator[dict]:
                 env=os.environ | {"XLA_FLAGS": options},
                 stdout=subprocess.PIPE,
                 text=True,
-                timeout=max(_left(), 1),
+                timeout=_left() - 3,
             )
         except subprocess.TimeoutExpired:
             yield identity | {"failed": "out of time"}
-            break
+            break  # as is usual: there are more runs than time
         if done.returncode:
             yield identity | {"failed": f"exit code {done.returncode}"}
             continue
@@ -406,7 +415,11 @@ def configured(name: str) -> tuple[common.Training, Any]:
     if _SMOKE.value:
         fields |= _TINY[training.kind] | _TINY_TRAIN
         fields["train.on_sample"] = not _DATA_DIR.value
-    fields |= dict(text.split("=", 1) for text in _SET.value)
+    for text in _SET.value:
+        field, equals, value = text.partition("=")
+        if not equals:
+            raise SystemExit(f"--set={text} wants field=value")
+        fields[field] = value
     for field, value in fields.items():
         section.update_from_flattened_dict({field: _typed(section, field, value)})
     config.data_dir = _DATA_DIR.value or None
@@ -420,6 +433,10 @@ def _train(name: str) -> Iterator[dict]:
     from pixeldefend import run
 
     training, config = configured(name)
+    if not (_DATA_DIR.value or _SMOKE.value):
+        raise SystemExit("this stage wants --data_dir, see main.py's")
+    # What ends it is its own deadline; a little late is better than without weights.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with tempfile.TemporaryDirectory() as folder:
         seconds = max(_left() - _PACKING, 1.0)
         config[training.kind].train.hours = seconds / 3600
@@ -436,7 +453,7 @@ def _typed(section: Any, field: str, value: Any) -> Any:
     """A value from the command line, of its field's type.
 
     Raises:
-      SystemExit: there is no such field.
+      SystemExit: there is no such field, or it is of another type.
     """
     there = section.to_dict()
     try:
@@ -446,7 +463,13 @@ def _typed(section: Any, field: str, value: Any) -> Any:
         raise SystemExit(f"--set: the section has no field {field}") from None
     if not isinstance(value, str) or isinstance(there, str):
         return value
-    return json.loads(value.lower()) if isinstance(there, bool) else type(there)(value)
+    try:
+        if isinstance(there, bool):
+            return {"true": True, "false": False}[value.lower()]
+        return type(there)(value)
+    except (KeyError, ValueError):
+        kind = type(there).__name__
+        raise SystemExit(f"--set: {field} wants {kind}, not {value!r}") from None
 
 
 def _profile() -> Iterator[dict]:
@@ -516,6 +539,21 @@ def _kernels(events: list[dict], positions: int) -> Iterator[dict]:
         }
 
 
+def _end_with_the_parent() -> None:
+    """Has this process group killed when the process that watches it is gone.
+
+    It would hold the device's memory, and time itself by nobody's clock.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _stage(name: str) -> None:
     """Runs a stage here, and prints its rows for the process that watches."""
     kind, _, training = name.partition("=")
@@ -528,6 +566,7 @@ def _stage(name: str) -> None:
             "purify": _purification,
             "profile": _profile,
         }[kind]()
+    _end_with_the_parent()
     ok = True
     for row in rows:
         print("ROW " + json.dumps({"stage": kind, **row}), flush=True)
@@ -548,6 +587,7 @@ def main(_: list[str]) -> None:
             raise SystemExit("--assemble wants --release, a folder for the model")
         pieces.assemble(pathlib.Path(_ASSEMBLE.value), pathlib.Path(_RELEASE.value))
     elif _TO.value:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         sys.exit(_watch(_chosen()))
     elif _SMOKE.value:
         with tempfile.TemporaryDirectory() as folder:

@@ -41,6 +41,7 @@ _CLASSIFIERS = (
     "fashion_mnist/cnn_a",
     "mnist/cnn_a",
     "cifar10/resnet",
+    "cifar10/resnet-longer",
     "cifar10/resnet-label_smoothing",
     "cifar10/resnet-adversarial_fgsm8",
     "cifar10/resnet-adversarial_bim8",

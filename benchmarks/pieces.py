@@ -15,8 +15,29 @@ PIECE = 15_000_000  # bytes of weights in one file
 MOST = 60_000_000  # bytes of weights in float32; more go as bfloat16
 
 
+def _paths(first: pathlib.Path) -> list[pathlib.Path]:
+    """Those pieces of a training that are there, by their numbers."""
+    # One training's name may begin with another's.
+    numbered = re.compile(rf"{re.escape(first.name)}-(\d+)\.npz")
+    found = {
+        int(match[1]): path
+        for path in first.parent.glob("*.npz")
+        if (match := numbered.fullmatch(path.name))
+    }
+    return [found[number] for number in sorted(found)]
+
+
 def pack(run: pathlib.Path, to: pathlib.Path) -> int:
-    """Writes a trained model as `to`-0.npz, ... of less than 16 MiB; their number."""
+    """Writes a trained model as pieces of less than 16 MiB.
+
+    Args:
+      run: workdir of the training, with `model` and `metrics.jsonl`.
+      to: what the names begin with: OUT/NAME for OUT/NAME-0.npz and so on. Pieces of
+        an earlier training of this name go.
+
+    Returns:
+      How many there are.
+    """
     _, params, card = checkpoint.load_released(str(run))
     leaves = {name: np.asarray(a) for name, a in checkpoint.flat(params).items()}
     half = sum(a.nbytes for a in leaves.values()) > MOST
@@ -35,8 +56,13 @@ def pack(run: pathlib.Path, to: pathlib.Path) -> int:
         pieces[-1][name] = leaf
         size += leaf.nbytes
     to.parent.mkdir(parents=True, exist_ok=True)
+    for path in _paths(to):
+        path.unlink()
+    of = f"{card['sha256']} in {len(pieces)}"
     for number, piece in enumerate(pieces):
-        np.savez(to.parent / f"{to.name}-{number}.npz", **piece)
+        temporary = to.parent / f".{to.name}-{number}.npz"
+        np.savez(temporary, of=of, **piece)
+        temporary.rename(to.parent / f"{to.name}-{number}.npz")
     return len(pieces)
 
 
@@ -48,24 +74,25 @@ def assemble(first: pathlib.Path, to: pathlib.Path) -> None:
       to: folder for the model.
 
     Raises:
-      SystemExit: pieces are missing, or are not those of one model.
+      SystemExit: pieces are missing, damaged, or not those of one model.
     """
-    # One training's name may begin with another's.
-    numbered = re.compile(rf"{re.escape(first.name)}-\d+\.npz")
-    paths = [path for path in first.parent.iterdir() if numbered.fullmatch(path.name)]
     leaves: dict[str, Any] = {}
+    paths, ofs = _paths(first), set()
     for path in paths:
-        with np.load(path, allow_pickle=False) as file:
-            leaves |= dict(file)
-    if "card" not in leaves:
-        raise SystemExit(f"no {first.name}-0.npz in {first.parent}, with the card")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                leaves |= dict(file)
+        except Exception as error:  # numpy raises many kinds for a broken file
+            raise SystemExit(f"{path} is damaged: {error}") from error
+        ofs.add(str(leaves.pop("of", "")))
+    if len(ofs) > 1 or "" in ofs:
+        raise SystemExit(f"{first}-*.npz are not the pieces of one training")
+    if not paths or int(ofs.pop().split()[-1]) != len(paths):
+        raise SystemExit(f"of {first}-*.npz only {len(paths)} are there")
     card = json.loads(str(leaves.pop("card")))
     metrics = str(leaves.pop("metrics"))
     model = checkpoint.make(card)
     like = checkpoint.abstract_params(card["kind"], model, tuple(card["image_shape"]))
-    missing = set(checkpoint.flat(like)) - set(leaves)
-    if missing:
-        raise SystemExit(f"a piece is missing: no {min(missing)} in {len(paths)} files")
 
     def leaf(name: str, wanted: Any) -> np.ndarray:
         found = leaves[name]
@@ -75,8 +102,10 @@ def assemble(first: pathlib.Path, to: pathlib.Path) -> None:
 
     names = iter(checkpoint.flat(like))
     params = jax.tree.map(lambda wanted: leaf(next(names), wanted), like)
+    whole = checkpoint.fingerprint(params)
+    if card.get("weights") != "bfloat16" and whole != card["sha256"]:
+        raise SystemExit(f"{first}-*.npz are damaged: their weights are not the card's")
     del card["model"]
     checkpoint.save_released(to, model, params, card)
     (to / "metrics.jsonl").write_text(metrics)
-    checkpoint.load_released(str(to))
     print(f"model written to {to}")

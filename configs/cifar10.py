@@ -16,8 +16,8 @@ strongest attack of eps 2 and 38 % of eps 8, grey-box):
 On one GPU, in minutes (`gpu`): the density model, 64 features and depth 2 in bfloat16,
 and the classifiers, in a time box that counts compiling. Training takes
 6 x 63 F^2 ((2d + 1) 1280 + 2d 64) / 1e9 GFLOP an image for F features and depth d, 10.3
-here. Expected of an H100 (estimated, not measured): 4 500 images/s or more, 55 epochs
-in nine minutes, 3.15 to 3.3 bits/dim, and a ResNet above 92 % in three:
+here. Expected of an H100 (estimated, not measured): 4 500 images/s or more, some 45
+epochs in nine minutes, 3.15 to 3.3 bits/dim, and a ResNet above 92 % in three:
   python main.py --config=configs/cifar10.py:gpu --mode=train_pixelcnn \
     --config.data_dir=DATA_DIR --config.pixelcnn.train.hours=0.15
   python main.py --config=configs/cifar10.py:gpu --mode=train_classifier \
@@ -36,7 +36,7 @@ from configs import default
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Variants: "" (two cores), "gpu" (one of them), "paper", "report", "smoke"."""
+    """Variants: "" (two CPU cores), "gpu" (one GPU), "paper", "report", "smoke"."""
     config = default.get_config()
     config.dataset = "cifar10"
     config.reject.false_positive_rate = 0.03  # the thesis's

@@ -8,7 +8,8 @@ def get_config() -> ml_collections.ConfigDict:
     """The fields that every mode may read; data sets override what is theirs."""
     config = ml_collections.ConfigDict()
     config.dataset = "cifar10"  # cifar10, fashion_mnist, mnist
-    # A TFDS directory with array_record sets; unset: the bundled sample, where it does.
+    # A TFDS directory with array_record sets, or one with DATASET/{train,validation,
+    # test}.npz; unset: the bundled sample, where it does.
     config.data_dir = config_dict.placeholder(str)
     config.seed = 0
     # XLA's compiled programs are kept here; "" keeps none.

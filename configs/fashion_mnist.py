@@ -33,7 +33,7 @@ from configs import default
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Variants: "" (two cores), "gpu" (one of them), "paper", "report", "smoke"."""
+    """Variants: "" (two CPU cores), "gpu" (one GPU), "paper", "report", "smoke"."""
     config = default.get_config()
     config.dataset = "fashion_mnist"
     config.reject.false_positive_rate = 0.01  # the thesis's

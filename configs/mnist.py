@@ -23,7 +23,7 @@ from configs import default
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Variants: "" (two cores), "gpu" (one of them), "report", "smoke"."""
+    """Variants: "" (two CPU cores), "gpu" (one GPU), "report", "smoke"."""
     config = default.get_config()
     config.dataset = "mnist"
     config.reject.false_positive_rate = 0.001  # the thesis's

@@ -17,6 +17,7 @@ HEIGHT_WIDTH_CHANNELS = {
     "fashion_mnist": (28, 28, 1),
     "mnist": (28, 28, 1),
 }
+CLASSES = 10  # of each of these
 SPLITS = ("train", "validation", "test")
 VALIDATION = 5000  # the last records of the training split
 SAMPLES = epath.resource_path("pixeldefend") / "samples"
@@ -45,6 +46,7 @@ def load(
 
     Raises:
       ValueError: unknown name or split, no data_dir, or files that hold something else.
+      TypeError: arrays of another type, such as floats.
       FileNotFoundError: no prepared data set in `data_dir`, or not this split of it.
     """
     check_name(name)
@@ -87,6 +89,11 @@ def _load_arrays(
     images, labels = _read_labelled(path, shape)
     if labels is None:
         raise ValueError(f"{path} has no labels")
+    if labels.max() >= CLASSES:
+        raise ValueError(
+            f"{path} has labels up to {labels.max()}, which are not those of the "
+            f"{CLASSES} classes"
+        )
     if not cut:
         return images, labels
     if len(images) <= VALIDATION:
@@ -102,25 +109,23 @@ def _load_records(
     root: epath.Path, name: str, split: str, hint: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """A split of a set that TFDS prepared as array_record; see `load`."""
-    try:
-        import tensorflow_datasets as tfds  # slow to import
-    except ImportError as error:
-        raise ValueError(
-            f"{root / name} was prepared by TFDS, and the package "
-            f"{error.name or 'tensorflow_datasets'} is missing: pip install "
-            "tensorflow-datasets array_record importlib_resources"
-        ) from error
-
     # TFDS advises OpenCV at every start; it would save a second once.
     logging.getLogger("absl").addFilter(lambda r: "OpenCV" not in r.getMessage())
-
     try:
+        import tensorflow_datasets as tfds  # slow to import
+
         builder = tfds.builder(name, data_dir=root, file_format="array_record")
         source = builder.as_data_source(split="test" if split == "test" else "train")
         count = len(source)
         records = source.__getitems__(list(_records(split, count)))
         images = np.stack([record["image"] for record in records])
         labels = np.array([record["label"] for record in records], np.int32)
+    except ImportError as error:  # TFDS imports some of these when it reads
+        raise ValueError(
+            f"{root / name} was prepared by TFDS, and the package "
+            f"{error.name or 'tensorflow_datasets'} is missing: pip install "
+            "tensorflow-datasets array_record importlib_resources"
+        ) from error
     except Exception as error:  # TFDS and array_record raise many kinds
         raise ValueError(
             f"cannot read the {split} split of {name} in {root} "

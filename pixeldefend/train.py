@@ -21,8 +21,8 @@ from pixeldefend import checkpoint, data, files, interruption, parallel, process
 SCHEDULES = ("paper", "anneal")
 LossFn = Callable[[Any, Any, Any, chex.PRNGKey], tuple[chex.Array, tuple[Any, dict]]]
 Averaged = Callable[[Any, Any], Any]
-# Of a time box, what the last checkpoint and the model get: seconds, at most a share.
-_WRITING = (2.0, 0.02)
+# Seconds reserved for the last checkpoint and the model, at most this share of a box.
+_WRITING = (3.0, 0.02)
 
 
 def parameters(params: Any, model_state: Any) -> Any:
@@ -308,7 +308,10 @@ def fit(
     one: batches and keys are functions of the step, and the checkpoint holds the rest.
     With `plan.hours` the clock decides, of several processes the first one's: the rate
     goes from its highest, when the first step is compiled and done, to zero at the last
-    step, which leaves as much of the box as the last validation and checkpoint take.
+    step, which leaves as much of the box as the last validation and checkpoint take. A
+    run that was stopped goes on from the rate it had; if starting again took what was
+    left of the box, it ends after one more step, and the last line's `progress` says
+    how far the rate had come.
 
     Args:
       state: the first state; replaced where a checkpoint is found.
@@ -369,24 +372,29 @@ def fit(
             evaluating = last or done % plan.eval_every == 0
             if not (evaluating or stop) and done % plan.log_every:
                 continue
+            means = gathered.means(done)
+            rate = plan.batch * gathered.steps / max(time.monotonic() - logged, 1e-9)
+            gathered = _Sums()
+            figures = {}
+            if evaluating:
+                with processes.undisturbed():
+                    figures = evaluate(state)
+                clock.look()
+                last = not clock.steps(done)
             line = {
                 "step": done,
                 "images": done * plan.batch,
-                "progress": 1.0 if last else round(clock.progress(done), 6),
+                "progress": round(clock.progress(done, last), 6),
                 "seconds": round(clock.seconds, 3),
-                **gathered.means(done),
+                **means,
+                "images_per_second": round(rate, 2),
+                **figures,
             }
-            rate = plan.batch * gathered.steps / max(time.monotonic() - logged, 1e-9)
-            line["images_per_second"] = round(rate, 2)
-            gathered = _Sums()
-            if evaluating:
-                with processes.undisturbed():
-                    line.update(evaluate(state))
             lines.add(line)
             report(line)
             # Only beside a line, whose loss is known to be finite.
             if last or stop or time.monotonic() - saved > 60 * plan.checkpoint_minutes:
-                checkpoints.save(done, state, clock.kept() | {"finished": last})
+                checkpoints.save(done, state, clock.kept(done) | {"finished": last})
                 saved = time.monotonic()
             if stop and not last:
                 raise interruption.Interrupted()
@@ -394,9 +402,9 @@ def fit(
     if plan.hours and done <= plan.warmup:
         raise UnfinishedWarmupError(
             f"{plan.hours:g} hours ended after {done} steps, within the warm-up of "
-            f"{plan.warmup} (the first one and its compilation were done after "
-            f"{clock.compiled or 0:.0f} s): give more hours or a shorter warm-up, and "
-            "another workdir"
+            f"{plan.warmup} (after {clock.compiled or 0:.0f} s the first one was "
+            "compiled and done): give more hours or a shorter warm-up, and another "
+            "workdir"
         )
     return state, lines.last
 
@@ -446,8 +454,9 @@ class _Clock:
         self.plan = plan
         self.begun = begun
         self.seconds = 0.0  # after the last call
-        self.compiled: float | None = None  # seconds after the first one
+        self.compiled: float | None = None  # seconds after this process's first one
         self._end = 3600 * plan.hours
+        self._share = 0.0  # of the schedule, when `compiled`
         self._finished = False
         self._pace: float | None = None  # seconds of a step
         self._calls = 0  # of which it is known how long they took
@@ -457,11 +466,12 @@ class _Clock:
         """Goes on from what a checkpoint `kept`."""
         self.begun -= extra["seconds"]
         self.seconds = extra["seconds"]
-        self.compiled = extra.get("compiled")
-        self._finished = extra.get("finished", False)
+        self._share = extra.get("share", 0.0)
+        self._finished = bool(self.plan.hours) and extra.get("finished", False)
 
-    def kept(self) -> dict:
-        return {"seconds": self.now(), "compiled": self.compiled}
+    def kept(self, done: int) -> dict:
+        """What a checkpoint tells of the time."""
+        return {"seconds": self.now(), "share": self._share_at(done, self.seconds)}
 
     def now(self) -> float:
         """Seconds since the box was opened, by this process's clock."""
@@ -491,6 +501,8 @@ class _Clock:
         )
         if plan.steps:
             return max(0, min(count, plan.steps - done))
+        if self.compiled is None:
+            return 1  # every start takes a step, so that there is a last one
         left = self._end - self.seconds
         if self._pace is None:
             return 1 if left > 0 else 0
@@ -498,26 +510,33 @@ class _Clock:
             return 0
         return max(1, min(count, round(left / self._pace)))
 
-    def progress(self, done: int) -> float:
-        """The share of the run that is done, 1 at its end."""
-        return self._share(done, self.seconds, 0.0)
+    def progress(self, done: int, last: bool) -> float:
+        """The share of the run that is done; of one that ended, of its schedule."""
+        if self.plan.steps:
+            return done / self.plan.steps
+        if not last:
+            return min(1.0, self.seconds / max(self._end, 1e-9))
+        return 1.0 if self._calls > 1 else self._share
 
     def rates(self, done: int, count: int) -> np.ndarray:
         """Learning rates `[count]` of the next steps."""
-        start = self.seconds if self.compiled is None else self.compiled
         times = self.seconds + np.arange(count) * (self._pace or 0.0)
         return np.array(
             [
-                self.plan.rate(done + i, self._share(done + i, times[i], start))
+                self.plan.rate(done + i, self._share_at(done + i, times[i]))
                 for i in range(count)
             ]
         )
 
-    def _share(self, done: int, seconds: float, start: float) -> float:
+    def _share_at(self, done: int, seconds: float) -> float:
+        """How much of the schedule is over."""
         if self.plan.steps:
             return done / self.plan.steps
-        whole = max(self._end - start, 1e-9)
-        return min(1.0, max(0.0, (seconds - start) / whole))
+        if self.compiled is None:
+            return self._share
+        left = max(self._end - self.compiled, 1e-9)
+        over = min(1.0, max(0.0, (seconds - self.compiled) / left))
+        return self._share + (1 - self._share) * over
 
     def told(self) -> float:
         """What the first process tells of its clock before a call, seconds."""
@@ -529,7 +548,8 @@ class _Clock:
         `words` are what was told before it, averaged over the processes.
         """
         wish, before = (float(word) for word in words * processes.count())
-        if processes.count() == 1:
+        alone = processes.count() == 1
+        if alone:
             now, (since, steps) = self.now(), (before, count)
             wish = interruption.wanted()
         else:  # the clock that all have is a call late
@@ -537,14 +557,19 @@ class _Clock:
         self._called = before, count
         if steps:
             self._calls += 1
-        if self._calls == 1 and self.compiled is None:
-            self.compiled = now
-        if self._calls > 1:  # the first one was compiled
-            found = (now - since) / steps
+            if self.compiled is None:
+                self.compiled = now
+        if steps and self._calls > 1:  # the first one was compiled
+            found = max((now - since) / steps, 1e-6)  # clocks of processes are coarse
             self._pace = found if self._pace is None else (self._pace + found) / 2
-        late = count if processes.count() > 1 else 0
-        self.seconds = now + late * (self._pace or 0.0)
+        self.seconds = now + (0 if alone else count * (self._pace or 0.0))
         return bool(wish)
+
+    def look(self) -> None:
+        """Takes note of the time after something that was no step."""
+        if self.plan.hours:
+            self.seconds = processes.agreed(self.now())
+            self._called = self.seconds, 0
 
 
 class _Metrics:

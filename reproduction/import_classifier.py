@@ -68,9 +68,13 @@ def main() -> None:
     parser.add_argument("--dataset", default="cifar10", help="that it was trained on")
     parser.add_argument("--start", default="", help="the imported run it began from")
     args = parser.parse_args()
-    shape = data.HEIGHT_WIDTH_CHANNELS[args.dataset]
     path = pathlib.Path(args.run) / "classifier.npz"
-    model, variables, (images, logits), training = read(path, shape)
+    try:
+        data.check_name(args.dataset)
+        shape = data.HEIGHT_WIDTH_CHANNELS[args.dataset]
+        model, variables, (images, logits), training = read(path, shape)
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"cannot read the run: {error}")
     apart = largest_difference(model, variables, images, logits)
     if not apart < _CLOSE:
         sys.exit(f"{path}: logits here and there differ by {apart:.1e} of the largest")

@@ -226,6 +226,8 @@ def train(args: argparse.Namespace) -> None:
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     sets = arrays(pathlib.Path(args.data))
+    with np.load(pathlib.Path(args.data) / "test.npz") as file:
+        shown = file["images"][:8]
     images, labels = sets["train"]
     classes = int(labels.max()) + 1
     network, average = (
@@ -301,14 +303,14 @@ def train(args: argparse.Namespace) -> None:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
         save()
-    finish(average, args, line)
+    finish(average, shown, args, line)
 
 
-def finish(average: ResNet, args: argparse.Namespace, line: dict) -> None:
-    """Writes `classifier.npz`; see the module's docstring."""
+def finish(
+    average: ResNet, shown: np.ndarray, args: argparse.Namespace, line: dict
+) -> None:
+    """Writes `classifier.npz`, with the logits of the images `shown`."""
     leaves = flax_variables(average)
-    with np.load(pathlib.Path(args.data) / "test.npz") as file:
-        shown = file["images"][:8]
     with torch.no_grad():
         levels = torch.from_numpy(shown).permute(0, 3, 1, 2).double()
         logits = average.double().eval()(levels).numpy()

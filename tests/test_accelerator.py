@@ -1,8 +1,10 @@
 """The command for an accelerator, tried on this CPU."""
 
 import json
+import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -29,7 +31,51 @@ def test_the_stages_but_training_run(tmp_path):
     assert [row["ok"] for row in rows if row["stage"] == "correct"] == [True, True]
     assert rows[0]["device"] == "cpu" and rows[0]["jax"]
     assert any(row.get("kernels") for row in rows)
+    again = _run("--smoke", f"--to={tmp_path}", "--stages=device")
+    assert again.returncode == 0, again.stderr
+    both = evaluate.read_rows(tmp_path / "rows.jsonl")
+    assert both[: len(rows)] == rows and len(both) == len(rows) + 3
     assert "largest_difference" in found.stdout and "FAILED" not in found.stdout
+
+
+def test_a_stage_ends_with_its_watcher_and_within_its_time(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.accelerator", "--smoke"]
+    command += [f"--to={tmp_path}", "--stages=purify:120"]
+    watcher = subprocess.Popen(
+        command, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        stage = _until(lambda: _children(watcher.pid))
+        timed = _until(lambda: _children(stage[0]))
+    finally:
+        watcher.kill()
+        watcher.communicate()
+    for pid in stage + timed:
+        _until(lambda pid=pid: not _alive(pid))
+    late = _run("--smoke", f"--to={tmp_path}", "--stages=purify:8")
+    rows = evaluate.read_rows(tmp_path / "rows.jsonl")
+    assert late.returncode == 0 and rows[-1]["failed"] == "out of time", late.stdout
+
+
+def _children(pid):
+    tasks = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def _alive(pid):
+    try:
+        status = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def _until(found, seconds=60):
+    end = time.monotonic() + seconds
+    while not (result := found()):
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.1)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +134,41 @@ def test_pieces_in_bfloat16_and_pieces_that_are_missing(trained, tmp_path, monke
     count = pieces.pack(folder / "model", tmp_path / "halves")
     assert count > 2 and len(list(tmp_path.iterdir())) == count
     pieces.pack(folder / "model", tmp_path / "halves-more")  # a longer name
+    (tmp_path / f"halves-{count}.npz").write_bytes(b"of an earlier, larger one")
+    assert pieces.pack(folder / "model", tmp_path / "halves") == count
     pieces.assemble(tmp_path / "halves", tmp_path / "model")
     _, params, card = checkpoint.load_released(str(tmp_path / "model"))
     assert card["weights"] == "bfloat16"
     for name, leaf in checkpoint.flat(params).items():
         # Eight binary digits.
         np.testing.assert_allclose(leaf, whole[name], rtol=2**-8, atol=1e-30)
-    (tmp_path / "halves-1.npz").unlink()
-    with pytest.raises(SystemExit, match="a piece is missing: no .* in"):
+    assert (tmp_path / "halves-more-0.npz").exists(), "another training's"
+    (tmp_path / "halves-1.npz").rename(tmp_path / "kept")
+    with pytest.raises(SystemExit, match=f"only {count - 1} are there"):
         pieces.assemble(tmp_path / "halves", tmp_path / "model")
-    assert (tmp_path / "halves-more-0.npz").exists()
-    with pytest.raises(SystemExit, match="no nothing-0.npz"):
+    with pytest.raises(SystemExit, match="only 0 are there"):
         pieces.assemble(tmp_path / "nothing", tmp_path / "model")
+    (tmp_path / "halves-more-1.npz").rename(tmp_path / "halves-1.npz")
+    with np.load(tmp_path / "halves-1.npz") as file:
+        arrays = dict(file) | {"of": "another in 3"}
+    np.savez(tmp_path / "halves-1.npz", **arrays)
+    with pytest.raises(SystemExit, match="not the pieces of one training"):
+        pieces.assemble(tmp_path / "halves", tmp_path / "model")
+    (tmp_path / "halves-1.npz").write_bytes((tmp_path / "kept").read_bytes()[:-100])
+    with pytest.raises(SystemExit, match="halves-1.npz is damaged"):
+        pieces.assemble(tmp_path / "halves", tmp_path / "model")
+
+
+def test_weights_that_changed_on_the_way_are_noticed(trained, tmp_path):
+    folder, _ = trained
+    source = folder / "out/cifar10-pixelcnn-0.npz"
+    with np.load(source) as file:
+        arrays = dict(file)
+    name = next(name for name in arrays if name.endswith("direction"))
+    arrays[name] = arrays[name] * np.float32(1.0001)
+    np.savez(tmp_path / "changed-0.npz", **arrays)
+    with pytest.raises(SystemExit, match="weights are not the card's"):
+        pieces.assemble(tmp_path / "changed", tmp_path / "model")
 
 
 def test_ties_are_measured_in_the_context_that_both_have(tmp_path):
@@ -154,13 +223,19 @@ for name in accelerator.TRAININGS:
     [
         (["--to=x", "--stages=devices"], "devices is none of device, correct"),
         (["--to=x", "--stages=train=resnet"], "train=resnet is none of"),
-        (["--to=x", "--stages=device:soon"], "'soon' is no number"),
+        (["--to=x", "--stages=device:soon"], "'soon' is not a number"),
         (["--to=x", "--seconds=10", "--stages=device:20,correct"], "leaves nothing"),
         (["--stages=device"], "--to is missing"),
         (["--assemble=x"], "--assemble wants --release"),
+        (["--to=TMP", "--stages=correct", "--prepared=x"], "nothing in x"),
+        (["--to=TMP", "--stages=train=cifar10-resnet"], "wants --data_dir"),
+        (["--to=TMP", "--stages=train", "--set=train.batch"], "wants field=value"),
+        (["--to=TMP", "--stages=train", "--set=train.batch=x"], "wants int, not 'x'"),
+        (["--to=TMP", "--stages=train", "--set=train.flip=3"], "wants bool, not '3'"),
+        (["--to=TMP", "--stages=train", "--set=train.bath=3"], "no field train.bath"),
     ],
 )
-def test_mistakes_end_in_one_line(options, message):
-    found = _run(*options)
+def test_mistakes_end_in_one_line(options, message, tmp_path):
+    found = _run(*(option.replace("TMP", str(tmp_path)) for option in options))
     assert found.returncode != 0 and message in found.stderr
     assert "Traceback" not in found.stderr

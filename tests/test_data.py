@@ -112,6 +112,9 @@ def test_plain_arrays_that_do_not_fit_are_explained(plain, rng):
     np.savez(folder / "test.npz", images=images)
     with pytest.raises(ValueError, match="test.npz has no labels"):
         data.load("mnist", "test", plain)
+    np.savez(folder / "test.npz", images=images, labels=np.full(6, 10))
+    with pytest.raises(ValueError, match="labels up to 10, .* of the 10 classes"):
+        data.load("mnist", "test", plain)
     np.savez(folder / "test.npz", images=images[:, :20], labels=np.zeros(6, int))
     with pytest.raises(ValueError, match=r"test.npz is 6 x 20 .* expected N x 28"):
         data.load("mnist", "test", plain)
@@ -221,6 +224,19 @@ def test_a_damaged_data_set_is_explained(tmp_path, damage):
     version.mkdir(parents=True)
     (version / "dataset_info.json").write_text("{" if damage == "info" else "{}")
     with pytest.raises(ValueError, match=r"cannot read the test split.*prepare_data"):
+        data.load("mnist", "test", tmp_path)
+
+
+def test_a_missing_package_is_no_damage(tmp_path, monkeypatch):
+    import tensorflow_datasets
+
+    def builder(*_, **__):  # it imports what reads the records late
+        raise ModuleNotFoundError("No module named 'array_record'", name="array_record")
+
+    monkeypatch.setattr(tensorflow_datasets, "builder", builder)
+    (tmp_path / "mnist/3.0.1").mkdir(parents=True)
+    (tmp_path / "mnist/3.0.1/dataset_info.json").write_text("{}")
+    with pytest.raises(ValueError, match="package array_record is missing: pip"):
         data.load("mnist", "test", tmp_path)
 
 

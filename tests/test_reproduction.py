@@ -53,10 +53,9 @@ def test_the_network_in_torch_is_ours(network, tmp_path):
     from reproduction import torch_classifier
 
     images = np.random.default_rng(0).integers(0, 256, (8, *SHAPE), dtype=np.uint8)
-    np.savez(tmp_path / "test.npz", images=images)
     defaults = torch_classifier.DEFAULTS | {"hours": 1.0}
     args = argparse.Namespace(data=str(tmp_path), out=str(tmp_path), **defaults)
-    torch_classifier.finish(network, args, {"step": 1})
+    torch_classifier.finish(network, images, args, {"step": 1})
     path = tmp_path / "classifier.npz"
     model, variables, (shown, logits), training = import_classifier.read(path, SHAPE)
     np.testing.assert_array_equal(shown, images)

@@ -190,9 +190,10 @@ BOX = dataclasses.replace(PLAN, steps=0, hours=2 / 3600)
 
 @pytest.mark.parametrize("steps_per_call", [1, 20])
 def test_hours_end_a_run_by_the_clock(steps_per_call, tmp_path):
-    plan = dataclasses.replace(BOX, steps_per_call=steps_per_call)
+    # However busy the machine, the first step is one of a run without a warm-up.
+    plan = dataclasses.replace(BOX, steps_per_call=steps_per_call, warmup=0)
     _, line, lines = _fit(tmp_path, plan)
-    assert line["progress"] == 1 and 0 < line["seconds"] < 30
+    assert lines[-1] == line and (line["progress"] == 1 or line["step"] == 1)
     _, again, more = _fit(tmp_path, plan)
     assert more == [] and again["step"] == line["step"]
 
@@ -262,18 +263,58 @@ def test_a_box_that_ends_within_the_warmup_is_a_mistake(tmp_path, monkeypatch):
             _fit(tmp_path, plan)
 
 
-def test_seconds_of_an_earlier_part_count(clockwork):
-    first = train._Clock(BOX, begun=clockwork.now)
-    _called(first, clockwork, 0.9, 1, 0)
-    kept = first.kept()
-    assert kept == {"seconds": pytest.approx(0.9), "compiled": pytest.approx(0.9)}
+def test_a_run_that_was_stopped_goes_on_from_its_rate_to_zero(clockwork):
+    plan = dataclasses.replace(BOX, hours=100 / 3600, warmup=0)
+    first = train._Clock(plan, begun=clockwork.now)
+    _called(first, clockwork, 20.0, 1, 0)  # compiled
+    for done in range(1, 31):
+        _called(first, clockwork, 1.0, 1, done)
+    kept = first.kept(31)
+    assert kept == {"seconds": pytest.approx(50.0), "share": pytest.approx(30 / 80)}
     clockwork.now += 1000  # another day
-    second = train._Clock(BOX, begun=clockwork.now)
+    second = train._Clock(plan, begun=clockwork.now)
     second.restore(kept)
-    assert second.steps(1) == 1
-    rates = _called(second, clockwork, 1.5, 1, 1)
-    assert second.seconds == pytest.approx(2.4) and second.steps(2) == 0
-    assert rates[0] == pytest.approx(BOX.rate(1, 0.0)), "it does not begin anew"
+    (rate,) = _called(second, clockwork, 20.0, 1, 31)  # compiled again
+    assert rate == pytest.approx(plan.rate(31, 30 / 80))
+    done, rates = 32, []
+    while count := second.steps(done):
+        rates += list(_called(second, clockwork, 1.0, count, done))
+        done += count
+    assert second.seconds == pytest.approx(100, abs=1)
+    assert rates[0] == pytest.approx(plan.rate(32, 30 / 80))
+    assert np.all(np.diff(rates) < 0) and rates[-1] < 0.01 * plan.learning_rate
+    assert second.progress(done, last=True) == 1
+
+
+def test_a_start_that_takes_the_rest_of_the_box_says_how_far_it_came(clockwork):
+    plan = dataclasses.replace(BOX, hours=60 / 3600)
+    clock = train._Clock(plan, begun=clockwork.now)
+    clock.restore({"seconds": 50.0, "share": 0.75})
+    clockwork.now += 30.0  # reading, compiling the validation
+    assert clock.steps(100) == 1, "a start takes a step, so that there is a last one"
+    _called(clock, clockwork, 20.0, 1, 100)
+    assert clock.steps(101) == 0 and clock.progress(101, last=True) == 0.75
+
+
+def test_time_between_calls_is_no_steps_but_counts(clockwork, monkeypatch):
+    """For one process, and for one of two, whose clock is a call late."""
+    for count in (1, 2):
+        monkeypatch.setattr(train.processes, "count", lambda count=count: count)
+        monkeypatch.setattr(train.processes, "agreed", lambda value: value)
+        plan = dataclasses.replace(BOX, hours=100 / 3600, steps_per_call=50)
+        plan = dataclasses.replace(plan, log_every=1000, eval_every=1000)
+        clock, done = train._Clock(plan, begun=clockwork.now), 0
+        begun = clockwork.now
+        while steps := clock.steps(done):
+            told = clock.told()
+            clockwork.now += 10.0 if not done else 0.1 * steps
+            clock.heard(np.array([0.0, told]) / count, steps)
+            done += steps
+            if done % 50 < steps:  # an evaluation
+                clockwork.now += 7.0
+                clock.look()
+        assert clock._pace == pytest.approx(0.1)
+        assert 97 < clockwork.now - begun < 107.2, "an evaluation may be the last thing"
 
 
 @pytest.mark.parametrize(

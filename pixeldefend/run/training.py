@@ -45,6 +45,11 @@ def fitted(
     ) as error:
         raise UserError(str(error)) from error
     progress.close()
+    if found[1]["progress"] < 1:
+        print(
+            "starting again took what was left of the hours: the learning rate had "
+            f"gone {found[1]['progress']:.0%} of its way to zero"
+        )
     return found
 
 
