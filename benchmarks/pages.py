@@ -44,6 +44,7 @@ _CLASSIFIERS = (
     "cifar10/resnet-longer",
     "cifar10/resnet-label_smoothing",
     "cifar10/resnet-adversarial_fgsm8",
+    "cifar10/resnet-adversarial_fgsm8-longer",
     "cifar10/resnet-adversarial_bim8",
     "cifar10/vgg",
 )
