@@ -143,7 +143,8 @@ def _watch(stages: list[tuple[str, float]]) -> int:
     to.mkdir(parents=True, exist_ok=True)
     path = to / "rows.jsonl"
     # Of earlier commands too: a machine is used in several calls.
-    rows = [json.loads(text) for text in path.open()] if path.exists() else []
+    kept = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(text) for text in kept]
     failed = []
     for name, seconds in stages:
         print(f"== {name}, {seconds:.0f} s", flush=True)

@@ -1,5 +1,6 @@
 """Trained weights in files small enough to leave a machine that lets only few out."""
 
+import io
 import json
 import pathlib
 import re
@@ -80,7 +81,8 @@ def assemble(first: pathlib.Path, to: pathlib.Path) -> None:
     paths, ofs = _paths(first), set()
     for path in paths:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # From memory: numpy leaves a damaged file open.
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 leaves |= dict(file)
         except Exception as error:  # numpy raises many kinds for a broken file
             raise SystemExit(f"{path} is damaged: {error}") from error
