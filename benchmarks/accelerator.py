@@ -41,6 +41,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from benchmarks import common, pieces
+from pixeldefend import evaluate
 
 # JAX takes an accelerator's memory when it is imported and used, so the process that
 # watches over the others does not touch it: what needs it is imported where it is used.
@@ -107,7 +108,7 @@ def _chosen() -> list[tuple[str, float]]:
     Raises:
       SystemExit: a name or a number that is none.
     """
-    wanted = _STAGES.value or ["device", "correct", "purify", "train", "profile"]
+    wanted = _STAGES.value or STAGES
     found = []
     for text in wanted:
         name, _, seconds = text.partition(":")
@@ -143,8 +144,7 @@ def _watch(stages: list[tuple[str, float]]) -> int:
     to.mkdir(parents=True, exist_ok=True)
     path = to / "rows.jsonl"
     # Of earlier commands too: a machine is used in several calls.
-    kept = path.read_text().splitlines() if path.exists() else []
-    rows = [json.loads(text) for text in kept]
+    rows = evaluate.read_rows(path) if path.exists() else []
     failed = []
     for name, seconds in stages:
         print(f"== {name}, {seconds:.0f} s", flush=True)
@@ -196,6 +196,8 @@ def _run(
             if line.startswith("ROW "):
                 found.append(json.loads(line[4:]))
                 rows.append(found[-1])
+                # `evaluate.write_rows` asks JAX for this process's number, and JAX
+                # would take the device.
                 temporary = path.with_suffix(".new")
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
                 temporary.replace(path)

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from test_main import ROOT, _environment
+from test_main import ROOT, _environment, run_program
 
 from benchmarks import common, pieces
 from pixeldefend import checkpoint, evaluate
@@ -208,14 +208,7 @@ for name in accelerator.TRAININGS:
     assert plan.batch == 64 and plan.schedule == "anneal", name
     assert config[training.kind].train.flip is True
 """
-    found = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env=_environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
+    run_program(program)
 
 
 @pytest.mark.parametrize(

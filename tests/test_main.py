@@ -28,6 +28,19 @@ def _environment():
     return os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
 
 
+def run_program(text):
+    """A program of its own; it must end well. Returns what it printed."""
+    found = subprocess.run(
+        [sys.executable, "-c", text],
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
 def _run(config, mode, *options, devices=1):
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.run(

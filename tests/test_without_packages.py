@@ -1,11 +1,8 @@
 """The library without the packages that only some of it needs."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from test_main import ROOT, _environment
+from test_main import run_program
 
 # As on a machine that has JAX and little else.
 ABSENT = ("tensorflow_datasets", "array_record", "matplotlib", "ml_collections")
@@ -66,15 +63,8 @@ def test_arrays_are_trained_on_scored_attacked_and_purified(tmp_path, rng):
     program = PROGRAM.format(
         absent=ABSENT, data_dir=str(tmp_path), workdir=str(tmp_path / "run")
     )
-    found = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env=_environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
-    assert "tensorflow_datasets is missing: pip install" in found.stdout
+    printed = run_program(program)
+    assert "tensorflow_datasets is missing: pip install" in printed
 
 
 @pytest.mark.parametrize("name", ABSENT)
