@@ -92,8 +92,16 @@ def _scipy(variables, image, target, constant):
     return found, value / 1e6
 
 
-def _minimum(variables, images, targets, constant, steps=200, tolerance=1e-5):
-    """What the attack's minimisation comes to for one constant."""
+def _minimum(
+    variables,
+    images,
+    targets,
+    constant,
+    steps=200,
+    tolerance=1e-5,
+    misled=lambda begun: begun,
+):
+    """What the attack's minimisation comes to for one constant, once begun."""
     given = outcome.task(logits_fn, variables, images, targets, jnp.inf, False)
     constant = jnp.full(len(images), constant, jnp.float32)
 
@@ -106,8 +114,23 @@ def _minimum(variables, images, targets, constant, steps=200, tolerance=1e-5):
         onward = module._advanced(at, shown, value, slope, steps, tolerance)
         return where(at.over, at, onward)
 
-    begun = module._begun(given, constant, *look(given.images), 8)
+    begun = misled(module._begun(given, constant, *look(given.images), 8))
     return jax.jit(lambda: jax.lax.fori_loop(0, 2 * steps, turn, begun))()
+
+
+def _uphill(begun):
+    """A history that leads nowhere, as rounding may leave one."""
+    return begun.replace(
+        direction=-begun.direction, moves=begun.moves + 1, bends=begun.bends - 1
+    )
+
+
+def test_a_history_that_leads_uphill_is_dropped(problem):
+    variables, images, labels = problem
+    given = variables, images, (labels + 1) % 3, 1e-3
+    misled, straight = _minimum(*given, misled=_uphill), _minimum(*given)
+    assert np.all(misled.over) and np.all(misled.taken > 0)
+    np.testing.assert_allclose(misled.value, straight.value, rtol=1e-4)
 
 
 @pytest.mark.parametrize("constant", [1e-3, 3e-2])

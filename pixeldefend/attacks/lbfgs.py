@@ -250,9 +250,7 @@ def _begun(
     value, slope = _objective(given, constant, given.images, loss, slope)
     shape = (len(given.images), history, *given.images.shape[1:])
     none = jnp.zeros(shape, slope.dtype)
-    # What `_direction` comes to without a history.
-    direction = -jnp.where(_free(given.images, slope), slope, 0)
-    direction /= _curvature(given.images)
+    direction = _steepest(given.images, slope)
     return _Descent(
         here=given.images,
         value=value,
@@ -264,6 +262,27 @@ def _begun(
         taken=jnp.zeros_like(given.queries),
         over=jnp.all(direction == 0, (1, 2, 3)),
     )
+
+
+def _steepest(here: chex.Array, slope: chex.Array) -> chex.Array:
+    """What `_direction` comes to without a history, of images `[B, H, W, C]`."""
+    return -jnp.where(_free(here, slope), slope, 0) / _curvature(here)
+
+
+def _forgetful(at: _Descent, which: chex.Array) -> _Descent:
+    """Those images `[B]` go on along the slope, without their history."""
+    fresh = at.replace(
+        direction=_steepest(at.here, at.slope),
+        length=jnp.ones_like(at.length),
+        moves=jnp.zeros_like(at.moves),
+        bends=jnp.zeros_like(at.bends),
+    )
+    return where(which, fresh, at)
+
+
+def _promised(at: _Descent) -> chex.Array:
+    """By how much `[B]` the objective falls in the next step, going by its slope."""
+    return -jnp.sum(at.slope * (_trial(at) - at.here), (1, 2, 3))
 
 
 def _free(here: chex.Array, slope: chex.Array) -> chex.Array:
@@ -317,7 +336,11 @@ def _advanced(
     steps: int,
     tolerance: float,
 ) -> _Descent:
-    """Accepts the trial if the objective has fallen enough, else halves the step."""
+    """Accepts the trial if the objective has fallen enough, else halves the step.
+
+    A history whose direction leads uphill, as rounding and the box may have it, or along
+    which no step is short enough, is dropped: the descent goes on along the slope.
+    """
     move = shown - at.here
     promised = jnp.sum(at.slope * move, (1, 2, 3))
     accepted = value <= at.value + _ENOUGH * promised
@@ -337,10 +360,13 @@ def _advanced(
         taken=at.taken + 1,
         over=at.taken + 1 >= steps,
     )
-    promised = jnp.sum(slope * (_trial(there) - shown), (1, 2, 3))
-    there = there.replace(over=there.over | (-promised <= tolerance * value))
-    shorter = at.length / 2
-    here = at.replace(length=shorter, over=shorter < 2.0**-_HALVINGS)
+    there = _forgetful(there, _promised(there) <= 0)
+    there = there.replace(over=there.over | (_promised(there) <= tolerance * value))
+    here = at.replace(length=at.length / 2)
+    spent = here.length < 2.0**-_HALVINGS
+    remembers = jnp.any(here.moves != 0, (1, 2, 3, 4))
+    here = _forgetful(here, spent & remembers)
+    here = here.replace(over=spent & ~remembers)
     return where(accepted, there, here)
 
 
