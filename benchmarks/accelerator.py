@@ -409,11 +409,8 @@ def _purification() -> Iterator[dict]:
         yield identity | json.loads(done.stdout.splitlines()[-1])
 
 
-def configured(name: str) -> tuple[common.Training, Any]:
-    """A training and its configuration, with the fields of the command line."""
-    training = TRAININGS[name]
-    config = importlib.import_module(f"configs.{training.dataset}").get_config("gpu")
-    section = config[training.kind]
+def _fields(training: common.Training) -> dict[str, Any]:
+    """Fields of a training's section, with those of the command line."""
     fields = dict(training.fields)
     if _SMOKE.value:
         fields |= _TINY[training.kind] | _TINY_TRAIN
@@ -423,12 +420,34 @@ def configured(name: str) -> tuple[common.Training, Any]:
         if not equals:
             raise SystemExit(f"--set={text} wants field=value")
         fields[field] = value
-    for field, value in fields.items():
+    return fields
+
+
+def configured(name: str) -> tuple[common.Training, Any]:
+    """A training and its configuration, with the fields of the command line."""
+    training = TRAININGS[name]
+    config = importlib.import_module(f"configs.{training.dataset}").get_config("gpu")
+    section = config[training.kind]
+    for field, value in _fields(training).items():
         section.update_from_flattened_dict({field: _typed(section, field, value)})
     config.data_dir = _DATA_DIR.value or None
     config.compilation_cache = ""
     section.train.steps = 0
     return training, config
+
+
+def _as_command(training: common.Training, hours: float) -> list[str]:
+    """The arguments with which `main.py` trains the same, for the model's card."""
+    mode = f"train_{training.kind}"
+    section = f"--config.{training.kind}"
+    given = [f"{section}.{field}={value}" for field, value in _fields(training).items()]
+    return [
+        f"--config=configs/{training.dataset}.py:gpu",
+        f"--mode={mode}",
+        "--config.data_dir=DATA_DIR",
+        *given,
+        f"{section}.train.hours={hours:.4f}",
+    ]
 
 
 def _train(name: str) -> Iterator[dict]:
@@ -442,7 +461,8 @@ def _train(name: str) -> Iterator[dict]:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with tempfile.TemporaryDirectory() as folder:
         seconds = max(_left() - _PACKING, 1.0)
-        config[training.kind].train.hours = seconds / 3600
+        hours = config[training.kind].train.hours = seconds / 3600
+        sys.argv[1:] = _as_command(training, hours)
         try:
             run.start(f"train_{training.kind}", config, folder)
         except run.UserError as error:

@@ -28,6 +28,7 @@ from pixeldefend import (
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 PAGES = ("README.md", "RESULTS.md")
+H100 = "NVIDIA H100 80GB HBM3"
 _CHECK = flags.DEFINE_bool("check", False, "compare instead of writing")
 _PLACE = re.compile(r"(<!-- begin: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -241,30 +242,39 @@ def main_job_sentence() -> str:
 
 def speed() -> str:
     """Purification beside a forward pass, from `benchmarks/purify.py`."""
-    header = ["features", "depth", "image", "batch"]
+    header = ["device", "features", "depth", "image", "batch"]
     header += ["r (median, lowest to highest)", "naive", "images/s"]
-    wanted = ((24, 128), (40, 128), (40, 32), (160, 32), (160, 8), (160, 1))
+    grey, colour = (28, 28, 1), (32, 32, 3)
+    cpu = ((24, 128, grey), (40, 128, grey), (40, 32, grey))
+    cpu += tuple((160, batch, colour) for batch in (32, 8, 1))
+    gpu = ((24, 512, colour), *((64, batch, colour) for batch in (128, 512, 2048)))
     found = {
-        (row["model"]["features"], row["images"][0]): row
+        (
+            row["device"],
+            row["model"]["features"],
+            row["images"][0],
+            tuple(row["images"][1:]),
+        ): row
         for row in read("speed")
-        if row["images"][3] == (3 if row["model"]["features"] == 160 else 1)
     }
     lines = []
-    for key in wanted:
-        row = found[key]
-        low, high = row["ratio_to_forward_range"]
-        naive = row.get("ratio_naive")
-        lines.append(
-            [
-                key[0],
-                row["model"]["depth"],
-                " x ".join(map(str, row["images"][1:])),
-                key[1],
-                f"**{row['ratio_to_forward']:.2f}** ({low:.2f} to {high:.2f})",
-                f"{naive:.0f} x" if naive else "-",
-                f"{row['images_per_second']:.3g}",
-            ]
-        )
+    for device, name, wanted in (("cpu", "2 cores", cpu), (H100, "one H100", gpu)):
+        for features, batch, image in wanted:
+            row = found[device, features, batch, image]
+            low, high = row["ratio_to_forward_range"]
+            naive = row.get("ratio_naive")
+            lines.append(
+                [
+                    name,
+                    features,
+                    row["model"]["depth"],
+                    " x ".join(map(str, image)),
+                    batch,
+                    f"**{row['ratio_to_forward']:.2f}** ({low:.2f} to {high:.2f})",
+                    f"{naive:.0f} x" if naive else "-",
+                    f"{row['images_per_second']:.3g}",
+                ]
+            )
     return report.markdown_table(header, lines)
 
 

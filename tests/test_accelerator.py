@@ -121,6 +121,11 @@ def test_its_pieces_become_a_model(trained):
     assert model.dtype == "bfloat16" and card["training"]["config"]["flip"]
     assert all(leaf.dtype == np.float32 for leaf in checkpoint.flat(params).values())
     assert card["training"]["step"] > 1
+    # What anyone can repeat it by, not this benchmark's own subprocess.
+    command = card["training"]["command"]
+    for part in ("main.py", "cifar10.py:gpu", "train_pixelcnn", "features=4", "hours="):
+        assert part in command
+    assert str(folder) not in command
     lines = (folder / "model/metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == card["training"]["step"]
 
