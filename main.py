@@ -8,12 +8,12 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pixeldefend import interruption, parallel, processes, run
+from pixeldefend.experiment import interruption, modes, parallel, processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Configuration, e.g. configs/cifar10.py", lock_config=True
 )
-_MODE = flags.DEFINE_string("mode", "list", f"One of {', '.join(run.MODES)}, list.")
+_MODE = flags.DEFINE_string("mode", "list", f"One of {', '.join(modes.MODES)}, list.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder for results; default runs/<dataset>/<mode>-<hash>."
 )
@@ -57,10 +57,10 @@ def main(_: list[str]) -> int:
         # is wrong is reported in one line.
         standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     if _MODE.value == "list":
-        print(run.describe_modes())
+        print(modes.describe_modes())
         return 0
-    if _MODE.value not in run.MODES:
-        known = ", ".join((*run.MODES, "list"))
+    if _MODE.value not in modes.MODES:
+        known = ", ".join((*modes.MODES, "list"))
         return _mistake(f"unknown mode {_MODE.value!r}: one of {known}")
     config = _CONFIG.value
     if config is None:
@@ -83,11 +83,11 @@ def _run(config: ml_collections.ConfigDict) -> int:
     """Runs the mode; returns the exit code."""
     try:
         if _DISTRIBUTED.value:
-            with run.user_errors():
+            with modes.user_errors():
                 parallel.initialize()
         interruption.listen()
-        run.start(_MODE.value, config, _WORKDIR.value)
-    except run.UserError as error:
+        modes.start(_MODE.value, config, _WORKDIR.value)
+    except modes.UserError as error:
         return _mistake(str(error))
     except interruption.Interrupted as stop:
         if stop.code != interruption.EXIT_CODE:

@@ -41,7 +41,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from benchmarks import common, pieces
-from pixeldefend import evaluate
+from pixeldefend.experiment import evaluate
 
 # JAX takes an accelerator's memory when it is imported and used, so the process that
 # watches over the others does not touch it: what needs it is imported where it is used.
@@ -294,7 +294,8 @@ def _prepare(folder: pathlib.Path) -> None:
     import jax
     import numpy as np
 
-    from pixeldefend import checkpoint, pixelcnn
+    from pixeldefend.density import pixelcnn
+    from pixeldefend.experiment import zoo
 
     images = common.noisy("cifar10", 64)
     if _SMOKE.value:
@@ -303,9 +304,9 @@ def _prepare(folder: pathlib.Path) -> None:
         params = pixelcnn.init(model, jax.random.key(0), images)
         card = {"kind": "pixelcnn", "dataset": "cifar10"}
     else:
-        model, params, card = checkpoint.load_released("cifar10/pixelcnn")
+        model, params, card = zoo.load_released("cifar10/pixelcnn")
     card |= {"image_shape": images.shape[1:]}
-    checkpoint.save_released(folder / "pixelcnn", model, params, card)
+    zoo.save_released(folder / "pixelcnn", model, params, card)
     with jax.default_matmul_precision("highest"):
         purified = np.asarray(_purify(model)(params, images))
     np.savez_compressed(folder / "expected.npz", images=images, purified=purified)
@@ -316,7 +317,7 @@ def _purify(model: Any) -> Any:
     """Purification with eps 16 as the main job has it, jitted."""
     import jax
 
-    from pixeldefend import purification
+    from pixeldefend.defences import purification
 
     width = purification.width_for(16)
     return jax.jit(
@@ -331,15 +332,16 @@ def _correct() -> Iterator[dict]:
     import jax
     import numpy as np
 
-    from pixeldefend import checkpoint, pixelcnn, raster
+    from pixeldefend.density import decode, pixelcnn
+    from pixeldefend.experiment import zoo
 
     folder = _prepared()
-    model, params, _ = checkpoint.load_released(str(folder / "pixelcnn"))
+    model, params, _ = zoo.load_released(str(folder / "pixelcnn"))
     with np.load(folder / "expected.npz") as file:
         images, expected = file["images"], file["purified"]
     with jax.default_matmul_precision("highest"):
         forward = jax.jit(lambda p, x: pixelcnn.apply(model, p, x))
-        scan = jax.jit(lambda p, x: raster.teacher_forced(model, p, x))
+        scan = jax.jit(lambda p, x: decode.teacher_forced(model, p, x))
         heads = np.asarray(forward(params, images))
         apart = np.abs(heads - scan(params, images)) / np.maximum(1, np.abs(heads))
         yield {
@@ -452,7 +454,7 @@ def _as_command(training: common.Training, hours: float) -> list[str]:
 
 def _train(name: str) -> Iterator[dict]:
     """A training by `main.py`'s own mode, and its weights in pieces."""
-    from pixeldefend import run
+    from pixeldefend.experiment import modes
 
     training, config = configured(name)
     if not (_DATA_DIR.value or _SMOKE.value):
@@ -464,8 +466,8 @@ def _train(name: str) -> Iterator[dict]:
         hours = config[training.kind].train.hours = seconds / 3600
         sys.argv[1:] = _as_command(training, hours)
         try:
-            run.start(f"train_{training.kind}", config, folder)
-        except run.UserError as error:
+            modes.start(f"train_{training.kind}", config, folder)
+        except modes.UserError as error:
             raise SystemExit(str(error)) from error
         files = pieces.pack(pathlib.Path(folder), pathlib.Path(_TO.value) / name)
         lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
@@ -502,7 +504,8 @@ def _profile() -> Iterator[dict]:
     import jax
     import numpy as np
 
-    from pixeldefend import parallel, pixelcnn
+    from pixeldefend.density import pixelcnn
+    from pixeldefend.experiment import parallel
 
     features, depth, batch, side = (4, 1, 2, 8) if _SMOKE.value else (64, 2, 512, 32)
     model = pixelcnn.PixelCNN(

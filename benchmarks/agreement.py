@@ -21,8 +21,9 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks import common
-from pixeldefend import checkpoint, density, mixture, parallel, pixelcnn
-from pixeldefend import purification as purifiers
+from pixeldefend.defences import purification as purifiers
+from pixeldefend.density import conditionals, likelihood, pixelcnn
+from pixeldefend.experiment import parallel, zoo
 
 _WEIGHTS = flags.DEFINE_string("weights", "fashion_mnist/pixelcnn", "released model")
 _COUNT = flags.DEFINE_integer("count", 256, "images; beyond 256 they repeat")
@@ -44,7 +45,8 @@ def _purified(
 
 def _bits(model: pixelcnn.PixelCNN, params: dict, images: np.ndarray) -> np.ndarray:
     mapped = parallel.BatchMap(
-        lambda params, images: density.bits_per_dim(model, params, images), _BATCH.value
+        lambda params, images: likelihood.bits_per_dim(model, params, images),
+        _BATCH.value,
     )
     return mapped(params, images)
 
@@ -59,7 +61,7 @@ def _gaps(
     @jax.jit
     def scores(image: Any) -> Any:
         heads = pixelcnn.apply(exact, wide, image)
-        return mixture.level_log_probs(exact, wide["head"], heads, image)
+        return conditionals.level_log_probs(exact, wide["head"], heads, image)
 
     for a, b in zip(one, other, strict=True):
         if np.array_equal(a, b):
@@ -73,7 +75,7 @@ def main(_: list[str]) -> None:
     """Runs the comparison."""
     logging.set_verbosity(logging.ERROR)
     jax.config.update("jax_enable_x64", True)
-    model, params, card = checkpoint.load_released(_WEIGHTS.value)
+    model, params, card = zoo.load_released(_WEIGHTS.value)
     images = common.noisy(card["dataset"], _COUNT.value)
     rough = dataclasses.replace(model, dtype="bfloat16")
     expected = _purified(model, params, images, _BATCH.value, "scan")

@@ -27,7 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from pixeldefend import attacks, checkpoint, classifiers, data
+from pixeldefend import attacks
+from pixeldefend.experiment import data, zoo
+from pixeldefend.models import classifiers
 
 _ATTACKS = ("fgsm", "pgd", "deepfool", "cw_l2")
 _WEIGHTS = flags.DEFINE_string(
@@ -59,7 +61,7 @@ class Contest(NamedTuple):
 def _model() -> tuple[LogitsFn, Any, Images, Images]:
     """The classifier, its variables, images as floating levels, and labels."""
     if _WEIGHTS.value:
-        model, variables, card = checkpoint.load_released(_WEIGHTS.value)
+        model, variables, card = zoo.load_released(_WEIGHTS.value)
         images, labels = data.sample(card["dataset"])
     else:
         model = classifiers.make("cnn", divisor=8)

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from pixeldefend import data, mixture, pixelcnn
+from pixeldefend.density import conditionals, pixelcnn
+from pixeldefend.experiment import data
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -114,7 +115,7 @@ def ties(model: Any, params: dict, one: Any, other: Any) -> list[float]:
     for found, expected in zip(one, other, strict=True):
         row, column, channel = np.argwhere(found != expected)[0]
         heads = forward(params, expected[None])[:, row, column]
-        levels = mixture.level_log_probs(
+        levels = conditionals.level_log_probs(
             model, params["head"], heads, expected[None, row, column]
         )
         both = [int(image[row, column, channel]) for image in (found, expected)]

@@ -23,7 +23,8 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks import common
-from pixeldefend import checkpoint, evaluate, files, grid, purification
+from pixeldefend.defences import purification
+from pixeldefend.experiment import evaluate, files, grid, zoo
 
 _ATTACKS = ("fgsm", "bim")
 
@@ -137,7 +138,7 @@ def _train(comparison: Comparison, name: str, workdir: pathlib.Path) -> None:
 
 def _measured(comparison: Comparison, name: str, workdir: pathlib.Path) -> dict:
     """A row: how it was trained, and what it scores and mends."""
-    card = checkpoint.load_card(checkpoint.find_released(str(workdir)))
+    card = zoo.load_card(zoo.find_released(str(workdir)))
     classifier = f"{comparison.dataset}/" + ("vgg" if _SMOKE.value else "resnet")
     scored, evaluated = workdir / "score", workdir / "evaluate"
     if not (scored / "figures.json").exists():
@@ -189,7 +190,7 @@ def _speeds(comparison: Comparison, workdirs: dict[str, pathlib.Path]) -> dict:
     eps = comparison.eps_defend
     functions = {}
     for name, workdir in workdirs.items():
-        model, params, _ = checkpoint.load_released(str(workdir))
+        model, params, _ = zoo.load_released(str(workdir))
         purify = functools.partial(
             purification.purify, model, eps=eps, width=purification.width_for(eps)
         )

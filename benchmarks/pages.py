@@ -15,15 +15,8 @@ from collections.abc import Callable
 from absl import app, flags
 
 from configs import cifar10, fashion_mnist
-from pixeldefend import (
-    checkpoint,
-    evaluate,
-    grid,
-    published,
-    report,
-    sweeps,
-    tables,
-)
+from pixeldefend import published, sweeps, tables
+from pixeldefend.experiment import evaluate, grid, report, zoo
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -71,7 +64,7 @@ def read(name: str) -> list[dict]:
 
 
 def _card(name: str) -> dict:
-    return checkpoint.load_card(checkpoint.find_released(name))
+    return zoo.load_card(zoo.find_released(name))
 
 
 def _runs(card: dict) -> list[dict]:

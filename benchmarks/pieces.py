@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixeldefend import checkpoint
+from pixeldefend.experiment import zoo
 
 PIECE = 15_000_000  # bytes of weights in one file
 MOST = 60_000_000  # bytes of weights in float32; more go as bfloat16
@@ -39,8 +39,8 @@ def pack(run: pathlib.Path, to: pathlib.Path) -> int:
     Returns:
       How many there are.
     """
-    _, params, card = checkpoint.load_released(str(run))
-    leaves = {name: np.asarray(a) for name, a in checkpoint.flat(params).items()}
+    _, params, card = zoo.load_released(str(run))
+    leaves = {name: np.asarray(a) for name, a in zoo.flat(params).items()}
     half = sum(a.nbytes for a in leaves.values()) > MOST
     told = {
         "card": json.dumps(card | ({"weights": "bfloat16"} if half else {})),
@@ -93,8 +93,8 @@ def assemble(first: pathlib.Path, to: pathlib.Path) -> None:
         raise SystemExit(f"of {first}-*.npz only {len(paths)} are there")
     card = json.loads(str(leaves.pop("card")))
     metrics = str(leaves.pop("metrics"))
-    model = checkpoint.make(card)
-    like = checkpoint.abstract_params(card["kind"], model, tuple(card["image_shape"]))
+    model = zoo.make(card)
+    like = zoo.abstract_params(card["kind"], model, tuple(card["image_shape"]))
 
     def leaf(name: str, wanted: Any) -> np.ndarray:
         found = leaves[name]
@@ -102,12 +102,12 @@ def assemble(first: pathlib.Path, to: pathlib.Path) -> None:
             found = found.view(jnp.bfloat16)
         return found.astype(wanted.dtype).reshape(wanted.shape)
 
-    names = iter(checkpoint.flat(like))
+    names = iter(zoo.flat(like))
     params = jax.tree.map(lambda wanted: leaf(next(names), wanted), like)
-    whole = checkpoint.fingerprint(params)
+    whole = zoo.fingerprint(params)
     if card.get("weights") != "bfloat16" and whole != card["sha256"]:
         raise SystemExit(f"{first}-*.npz are damaged: their weights are not the card's")
     del card["model"]
-    checkpoint.save_released(to, model, params, card)
+    zoo.save_released(to, model, params, card)
     (to / "metrics.jsonl").write_text(metrics)
     print(f"model written to {to}")

@@ -16,7 +16,9 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks import common
-from pixeldefend import checkpoint, keys, magnet, purification, puvae
+from pixeldefend import keys
+from pixeldefend.defences import magnet, purification, puvae
+from pixeldefend.experiment import zoo
 
 _DATASET = flags.DEFINE_string("dataset", "fashion_mnist", "whose models")
 _BATCH = flags.DEFINE_integer("batch", 128, "images", lower_bound=1)
@@ -26,9 +28,9 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "timed turns", lower_bound=1)
 
 def _programs(dataset: str, key: jax.Array) -> dict[str, tuple[Callable, Any]]:
     """By name: a function of parameters and images, and the parameters."""
-    density, params, _ = checkpoint.load_released(f"{dataset}/pixelcnn")
-    autoencoder, its, _ = checkpoint.load_released(f"{dataset}/puvae")
-    reformer, of_reformer, _ = checkpoint.load_released(f"{dataset}/magnet")
+    density, params, _ = zoo.load_released(f"{dataset}/pixelcnn")
+    autoencoder, its, _ = zoo.load_released(f"{dataset}/puvae")
+    reformer, of_reformer, _ = zoo.load_released(f"{dataset}/magnet")
     eps = _EPS.value
     width = purification.width_for(eps)
 

@@ -33,7 +33,9 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks import common
-from pixeldefend import checkpoint, mixture, parallel, pixelcnn, purification
+from pixeldefend.defences import purification
+from pixeldefend.density import conditionals, pixelcnn
+from pixeldefend.experiment import parallel, zoo
 
 _FEATURES = flags.DEFINE_integer("features", 24, "channels of the streams")
 _DEPTH = flags.DEFINE_integer("depth", 1, "gated blocks per stream and resolution")
@@ -59,7 +61,7 @@ Arguments = tuple[Any, ...]
 
 def _released(name: str) -> tuple[pixelcnn.PixelCNN, dict, np.ndarray]:
     """A released model and its bundled images `[B, H, W, C]`, with noise."""
-    model, params, card = checkpoint.load_released(name)
+    model, params, card = zoo.load_released(name)
     return model, params, common.noisy(card["dataset"], _BATCH.value)
 
 
@@ -86,7 +88,7 @@ def _naive_step(
     row, column = images.shape[1] // 2, images.shape[2] // 2
     heads = pixelcnn.apply(model, params, images)[:, row, column]
     pixel = images[:, row, column]
-    scores = mixture.level_log_probs(model, params["head"], heads, pixel)
+    scores = conditionals.level_log_probs(model, params["head"], heads, pixel)
     distance = jnp.abs(jnp.arange(256)[None, None] - pixel.astype(jnp.int32)[..., None])
     level = jnp.argmax(jnp.where(distance <= eps, scores, -jnp.inf), axis=-1)
     return images.at[:, row, column].set(level.astype(jnp.uint8))

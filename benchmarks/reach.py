@@ -17,7 +17,7 @@ import tempfile
 from absl import app, flags, logging
 
 from benchmarks import common
-from pixeldefend import evaluate
+from pixeldefend.experiment import evaluate
 
 # Images of all steps of the paper's trainings.
 IMAGES = {"pixelcnn": 400_000 * 48, "classifier": 80_000 * 128}

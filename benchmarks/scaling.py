@@ -23,8 +23,9 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from pixeldefend import data, density_training, parallel, pixelcnn, train
-from pixeldefend import purification as purifiers
+from pixeldefend.defences import purification as purifiers
+from pixeldefend.density import pixelcnn
+from pixeldefend.experiment import data, density_training, parallel, train
 
 _DEVICES = flags.DEFINE_list("devices", "1,2,4,8", "numbers of virtual devices")
 _FEATURES = flags.DEFINE_integer("features", 8, "of the PixelCNN++")

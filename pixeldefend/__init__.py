@@ -9,23 +9,25 @@ Functions take `(model, params, arrays...)`, options by keyword; the caller jits
 autoencoders, `detection` and `reject` judge scores.
 """
 
-from pixeldefend import attacks, data, detection, magnet, puvae, reject
-from pixeldefend.checkpoint import load_reference, load_released
-from pixeldefend.classifiers import CNN, VGG, ResNet, logits, logits_fn
-from pixeldefend.density import bits_per_dim, log_prob, sample
-from pixeldefend.detection import p_values
-from pixeldefend.magnet import MagNet
-from pixeldefend.pixelcnn import PixelCNN, apply, init
-from pixeldefend.purification import (
+from pixeldefend import attacks, detection
+from pixeldefend.defences import magnet, puvae, reject
+from pixeldefend.defences.filters import squeeze_features
+from pixeldefend.defences.magnet import MagNet
+from pixeldefend.defences.purification import (
     adaptive_eps,
     purify,
     purify_with_rounds,
     relax,
     width_for,
 )
-from pixeldefend.puvae import PuVAE
-from pixeldefend.raster import decode
-from pixeldefend.squeeze import squeeze_features
+from pixeldefend.defences.puvae import PuVAE
+from pixeldefend.density.decode import decode
+from pixeldefend.density.likelihood import bits_per_dim, log_prob, sample
+from pixeldefend.density.pixelcnn import PixelCNN, apply, init
+from pixeldefend.detection import p_values
+from pixeldefend.experiment import data
+from pixeldefend.experiment.zoo import load_reference, load_released
+from pixeldefend.models.classifiers import CNN, VGG, ResNet, logits, logits_fn
 
 __version__ = "0.1.0"
 

@@ -12,8 +12,9 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pixeldefend import detection, files
-from pixeldefend.evaluate import wilson
+from pixeldefend import detection
+from pixeldefend.experiment import files
+from pixeldefend.experiment.evaluate import wilson
 
 CLASSES = {
     "cifar10": ("airplane automobile bird cat deer dog frog horse ship truck".split()),

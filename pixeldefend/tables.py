@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from pixeldefend import attacks, grid, published, report
+from pixeldefend import attacks, published
+from pixeldefend.experiment import grid, report
 
 STRONGEST = "strongest"
 WORST = "worst_per_image"

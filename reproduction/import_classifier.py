@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from pixeldefend import checkpoint, classifiers, data
+from pixeldefend.experiment import data, zoo
+from pixeldefend.models import classifiers
 
 # Two orders of summation in float64, through thirty-two layers.
 _CLOSE = 1e-9
@@ -45,8 +46,8 @@ def read(path: pathlib.Path, shape: tuple[int, int, int]) -> tuple:
     model = classifiers.make(**json.loads(str(arrays.pop("model"))))
     training = json.loads(str(arrays.pop("training")))
     shown = arrays.pop("shown_images"), arrays.pop("shown_logits")
-    like = checkpoint.abstract_params("classifier", model, shape)
-    names = checkpoint.flat(like)
+    like = zoo.abstract_params("classifier", model, shape)
+    names = zoo.flat(like)
     for name in sorted(set(names) ^ set(arrays)):
         raise ValueError(f"{path}: {name} is only in one of file and network")
     for name, wanted in names.items():
@@ -81,7 +82,7 @@ def main() -> None:
     if bool(training["config"]["start"]) != bool(args.start):
         parser.error("--start: the imported run that this one began from, if it did")
     if args.start:
-        first = checkpoint.load_card(checkpoint.find_released(args.start))["training"]
+        first = zoo.load_card(zoo.find_released(args.start))["training"]
         training["before"] = [*first.pop("before", []), first]
     training["logits"] = {
         "of": "test images 0 to 7, in float64",
@@ -94,7 +95,7 @@ def main() -> None:
         "training": training,
     }
     to = pathlib.Path(args.to) / "model"
-    checkpoint.save_released(to, model, variables, card)
+    zoo.save_released(to, model, variables, card)
     print(f"logits differ by {apart:.1e} of the largest; model written to {to}")
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixeldefend import mixture, pixelcnn
+from pixeldefend.density import conditionals, pixelcnn
 
 
 def tiny(shape, *, seed=0, **options):
@@ -37,7 +37,7 @@ def naive_purify(model, params, images, eps, labels=None):
     @jax.jit
     def all_log_probs(images):
         heads = pixelcnn.apply(model, params, images, labels=labels)
-        return mixture.level_log_probs(model, params["head"], heads, images)
+        return conditionals.level_log_probs(model, params["head"], heads, images)
 
     original = np.asarray(images, int)
     result = np.array(images)

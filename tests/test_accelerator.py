@@ -11,7 +11,7 @@ import pytest
 from test_main import ROOT, _environment, run_program
 
 from benchmarks import common, pieces
-from pixeldefend import checkpoint, evaluate
+from pixeldefend.experiment import evaluate, zoo
 
 
 def _run(*options):
@@ -117,9 +117,9 @@ def test_its_pieces_become_a_model(trained):
     options = (f"--assemble={folder}/out/cifar10-pixelcnn", f"--release={folder}/model")
     found = _run(*options)
     assert found.returncode == 0, found.stderr
-    model, params, card = checkpoint.load_released(str(folder / "model"))
+    model, params, card = zoo.load_released(str(folder / "model"))
     assert model.dtype == "bfloat16" and card["training"]["config"]["flip"]
-    assert all(leaf.dtype == np.float32 for leaf in checkpoint.flat(params).values())
+    assert all(leaf.dtype == np.float32 for leaf in zoo.flat(params).values())
     assert card["training"]["step"] > 1
     # What anyone can repeat it by, not this benchmark's own subprocess.
     command = card["training"]["command"]
@@ -133,7 +133,7 @@ def test_its_pieces_become_a_model(trained):
 def test_pieces_in_bfloat16_and_pieces_that_are_missing(trained, tmp_path, monkeypatch):
     folder, _ = trained
     _run(f"--assemble={folder}/out/cifar10-pixelcnn", f"--release={folder}/model")
-    whole = checkpoint.flat(checkpoint.load_released(str(folder / "model"))[1])
+    whole = zoo.flat(zoo.load_released(str(folder / "model"))[1])
     monkeypatch.setattr(pieces, "MOST", 1000)
     monkeypatch.setattr(pieces, "PIECE", 4000)
     count = pieces.pack(folder / "model", tmp_path / "halves")
@@ -142,9 +142,9 @@ def test_pieces_in_bfloat16_and_pieces_that_are_missing(trained, tmp_path, monke
     (tmp_path / f"halves-{count}.npz").write_bytes(b"of an earlier, larger one")
     assert pieces.pack(folder / "model", tmp_path / "halves") == count
     pieces.assemble(tmp_path / "halves", tmp_path / "model")
-    _, params, card = checkpoint.load_released(str(tmp_path / "model"))
+    _, params, card = zoo.load_released(str(tmp_path / "model"))
     assert card["weights"] == "bfloat16"
-    for name, leaf in checkpoint.flat(params).items():
+    for name, leaf in zoo.flat(params).items():
         # Eight binary digits.
         np.testing.assert_allclose(leaf, whole[name], rtol=2**-8, atol=1e-30)
     assert (tmp_path / "halves-more-0.npz").exists(), "another training's"
@@ -181,7 +181,7 @@ def test_ties_are_measured_in_the_context_that_both_have(tmp_path):
     import jax
     import jax.numpy as jnp
 
-    from pixeldefend import mixture, pixelcnn
+    from pixeldefend.density import conditionals, pixelcnn
 
     model = pixelcnn.PixelCNN(features=2, depth=1, mixtures=2, dropout=0.0)
     images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
@@ -190,7 +190,7 @@ def test_ties_are_measured_in_the_context_that_both_have(tmp_path):
     other[0, 3, 5, 1] ^= 5
     other[0, 6, 6, 2] ^= 9  # later, and so of no account
     heads = pixelcnn.apply(model, params, images)[:, 3, 5]
-    levels = mixture.level_log_probs(model, params["head"], heads, images[:, 3, 5])
+    levels = conditionals.level_log_probs(model, params["head"], heads, images[:, 3, 5])
     both = np.asarray(levels)[0, 1, [images[0, 3, 5, 1], other[0, 3, 5, 1]]]
     (gap,) = common.ties(model, params, other, images)
     assert gap == pytest.approx(abs(both[0] - both[1]), abs=1e-5) and gap > 0

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixeldefend import augmentation, density, density_training, pixelcnn
+from pixeldefend.density import likelihood, pixelcnn
+from pixeldefend.experiment import augmentation, density_training
 
 
 def test_mirroring_turns_about_half_of_the_images_left_to_right(rng):
@@ -41,7 +42,7 @@ def test_a_density_model_that_mirrors_learns_from_both_sides(rng):
     images = rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
     params = pixelcnn.init(model, jax.random.key(0), jnp.asarray(images))
     bits = [
-        np.asarray(density.bits_per_dim(model, params, shown))
+        np.asarray(likelihood.bits_per_dim(model, params, shown))
         for shown in (images, images[:, :, ::-1])
     ]
     loss = density_training.loss_fn(model, flip=True)

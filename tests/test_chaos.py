@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from processes import finish, kill, launch, rows
 
-from pixeldefend import checkpoint
+from pixeldefend.experiment import zoo
 
 # For a thorough look: PIXELDEFEND_KILLS=50 python -m pytest tests/test_chaos.py
 KILLS = int(os.environ.get("PIXELDEFEND_KILLS", "5"))
@@ -44,7 +44,7 @@ def _state(folder):
     steps = [int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")]
     with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.restore(folder / f"checkpoints/{max(steps)}/state")
-    return max(steps), checkpoint.flat(tree)
+    return max(steps), zoo.flat(tree)
 
 
 def test_training_survives(tmp_path):
@@ -56,7 +56,7 @@ def test_training_survives(tmp_path):
     assert step == other and expected.keys() == found.keys() and len(expected) > 50
     for name, leaf in expected.items():
         np.testing.assert_array_equal(leaf, found[name], err_msg=name)
-    cards = [checkpoint.load_card(folder / "model") for folder in (whole, killed)]
+    cards = [zoo.load_card(folder / "model") for folder in (whole, killed)]
     assert cards[0]["sha256"] == cards[1]["sha256"]
 
 

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from models import tiny
 
-from pixeldefend import checkpoint, classifiers, data, density, files, puvae
+from pixeldefend.defences import puvae
+from pixeldefend.density import likelihood
+from pixeldefend.experiment import data, files, zoo
+from pixeldefend.models import classifiers
 
 SHAPE = (8, 8, 1)
 # A restore that fails leaves tasks of orbax behind, which complain when collected.
@@ -22,7 +25,7 @@ def released(tmp_path_factory):
     folder = tmp_path_factory.mktemp("released") / "toy"
     model, params, images, _ = tiny(SHAPE)
     card = {"kind": "pixelcnn", "dataset": "toy", "image_shape": list(SHAPE)}
-    checkpoint.save_released(folder, model, params, card, reference=[3.0, 1.0, 2.0])
+    zoo.save_released(folder, model, params, card, reference=[3.0, 1.0, 2.0])
     return folder, model, params
 
 
@@ -34,10 +37,10 @@ def copy(released, tmp_path):
 
 def test_a_model_comes_back_as_it_was(released):
     folder, model, params = released
-    loaded, found, card = checkpoint.load_released(str(folder))
+    loaded, found, card = zoo.load_released(str(folder))
     assert loaded == model and card["dataset"] == "toy"
     jax.tree.map(np.testing.assert_array_equal, found, params)
-    np.testing.assert_array_equal(checkpoint.load_reference(str(folder)), [1, 2, 3])
+    np.testing.assert_array_equal(zoo.load_reference(str(folder)), [1, 2, 3])
 
 
 def test_a_classifier_comes_back_with_its_batch_statistics(tmp_path):
@@ -48,8 +51,8 @@ def test_a_classifier_comes_back_with_its_batch_statistics(tmp_path):
     card = {"kind": "classifier", "dataset": "toy", "image_shape": list(SHAPE)}
     # An axis belongs to the devices that trained it, not to the model.
     trained = model.clone(axis_name="devices")
-    checkpoint.save_released(tmp_path / "toy", trained, variables, card)
-    loaded, found, card = checkpoint.load_released(str(tmp_path / "toy"))
+    zoo.save_released(tmp_path / "toy", trained, variables, card)
+    loaded, found, card = zoo.load_released(str(tmp_path / "toy"))
     assert loaded == model and card["model"]["architecture"] == "vgg"
     assert set(found) == {"params", "batch_stats"}
     jax.tree.map(np.testing.assert_array_equal, found, variables)
@@ -57,7 +60,7 @@ def test_a_classifier_comes_back_with_its_batch_statistics(tmp_path):
 
 def test_an_unknown_name_lists_what_there_is():
     with pytest.raises(FileNotFoundError, match="fashion_mnist/pixelcnn"):
-        checkpoint.load_released("cifar10/nothing")
+        zoo.load_released("cifar10/nothing")
 
 
 @pytest.mark.parametrize(
@@ -77,24 +80,24 @@ def test_a_card_that_does_not_fit_is_refused(copy, change, message):
     card = json.loads((copy / "card.json").read_text()) | change
     (copy / "card.json").write_text(json.dumps(card))
     with pytest.raises(ValueError, match=message):
-        checkpoint.load_released(str(copy))
+        zoo.load_released(str(copy))
 
 
 def test_damaged_files_are_refused(copy):
     (copy / "reference.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(ValueError, match="holds no scores"):
-        checkpoint.load_reference(str(copy))
+        zoo.load_reference(str(copy))
     for path in (copy / "weights").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match="cannot read the checkpoint"):
-        checkpoint.load_released(str(copy))
+        zoo.load_released(str(copy))
     shutil.rmtree(copy / "weights")
     with pytest.raises(FileNotFoundError, match="no weights"):
-        checkpoint.load_released(str(copy))
+        zoo.load_released(str(copy))
     (copy / "card.json").write_text("{")
     with pytest.raises(ValueError, match="not the card"):
-        checkpoint.load_released(str(copy))
+        zoo.load_released(str(copy))
 
 
 def test_one_flipped_byte_is_noticed(copy):
@@ -103,43 +106,43 @@ def test_one_flipped_byte_is_noticed(copy):
     content[len(content) // 2] ^= 64
     largest.write_bytes(bytes(content))
     with pytest.raises(ValueError, match="cannot read the checkpoint"):
-        checkpoint.load_released(str(copy))
+        zoo.load_released(str(copy))
 
 
 def test_nothing_old_stays_beside_new_weights(released, copy):
     _, model, params = released
     card = {"kind": "pixelcnn", "dataset": "toy", "image_shape": list(SHAPE)}
-    checkpoint.save_released(copy, model, params, card)
-    assert checkpoint.load_reference(str(copy)) is None
+    zoo.save_released(copy, model, params, card)
+    assert zoo.load_reference(str(copy)) is None
 
 
 def test_validation_scores_come_back_and_are_told_of_in_the_card(copy):
     name = str(copy)
     before = json.loads((copy / "card.json").read_text())
-    assert checkpoint.load_validation(name) is None
+    assert zoo.load_validation(name) is None
     scores = np.array([[3.0, -1.0, 2.0], [0.5, 0.25, 0.125]])
-    checkpoint.save_validation(copy, scores, {"n": 3, "detector": "rmse"})
-    found = checkpoint.load_validation(name)
+    zoo.save_validation(copy, scores, {"n": 3, "detector": "rmse"})
+    found = zoo.load_validation(name)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, scores)  # in their order
     told = {"validation": {"n": 3, "detector": "rmse"}}
     assert json.loads((copy / "card.json").read_text()) == before | told
-    assert checkpoint.load_released(name)[2] == before | told
+    assert zoo.load_released(name)[2] == before | told
     # Once more, in place of the first.
-    checkpoint.save_validation(copy, scores[:1], {"n": 3})
-    np.testing.assert_array_equal(checkpoint.load_validation(name), scores[:1])
-    assert checkpoint.load_card(copy)["validation"] == {"n": 3}
+    zoo.save_validation(copy, scores[:1], {"n": 3})
+    np.testing.assert_array_equal(zoo.load_validation(name), scores[:1])
+    assert zoo.load_card(copy)["validation"] == {"n": 3}
     with pytest.raises(FileNotFoundError, match="no model"):
-        checkpoint.load_validation(str(copy / "nothing"))
+        zoo.load_validation(str(copy / "nothing"))
 
 
 def test_new_weights_leave_no_validation_scores_of_old_ones(released, copy):
     _, model, params = released
-    checkpoint.save_validation(copy, np.ones((1, 3)), {"n": 3})
+    zoo.save_validation(copy, np.ones((1, 3)), {"n": 3})
     card = {"kind": "pixelcnn", "dataset": "toy", "image_shape": list(SHAPE)}
-    checkpoint.save_released(copy, model, params, card)
-    assert checkpoint.load_validation(str(copy)) is None
-    assert "validation" not in checkpoint.load_card(copy)
+    zoo.save_released(copy, model, params, card)
+    assert zoo.load_validation(str(copy)) is None
+    assert "validation" not in zoo.load_card(copy)
 
 
 @pytest.mark.parametrize(
@@ -157,16 +160,16 @@ def test_new_weights_leave_no_validation_scores_of_old_ones(released, copy):
 def test_validation_scores_that_are_none_are_refused(copy, scores):
     np.save(copy / "validation.npy", scores)
     with pytest.raises(ValueError, match="validation.npy holds no scores"):
-        checkpoint.load_validation(str(copy))
+        zoo.load_validation(str(copy))
 
 
 @pytest.mark.parametrize("keep", [0, 6, 100, -4])
 def test_a_cut_file_of_validation_scores_is_refused(copy, keep):
-    checkpoint.save_validation(copy, np.ones((2, 30)), {})
+    zoo.save_validation(copy, np.ones((2, 30)), {})
     path = copy / "validation.npy"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match="validation.npy holds no scores"):
-        checkpoint.load_validation(str(copy))
+        zoo.load_validation(str(copy))
 
 
 def test_a_puvae_comes_back_as_it_was(tmp_path):
@@ -174,11 +177,11 @@ def test_a_puvae_comes_back_as_it_was(tmp_path):
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype),
-        checkpoint.abstract_params("puvae", model, SHAPE),
+        zoo.abstract_params("puvae", model, SHAPE),
     )
     card = {"kind": "puvae", "dataset": "toy", "image_shape": list(SHAPE)}
-    checkpoint.save_released(tmp_path / "toy", model, params, card)
-    loaded, found, card = checkpoint.load_released(str(tmp_path / "toy"))
+    zoo.save_released(tmp_path / "toy", model, params, card)
+    loaded, found, card = zoo.load_released(str(tmp_path / "toy"))
     assert loaded == model and card["model"]["latents"] == 4
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
@@ -190,19 +193,19 @@ def test_object_store_paths_stay_as_they_are():
 
 def test_a_damaged_training_checkpoint_is_refused(tmp_path):
     state = {"a": jnp.arange(100.0)}
-    saving = checkpoint.Checkpoints(tmp_path)
+    saving = zoo.Checkpoints(tmp_path)
     saving.save(3, state, {"seconds": 1.5})
     saving.close()
-    step, found, extra = checkpoint.Checkpoints(tmp_path).restore(state)
+    step, found, extra = zoo.Checkpoints(tmp_path).restore(state)
     assert step == 3 and extra == {"seconds": 1.5}
     np.testing.assert_array_equal(found["a"], state["a"])
     with pytest.raises(ValueError, match="another model"):
-        checkpoint.Checkpoints(tmp_path).restore({"b": jnp.arange(7.0)})
+        zoo.Checkpoints(tmp_path).restore({"b": jnp.arange(7.0)})
     for path in (tmp_path / "3").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(ValueError, match="damaged"):
-        checkpoint.Checkpoints(tmp_path).restore(state)
+        zoo.Checkpoints(tmp_path).restore(state)
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path):
@@ -224,9 +227,9 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
     ],
 )
 def test_released_models_score_the_sample_as_their_cards_say(name):
-    model, params, card = checkpoint.load_released(name)
+    model, params, card = zoo.load_released(name)
     images, _ = data.sample(card["dataset"])
-    few = jax.jit(density.bits_per_dim, static_argnums=0)(model, params, images[:32])
+    few = jax.jit(likelihood.bits_per_dim, static_argnums=0)(model, params, images[:32])
     figures = card["figures"]["sample"]
     assert figures["n"] == 256
     whole = figures["bits_per_dim"]
@@ -234,13 +237,13 @@ def test_released_models_score_the_sample_as_their_cards_say(name):
     np.testing.assert_allclose(
         few[:4], figures["first_bits_per_dim"], atol=2e-3, rtol=0
     )
-    reference = checkpoint.load_reference(name)
+    reference = zoo.load_reference(name)
     assert len(reference) == card["figures"]["train"]["n"]
     assert np.all(np.diff(reference) >= 0)
 
 
 def _released_classifiers():
-    cards = sorted(checkpoint.RELEASED.glob("*/*/card.json"))
+    cards = sorted(zoo.RELEASED.glob("*/*/card.json"))
     return [
         f"{card.parent.parent.name}/{card.parent.name}"
         for card in cards
@@ -250,7 +253,7 @@ def _released_classifiers():
 
 @pytest.mark.parametrize("name", _released_classifiers())
 def test_released_classifiers_get_the_sample_right_as_their_cards_say(name):
-    model, variables, card = checkpoint.load_released(name)
+    model, variables, card = zoo.load_released(name)
     assert card["name"] == name
     images, labels = data.sample(card["dataset"])
     logits = jax.jit(classifiers.logits, static_argnums=0)(model, variables, images)
@@ -264,10 +267,10 @@ def test_released_classifiers_get_the_sample_right_as_their_cards_say(name):
 
 def test_what_a_kill_left_of_a_checkpoint_is_removed(tmp_path):
     for step in (1, 2):
-        with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+        with contextlib.closing(zoo.Checkpoints(tmp_path)) as checkpoints:
             checkpoints.save(step, {"a": np.arange(3.0)}, {})
     (tmp_path / "2").rename(tmp_path / "2.orbax-checkpoint-tmp")
-    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+    with contextlib.closing(zoo.Checkpoints(tmp_path)) as checkpoints:
         step, state, _ = checkpoints.restore({"a": np.zeros(3)})
     assert step == 1 and state["a"].tolist() == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["1"]

@@ -9,15 +9,15 @@ import pytest
 from flax import linen as nn
 from scipy import stats
 
-from pixeldefend import (
-    attacks,
+from pixeldefend import attacks
+from pixeldefend.experiment import (
     augmentation,
     classifier_training,
-    classifiers,
     data,
     parallel,
     train,
 )
+from pixeldefend.models import classifiers
 
 SHAPE = (8, 8, 1)
 

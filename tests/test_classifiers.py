@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from pixeldefend import classifiers
+from pixeldefend.models import classifiers
 
 CIFAR, FASHION = (32, 32, 3), (28, 28, 1)
 

@@ -12,7 +12,7 @@ from processes import environment
 
 from benchmarks import pages, reach
 from pixeldefend import plots
-from pixeldefend.run import drawing
+from pixeldefend.experiment.modes import drawing
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixeldefend import convolution
+from pixeldefend.models import convolution
 
 
 @pytest.mark.parametrize("channels", [(1, 4), (4, 4), (2, 8)])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pixeldefend import data
+from pixeldefend.experiment import data
 
 GREY = (28, 28, 1)
 

@@ -6,7 +6,8 @@ import numpy as np
 from models import apply, tiny
 from scipy import stats
 
-from pixeldefend import density, detection, mixture
+from pixeldefend import detection
+from pixeldefend.density import conditionals, likelihood
 
 
 def _keys(count, seed=0):
@@ -16,13 +17,13 @@ def _keys(count, seed=0):
 
 def test_log_prob_equals_the_sum_over_positions(float64):
     model, params, images, _ = tiny((8, 8, 3), conditionals="joint")
-    rows = mixture.level_log_probs(
+    rows = conditionals.level_log_probs(
         model, params["head"], apply(model, params, images), images
     )
     taken = np.take_along_axis(np.asarray(rows), np.asarray(images)[..., None], -1)
-    found = density.log_prob(model, params, images)
+    found = likelihood.log_prob(model, params, images)
     np.testing.assert_allclose(found, taken.sum((1, 2, 3, 4)), rtol=1e-12)
-    bits = density.bits_per_dim(model, params, images)
+    bits = likelihood.bits_per_dim(model, params, images)
     np.testing.assert_allclose(bits, -found / (8 * 8 * 3 * math.log(2)), rtol=1e-12)
 
 
@@ -31,7 +32,7 @@ def test_draws_follow_the_given_masses(rng):
     count = 20_000
     tiled = jnp.broadcast_to(log_mass[:, None], (4, count))
     candidates = jnp.broadcast_to(jnp.arange(4)[:, None] + 10, (4, count))
-    levels = density.draw(candidates, tiled, jnp.zeros(count), _keys(count))
+    levels = likelihood.draw(candidates, tiled, jnp.zeros(count), _keys(count))
     found = np.bincount(np.asarray(levels) - 10, minlength=4)
     assert found[1] == 0
     expected = count * np.array([0.5, 0.2, 0.3])
@@ -41,7 +42,7 @@ def test_draws_follow_the_given_masses(rng):
 def test_samples_do_not_depend_on_the_batch():
     model, params, _, _ = tiny((4, 4, 3), levels=1, conditionals="joint")
     sample = jax.jit(
-        lambda keys: density.sample(model, params, keys, height=4, width=4)
+        lambda keys: likelihood.sample(model, params, keys, height=4, width=4)
     )
     four = np.asarray(sample(_keys(4)))
     swapped = np.asarray(sample(_keys(4)[::-1]))
@@ -52,16 +53,16 @@ def test_samples_do_not_depend_on_the_batch():
 
 def test_samples_are_likelier_than_noise():
     model, params, noise, _ = tiny((8, 8, 1), levels=2, conditionals="softmax")
-    images = density.sample(model, params, _keys(2), height=8, width=8)
-    drawn = np.asarray(density.bits_per_dim(model, params, images))
-    uniform = np.asarray(density.bits_per_dim(model, params, noise))
+    images = likelihood.sample(model, params, _keys(2), height=8, width=8)
+    drawn = np.asarray(likelihood.bits_per_dim(model, params, images))
+    uniform = np.asarray(likelihood.bits_per_dim(model, params, noise))
     assert drawn.max() < uniform.min()
 
 
 def test_log_prob_has_a_gradient_in_the_image():
     model, params, images, _ = tiny((4, 4, 1), levels=1)
     levels = images.astype(jnp.float32)
-    gradient = jax.grad(lambda x: density.log_prob(model, params, x).sum())(levels)
+    gradient = jax.grad(lambda x: likelihood.log_prob(model, params, x).sum())(levels)
     assert np.isfinite(gradient).all() and np.any(gradient != 0)
 
 

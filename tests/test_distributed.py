@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from processes import finish, kill, launch, rows, wait_for
 
-from pixeldefend import checkpoint
+from pixeldefend.experiment import zoo
 
 
 def _both(tmp_path, mode, *options, devices=1):
@@ -69,10 +69,10 @@ def test_training_gives_the_same_numbers(tmp_path, mode, devices):
     assert len(ours) == len(theirs) == 4
     for line, other in zip(ours, theirs, strict=True):
         assert line == pytest.approx(other, rel=1e-5)
-    first, second = (checkpoint.load_released(str(f))[1] for f in (one, many))
-    for name, leaf in checkpoint.flat(first).items():
+    first, second = (zoo.load_released(str(f))[1] for f in (one, many))
+    for name, leaf in zoo.flat(first).items():
         np.testing.assert_allclose(
-            leaf, checkpoint.flat(second)[name], rtol=1e-3, atol=1e-5, err_msg=name
+            leaf, zoo.flat(second)[name], rtol=1e-3, atol=1e-5, err_msg=name
         )
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pixeldefend import evaluate
+from pixeldefend.experiment import evaluate
 
 
 @pytest.mark.parametrize("correct, count", [(0, 5), (5, 5), (1, 3), (9218, 10_000)])

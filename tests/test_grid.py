@@ -2,7 +2,8 @@ import itertools
 
 import pytest
 
-from pixeldefend import attacks, grid
+from pixeldefend import attacks
+from pixeldefend.experiment import grid
 
 
 def test_a_row_is_weights_and_defences_in_their_order():

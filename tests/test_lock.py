@@ -8,8 +8,8 @@ import threading
 import pytest
 from processes import finish, launch, wait_for
 
-from pixeldefend import lock
-from pixeldefend.lock import Lock
+from pixeldefend.experiment import lock
+from pixeldefend.experiment.lock import Lock
 
 
 @pytest.fixture
@@ -32,7 +32,8 @@ def test_a_folder_that_is_in_use_is_refused_until_it_is_given_back(path):
 
 
 def test_a_run_that_died_on_this_host_is_in_nobodys_way(path):
-    code = f"import os; from pixeldefend.lock import Lock; Lock({str(path)!r}).take();"
+    code = "import os; from pixeldefend.experiment.lock import Lock; "
+    code += f"Lock({str(path)!r}).take();"
     subprocess.run([sys.executable, "-c", f"{code} os._exit(0)"], check=True)
     assert path.exists()
     mine = Lock(path)

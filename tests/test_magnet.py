@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as hnp
 from networks import linear
 from scipy import signal, spatial
 
-from pixeldefend import data, magnet, reject
+from pixeldefend.defences import magnet, reject
+from pixeldefend.experiment import data
 
 SHAPE = (6, 4, 2)
 COPIES = 3

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixeldefend import checkpoint, data
+from pixeldefend.experiment import data, zoo
 
 ROOT = pathlib.Path(__file__).parent.parent
 FASHION, CIFAR = "configs/fashion_mnist.py", "configs/cifar10.py"
@@ -91,8 +91,8 @@ def test_train_pixelcnn_killed_and_run_again_ends_with_the_same_bytes(
     subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
     # Its timing is in the line: a run that began again would have written another.
     assert (tmp_path / "run/metrics.jsonl").read_text().startswith(before)
-    _, params, _ = checkpoint.load_released(str(trained))
-    _, resumed, _ = checkpoint.load_released(str(tmp_path / "run"))
+    _, params, _ = zoo.load_released(str(trained))
+    _, resumed, _ = zoo.load_released(str(tmp_path / "run"))
     for one, other in zip(_leaves(params), _leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
@@ -233,7 +233,7 @@ def test_score_smoke(tmp_path):
     assert result.returncode == 0, result.stderr
     with np.load(tmp_path / "a/scores.npz") as file:
         assert file["bits_per_dim"].shape == (8,)
-        reference = checkpoint.load_reference("fashion_mnist/pixelcnn")
+        reference = zoo.load_reference("fashion_mnist/pixelcnn")
         ranks = [np.sum(reference <= value) for value in file["log_probs"]]
         expected = (1 + np.array(ranks)) / (len(reference) + 1)
         np.testing.assert_allclose(file["p_values"], expected, rtol=1e-5)
@@ -249,15 +249,15 @@ def test_release_smoke(trained, tmp_path):
         "--config.release.note=a toy",
     )
     assert result.returncode == 0, result.stderr
-    _, params, card = checkpoint.load_released(str(to))
-    _, expected, _ = checkpoint.load_released(str(trained))
+    _, params, card = zoo.load_released(str(to))
+    _, expected, _ = zoo.load_released(str(trained))
     for one, other in zip(_leaves(params), _leaves(expected), strict=True):
         np.testing.assert_array_equal(one, other)
     assert card["name"] == "toy/pixelcnn" and card["note"] == "a toy"
     assert card["figures"]["sample"]["n"] == 256
     assert card["training"]["step"] == 8
     assert str(tmp_path) not in (to / "card.json").read_text()
-    assert checkpoint.load_reference(str(to)).shape == (256,)
+    assert zoo.load_reference(str(to)).shape == (256,)
 
 
 def test_the_benchmark_prints_its_ratio():
@@ -302,15 +302,15 @@ def test_list_names_every_mode():
         capture_output=True,
         text=True,
     )
-    from pixeldefend import run
+    from pixeldefend.experiment import modes
 
-    for mode in run.MODES:
+    for mode in modes.MODES:
         assert f"{mode} " in result.stdout
 
 
 def _misfit(folder):
     """A card of another model than its weights."""
-    shutil.copytree(checkpoint.find_released("fashion_mnist/pixelcnn"), folder)
+    shutil.copytree(zoo.find_released("fashion_mnist/pixelcnn"), folder)
     card = json.loads((folder / "card.json").read_text())
     card["model"]["features"] += 1
     (folder / "card.json").write_text(json.dumps(card))
@@ -476,7 +476,7 @@ def _contents(folder):
 
 def test_damaged_weights_are_told(tmp_path):
     """Beside it, threads of the restore that failed may complain."""
-    shutil.copytree(checkpoint.find_released("mnist/puvae"), tmp_path / "p")
+    shutil.copytree(zoo.find_released("mnist/puvae"), tmp_path / "p")
     for path in (tmp_path / "p/weights").glob("ocdbt.process_0/d/*"):
         os.truncate(path, 50)
     rows = "('mnist/cnn_a + reject_rmse + puvae',)"

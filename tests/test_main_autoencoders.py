@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from test_main import ROOT, _command, _environment, _rows, _run, kill_once
 
-from pixeldefend import checkpoint, data, grid, keys, puvae, reject
-from pixeldefend.run.programs import Loaded, Tools
-from pixeldefend.run.workbench import Workbench
+from pixeldefend import keys
+from pixeldefend.defences import puvae, reject
+from pixeldefend.experiment import data, grid, zoo
+from pixeldefend.experiment.modes.programs import Loaded, Tools
+from pixeldefend.experiment.modes.workbench import Workbench
 
 SMOKE = "configs/mnist.py:smoke"
 KINDS = ("puvae", "magnet")
@@ -67,20 +69,20 @@ def test_training_killed_and_run_again_ends_with_the_same_bytes(
     kill_once(command, tmp_path, "run/checkpoints/2")
     assert not (tmp_path / "run/model").exists(), "killed too late to prove anything"
     subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
-    _, one, _ = checkpoint.load_released(str(trained / kind))
-    _, other, _ = checkpoint.load_released(str(tmp_path / "run"))
+    _, one, _ = zoo.load_released(str(trained / kind))
+    _, other, _ = zoo.load_released(str(tmp_path / "run"))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_a_card_tells_the_classifier_and_the_budget(trained):
-    _, _, card = checkpoint.load_released(str(trained / "puvae"))
+    _, _, card = zoo.load_released(str(trained / "puvae"))
     told = card["training"]
-    classifier = checkpoint.load_card(checkpoint.find_released("mnist/cnn_a"))
+    classifier = zoo.load_card(zoo.find_released("mnist/cnn_a"))
     assert told["classifier"] == "mnist/cnn_a"
     assert told["classifier_sha256"] == classifier["sha256"]
     assert told["images"] == 8 * 8 and told["loss_weights"]["divergence"] > 0
-    _, _, card = checkpoint.load_released(str(trained / "magnet"))
+    _, _, card = zoo.load_released(str(trained / "magnet"))
     # What was asked for, not the metric of the same name.
     assert card["training"]["diversity"] == 0.04 and card["training"]["noise"] == 0.1
 
@@ -90,7 +92,7 @@ def test_a_released_figure_comes_again_by_the_command_on_its_card(
     released, tmp_path, kind
 ):
     folder, _ = released
-    card = checkpoint.load_card(folder / kind)
+    card = zoo.load_card(folder / kind)
     figures = card["figures"]["sample"]
     assert figures["n"] == 256 and figures["rmse"] > 0
     python, main, *options = shlex.split(figures["command"])
@@ -115,36 +117,34 @@ def test_calibrate_keeps_scores_that_give_its_thresholds(released):
     assert set(rows) == {"reject_rmse", "reject_magnet"}
     for name, row in rows.items():
         kind = {"reject_rmse": "puvae", "reject_magnet": "magnet"}[name]
-        scores = checkpoint.load_validation(str(folder / kind))
+        scores = zoo.load_validation(str(folder / kind))
         assert scores.shape == ({"puvae": 1, "magnet": 2}[kind], 16)
         bars = reject.thresholds(scores, false_positive_rate=0.25)
         np.testing.assert_allclose(row["thresholds"], bars, rtol=1e-5)
         # The same images: what was asked for is what comes.
         out = np.asarray(reject.rejected(scores, bars))
         assert row["rejected"] == pytest.approx(out.mean()) and row["n"] == 16
-    model, params, _ = checkpoint.load_released(str(folder / "puvae"))
+    model, params, _ = zoo.load_released(str(folder / "puvae"))
     images = data.sample("mnist")[0][:16]
     key = keys.for_images(jax.random.key(0), jnp.arange(16, dtype=jnp.uint32))
     rebuild = jax.jit(puvae.reconstruct, static_argnums=0)
     found = rebuild(model, params, images, key)
-    scores = checkpoint.load_validation(str(folder / "puvae"))[0]
+    scores = zoo.load_validation(str(folder / "puvae"))[0]
     np.testing.assert_allclose(found.rmse, scores, rtol=1e-5)
 
 
 def test_detectors_in_a_row_reject_what_any_of_them_does(released, tmp_path):
     folder, _ = released
-    models = {
-        kind: Loaded(*checkpoint.load_released(str(folder / kind))) for kind in KINDS
-    }
+    models = {kind: Loaded(*zoo.load_released(str(folder / kind))) for kind in KINDS}
     of = {"reject_rmse": "puvae", "reject_magnet": "magnet"}
     thresholds = {
         name: reject.thresholds(
-            checkpoint.load_validation(str(folder / kind)), false_positive_rate=0.25
+            zoo.load_validation(str(folder / kind)), false_positive_rate=0.25
         )
         for name, kind in of.items()
     }
     named = "mnist/cnn_a"
-    classifiers = {named: Loaded(*checkpoint.load_released(named))}
+    classifiers = {named: Loaded(*zoo.load_released(named))}
     tools = Tools(
         classifiers,
         None,
@@ -185,13 +185,13 @@ def swept(released, tmp_path_factory):
 def test_sweep_rows_are_those_of_the_functions(swept):
     folder, workdir, _, printed = swept
     rows = _rows(workdir)
-    model, params, _ = checkpoint.load_released(str(folder / "puvae"))
-    scores = checkpoint.load_validation(str(folder / "puvae"))
+    model, params, _ = zoo.load_released(str(folder / "puvae"))
+    scores = zoo.load_validation(str(folder / "puvae"))
     (bar,) = np.asarray(reject.thresholds(scores, false_positive_rate=0.25))
     labels = data.sample("mnist")[1][:COUNT]
     key = keys.for_images(jax.random.key(0), jnp.arange(COUNT, dtype=jnp.uint32))
     rebuild = jax.jit(puvae.reconstruct, static_argnums=0)
-    network, variables, _ = checkpoint.load_released("mnist/cnn_a")
+    network, variables, _ = zoo.load_released("mnist/cnn_a")
     checked = 0
     for eps in (25.5, 76.5):
         path = f"adversarial/fgsm-thesis-eps{eps:g}-mnist_cnn_a-fractional-*.npz"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_main import FASHION, ROOT, _command, _environment, _rows, _run, kill_once
 
-from pixeldefend import checkpoint, data
+from pixeldefend.experiment import data, zoo
 
 SMOKE = f"{FASHION}:smoke"
 ATTACKED = "--config.classifier.training=adversarial_fgsm"
@@ -40,7 +40,7 @@ def released(trained, tmp_path_factory):
 
 
 def _leaves(folder):
-    _, variables, _ = checkpoint.load_released(str(folder))
+    _, variables, _ = zoo.load_released(str(folder))
     return jax.tree.leaves(variables)
 
 
@@ -59,7 +59,7 @@ def test_train_classifier_killed_and_run_again_ends_with_the_same_bytes(
 
 
 def test_a_trained_classifier_is_loaded_with_its_statistics(trained):
-    model, variables, card = checkpoint.load_released(str(trained))
+    model, variables, card = zoo.load_released(str(trained))
     assert card["kind"] == "classifier" and model.axis_name is None
     assert card["training"]["training"] == "adversarial_fgsm"
     assert card["training"]["delta"] == 8.0 and card["training"]["step"] == 8
@@ -177,14 +177,14 @@ def test_classify_ones_own_pictures_without_labels(trained, tmp_path):
 def test_release_classifier_smoke(trained, released, tmp_path):
     for one, other in zip(_leaves(trained), _leaves(released), strict=True):
         np.testing.assert_array_equal(one, other)
-    card = checkpoint.load_card(released)
+    card = zoo.load_card(released)
     assert card["name"] == "toy/vgg-adversarial_fgsm8" and card["note"] == "a toy"
     assert set(card["figures"]["sample"]) == {"clean", "fgsm8", "fgsm25"}
     assert str(trained.parent) not in (released / "card.json").read_text()
 
 
 def test_the_command_on_a_card_gives_its_figures_again(released, tmp_path):
-    figures = checkpoint.load_card(released)["figures"]["sample"]
+    figures = zoo.load_card(released)["figures"]["sample"]
     _, _, *options = shlex.split(figures["fgsm25"]["command"])
     options = [
         *(o for o in options if "classifier.weights" not in o),

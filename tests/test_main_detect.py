@@ -12,15 +12,11 @@ from sklearn import metrics
 from test_main import FASHION, _rows, _run
 from test_main_evaluate import models  # noqa: F401, a fixture
 
-from pixeldefend import (
-    attacks,
-    checkpoint,
-    classifiers,
-    data,
-    density,
-    detection,
-    purification,
-)
+from pixeldefend import attacks, detection
+from pixeldefend.defences import purification
+from pixeldefend.density import likelihood
+from pixeldefend.experiment import data, zoo
+from pixeldefend.models import classifiers
 
 COUNT = 6
 
@@ -44,9 +40,9 @@ def folder(models, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("detect")
     for name in ("one8", "density"):
         shutil.copytree(models[name], folder / name)
-    model, params, _ = checkpoint.load_released(str(folder / "density"))
+    model, params, _ = zoo.load_released(str(folder / "density"))
     images = data.sample("fashion_mnist")[0][100:140]
-    scores = jax.jit(density.log_prob, static_argnums=0)(model, params, images)
+    scores = jax.jit(likelihood.log_prob, static_argnums=0)(model, params, images)
     np.save(folder / "density" / "reference.npy", np.sort(scores))
     return folder
 
@@ -71,9 +67,9 @@ def test_rows_say_what_the_functions_and_scikit_learn_say(found, folder):
         for defence in ("none", "purify")
     ]
     reference = arrays["reference"]
-    model, params, _ = checkpoint.load_released(str(folder / "density"))
+    model, params, _ = zoo.load_released(str(folder / "density"))
     clean = data.sample("fashion_mnist")[0][:COUNT]
-    log_prob = jax.jit(density.log_prob, static_argnums=0)
+    log_prob = jax.jit(likelihood.log_prob, static_argnums=0)
     np.testing.assert_allclose(
         arrays["8/none/none/log_probs"], log_prob(model, params, clean), rtol=1e-5
     )
@@ -106,15 +102,15 @@ def test_evading_images_get_past_what_they_were_made_for(found, folder):
     assert {row["threat"] for row in rows} == {"white-box"}
     assert {row["through"] for row in rows} == {"detector+classifier"}
     assert len(rows) == 1 and rows[0]["n"] == 2
-    model, variables, _ = checkpoint.load_released(str(folder / "one8"))
-    density_model, params, _ = checkpoint.load_released(str(folder / "density"))
+    model, variables, _ = zoo.load_released(str(folder / "one8"))
+    density_model, params, _ = zoo.load_released(str(folder / "density"))
     bar = detection.threshold_for(arrays["calibration"], false_positive_rate=0.05)
     images, labels = (a[:2] for a in data.sample("fashion_mnist"))
     of_classifier = classifiers.logits_fn(model)
     expected, info = jax.jit(
         lambda variables, images, labels: attacks.evade(
             lambda v, x: of_classifier(v["classifier"], x),
-            lambda v, x: density.log_prob(density_model, v["params"], x),
+            lambda v, x: likelihood.log_prob(density_model, v["params"], x),
             variables,
             images,
             labels,
@@ -156,8 +152,8 @@ def test_searches_are_kept_and_compared_with_greedy_decoding(folder, tmp_path):
     with np.load(tmp_path / "run/purifiers.npz") as file:
         arrays = dict(file)
     rows = {row["stage"]: row for row in _rows(tmp_path / "run")}
-    model, params, _ = checkpoint.load_released(str(folder / "density"))
-    classifier, variables, _ = checkpoint.load_released(str(folder / "one8"))
+    model, params, _ = zoo.load_released(str(folder / "density"))
+    classifier, variables, _ = zoo.load_released(str(folder / "one8"))
     images, labels = (a[:2] for a in data.sample("fashion_mnist"))
     attacked, _ = attacks.fgsm(
         classifiers.logits_fn(classifier),
@@ -167,7 +163,7 @@ def test_searches_are_kept_and_compared_with_greedy_decoding(folder, tmp_path):
         eps=8,
         keep_failed=True,
     )
-    bits = jax.jit(density.bits_per_dim, static_argnums=0)
+    bits = jax.jit(likelihood.bits_per_dim, static_argnums=0)
     np.testing.assert_allclose(
         arrays["perturbed"], bits(model, params, attacked), rtol=1e-5
     )
@@ -206,8 +202,8 @@ def test_gradients_are_those_of_the_functions(folder, tmp_path):
     assert result.returncode == 0, result.stderr
     rows = {row["slope"]: row for row in _rows(tmp_path / "run")}
     assert list(rows) == [None, *attacks.SLOPES]
-    classifier, variables, _ = checkpoint.load_released(str(folder / "one8"))
-    model, params, _ = checkpoint.load_released(str(folder / "density"))
+    classifier, variables, _ = zoo.load_released(str(folder / "one8"))
+    model, params, _ = zoo.load_released(str(folder / "density"))
     images, labels = (a[:4] for a in data.sample("fashion_mnist"))
     logits_fn = classifiers.logits_fn(classifier)
     purified = jax.jit(purification.purify, static_argnums=0)(

@@ -10,21 +10,14 @@ import numpy as np
 import pytest
 from test_main import FASHION, ROOT, _command, _environment, _rows, _run, kill_once
 
-from pixeldefend import (
-    attacks,
-    checkpoint,
-    classifiers,
-    data,
-    density,
-    grid,
-    parallel,
-    pixelcnn,
-    purification,
-    squeeze,
-)
-from pixeldefend import parts as parts_module
-from pixeldefend.run.programs import Loaded, Tools
-from pixeldefend.run.workbench import Workbench
+from pixeldefend import attacks
+from pixeldefend.defences import filters, purification
+from pixeldefend.density import likelihood, pixelcnn
+from pixeldefend.experiment import data, grid, parallel, zoo
+from pixeldefend.experiment import parts as parts_module
+from pixeldefend.experiment.modes.programs import Loaded, Tools
+from pixeldefend.experiment.modes.workbench import Workbench
+from pixeldefend.models import classifiers
 
 COUNT = 6
 PROVENANCE = ("seconds", "table_seconds", "device", "config", "version")
@@ -44,7 +37,7 @@ def _save(folder, kind, model, seed):
         "image_shape": [28, 28, 1],
         "training": {"training": "normal"},
     }
-    checkpoint.save_released(folder, model, params, card)
+    zoo.save_released(folder, model, params, card)
     return str(folder)
 
 
@@ -144,7 +137,7 @@ def test_evaluate_smoke(models, whole):
 def test_what_survives_every_attack_is_counted_image_by_image(models, whole):
     """Again from the attacked images, of the row without a defence."""
     folder, _ = whole
-    model, variables, _ = checkpoint.load_released(models["one8"])
+    model, variables, _ = zoo.load_released(models["one8"])
     labels = data.sample("fashion_mnist")[1][:3]
     survived = np.ones(3, bool)
     for name in ("rand-*", "bim-*one8-*", "deepfool-*eps8*one8-*", "cw-*eps8*one8-*"):
@@ -167,9 +160,9 @@ def test_what_survives_every_attack_is_counted_image_by_image(models, whole):
 def test_rows_are_what_the_functions_give_one_by_one(models, whole):
     """Purified, squeezed, classified here, without the workbench."""
     folder, _ = whole
-    model, variables, _ = checkpoint.load_released(models["one8"])
+    model, variables, _ = zoo.load_released(models["one8"])
     images, labels = (a[:COUNT] for a in data.sample("fashion_mnist"))
-    density_model, params, _ = checkpoint.load_released(models["density"])
+    density_model, params, _ = zoo.load_released(models["density"])
 
     def attacked(through):
         (path,) = (folder / "adversarial").glob(f"bim*one8{through}-????????.npz")
@@ -184,11 +177,11 @@ def test_rows_are_what_the_functions_give_one_by_one(models, whole):
 
     bare, median = attacked(""), attacked("-median")
     assert not np.array_equal(bare, median)
-    bits = density.bits_per_dim(density_model, params, bare)
+    bits = likelihood.bits_per_dim(density_model, params, bare)
     alone = np.asarray(bits < 8.0)[:, None, None, None]
     shown = {
         "none": bare,
-        "purify+squeeze": squeeze.squeeze_features(purified(median), colours=8),
+        "purify+squeeze": filters.squeeze_features(purified(median), colours=8),
         "purify_adaptive": np.where(alone, bare, purified(bare)),
     }
     found = {
@@ -234,7 +227,7 @@ def test_evaluate_on_four_devices_gives_the_rows_of_one(models, tmp_path):
 
 
 def _workbench(folder, models, name="two", step=1):
-    loaded = {models["two"]: Loaded(*checkpoint.load_released(models[name]))}
+    loaded = {models["two"]: Loaded(*zoo.load_released(models[name]))}
     tools = Tools(loaded, None, 32, "auto", 0.0, 8, "paper", 0, batch=1)
     given = data.read_input("fashion_mnist", "sample", 24, (28, 28, 1), None)
     given = given._replace(images=given.images[::step].copy())
@@ -301,7 +294,7 @@ def test_choose_threshold_smoke(models, tmp_path):
     chosen = curve["threshold"].index(found["threshold"])
     strongest = np.array(curve["strongest"]["8"])
     assert np.all(strongest[: chosen + 1] >= strongest[0])
-    _, _, card = checkpoint.load_released(models["density"])
+    _, _, card = zoo.load_released(models["density"])
     assert card["adaptive"] == found
     assert f"threshold {found['threshold']:.2f}" in result.stdout
     # The next run takes it from there, and finds what the curve says.
@@ -352,8 +345,8 @@ def test_an_attack_through_the_purifier_is_white_box(models, tmp_path):
     }
     worst = [r for r in _rows(tmp_path / "run") if r["attack"] == "worst_per_image"]
     assert {row["threat"] for row in worst} == {"white-box"}
-    model, variables, _ = checkpoint.load_released(one)
-    density_model, params, _ = checkpoint.load_released(models["density"])
+    model, variables, _ = zoo.load_released(one)
+    density_model, params, _ = zoo.load_released(models["density"])
     images, labels = (a[:2] for a in data.sample("fashion_mnist"))
     seen = attacks.behind_purifier(classifiers.logits_fn(model), density_model)
     given = {"classifier": variables, "params": params, "eps": 32}

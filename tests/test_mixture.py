@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from pixeldefend import mixture, pixelcnn
+from pixeldefend.density import conditionals, pixelcnn
 
 
 def _model(kind, channels, dtype="float64"):
@@ -19,11 +19,11 @@ def _random(model, rng, count=5, spread=1.0):
     """Head outputs `[count, P]`, head parameters, and levels `[count, C]`."""
     dtype = model.head_dtype
     heads = jnp.asarray(
-        spread * rng.normal(size=(count, mixture.outputs(model))), dtype
+        spread * rng.normal(size=(count, conditionals.outputs(model))), dtype
     )
     tables = jax.tree.map(
         lambda a: jnp.asarray(rng.normal(size=a.shape), dtype),
-        mixture.init_tables(model),
+        conditionals.init_tables(model),
     )
     images = jnp.asarray(rng.integers(0, 256, (count, model.channels), dtype=np.uint8))
     return heads, tables, images
@@ -58,23 +58,23 @@ def _textbook(kind, heads, image):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", mixture.CONDITIONALS)
+@pytest.mark.parametrize("kind", conditionals.CONDITIONALS)
 def test_conditionals_sum_to_one(kind, channels, float64, rng):
     model = _model(kind, channels)
     heads, tables, images = _random(model, rng)
-    log_probs = mixture.level_log_probs(model, tables, heads, images)
+    log_probs = conditionals.level_log_probs(model, tables, heads, images)
     assert log_probs.shape == (5, channels, 256)
     np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1.0, rtol=1e-12)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", mixture.CONDITIONALS)
+@pytest.mark.parametrize("kind", conditionals.CONDITIONALS)
 def test_log_prob_is_the_sum_of_level_log_probs(kind, channels, float64, rng):
     model = _model(kind, channels)
     heads, tables, images = _random(model, rng)
-    rows = mixture.level_log_probs(model, tables, heads, images)
+    rows = conditionals.level_log_probs(model, tables, heads, images)
     taken = np.take_along_axis(np.asarray(rows), np.asarray(images)[..., None], -1)
-    found = mixture.log_prob(model, tables, heads, images)
+    found = conditionals.log_prob(model, tables, heads, images)
     np.testing.assert_allclose(found, taken.sum((1, 2)), rtol=1e-12)
 
 
@@ -87,7 +87,7 @@ def test_mixtures_agree_with_the_textbook(kind, channels, float64, rng):
     expected = [
         _textbook(kind, h, i) for h, i in zip(heads, np.asarray(images), strict=True)
     ]
-    found = mixture.log_prob(model, tables, heads, images)
+    found = conditionals.log_prob(model, tables, heads, images)
     np.testing.assert_allclose(found, np.array(expected, float), rtol=1e-9)
 
 
@@ -99,7 +99,7 @@ def test_joint_couples_the_channels_and_independent_does_not(float64, rng):
     for kind, moves in (("joint", True), ("independent", False)):
         model = _model(kind, 3)
         green = [
-            np.asarray(mixture.level_log_probs(model, tables, heads, x))[:, 1]
+            np.asarray(conditionals.level_log_probs(model, tables, heads, x))[:, 1]
             for x in (images, changed)
         ]
         assert (np.abs(green[0] - green[1]).max() > 1e-6) == moves
@@ -108,7 +108,7 @@ def test_joint_couples_the_channels_and_independent_does_not(float64, rng):
 def test_softmax_reads_the_tables_of_the_earlier_channels(float64, rng):
     model = _model("softmax", 3)
     heads, tables, images = _random(model, rng)
-    found = mixture.level_log_probs(model, tables, heads, images)
+    found = conditionals.level_log_probs(model, tables, heads, images)
     red, green = np.asarray(images)[:, 0], np.asarray(images)[:, 1]
     table = np.asarray(tables["tables"])
     logits = np.asarray(heads).reshape(-1, 3, 256)
@@ -135,7 +135,7 @@ def test_float32_is_exact_far_out_in_the_tails(level, mean, log_scale, kind):
                 mixtures=1, conditionals=kind, channels=1, dtype=dtype
             )
             heads = jnp.asarray(outputs[None], model.head_dtype)
-            rows = mixture.level_log_probs(
+            rows = conditionals.level_log_probs(
                 model, {}, heads, jnp.zeros((1, 1), jnp.uint8)
             )
             found[dtype] = np.asarray(rows)[0, 0, level]
@@ -143,33 +143,33 @@ def test_float32_is_exact_far_out_in_the_tails(level, mean, log_scale, kind):
     np.testing.assert_allclose(found["float32"], found["float64"], rtol=2e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", mixture.CONDITIONALS)
+@pytest.mark.parametrize("kind", conditionals.CONDITIONALS)
 def test_floating_levels_agree_with_integers_and_have_gradients(kind, rng):
     model = _model(kind, 3, "float32")
     heads, tables, images = _random(model, rng, count=8)
     images = images.at[0].set(0).at[1].set(255)
     floating = images.astype(jnp.float32)
-    total = lambda x: mixture.log_prob(model, tables, heads, x)  # noqa: E731
+    total = lambda x: conditionals.log_prob(model, tables, heads, x)  # noqa: E731
     np.testing.assert_allclose(total(floating), total(images), rtol=1e-5)
     gradient = jax.grad(lambda x: total(x).sum())(floating)
     assert np.isfinite(gradient).all() and np.abs(gradient[2:]).max() > 0
 
 
 def test_a_window_scores_as_the_whole_range_does(float64, rng):
-    for kind in mixture.CONDITIONALS:
+    for kind in conditionals.CONDITIONALS:
         model = _model(kind, 1)
         heads, tables, _ = _random(model, rng)
-        state = mixture.begin(model, tables, heads.T)
-        whole = mixture.score(model, state, 0, jnp.zeros(5, jnp.int32), 256)
+        state = conditionals.begin(model, tables, heads.T)
+        whole = conditionals.score(model, state, 0, jnp.zeros(5, jnp.int32), 256)
         first = jnp.array([0, 10, 100, 200, 239], jnp.int32)
-        window = mixture.score(model, state, 0, first, 17)
+        window = conditionals.score(model, state, 0, first, 17)
         rows = np.asarray(first)[None] + np.arange(17)[:, None]
         expected = np.take_along_axis(np.asarray(whole), rows, axis=0)
         np.testing.assert_allclose(window, expected, rtol=1e-9)
 
 
 def test_outputs_are_counted_as_in_the_paper():
-    count = lambda **kw: mixture.outputs(pixelcnn.PixelCNN(**kw))  # noqa: E731
+    count = lambda **kw: conditionals.outputs(pixelcnn.PixelCNN(**kw))  # noqa: E731
     assert count(channels=3, mixtures=10) == 100
     assert count(channels=1, mixtures=10) == 30
     assert count(channels=3, conditionals="softmax") == 768

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from processes import ROOT, finish, free_port, kill, launch, rows, wait_until
 
-from pixeldefend import checkpoint, data, figures, files
+from pixeldefend.experiment import data, figures, files, zoo
 
 _NOTHING = "gs://bucket/nothing"
 
@@ -37,7 +37,7 @@ def bucket():
                     break
             time.sleep(0.1)
         files.prepare([_NOTHING])
-        yield checkpoint.epath.Path("gs://bucket")
+        yield zoo.epath.Path("gs://bucket")
     server.kill()
     server.wait()
 
@@ -63,7 +63,7 @@ def test_training_goes_on_and_the_model_is_loaded(bucket, tmp_path):
     steps = [line["step"] for line in rows(metrics)]
     assert steps == sorted(set(steps)) and steps[-1] == 40
     ours, theirs = (
-        checkpoint.load_released(str(place))[2]["sha256"]
+        zoo.load_released(str(place))[2]["sha256"]
         for place in (bucket / "train", tmp_path / "whole")
     )
     assert ours == theirs
@@ -90,7 +90,7 @@ def test_purifying_ones_own_images_by_two_processes(bucket, tmp_path):
     )
     with np.load(ours.open("rb")) as found, np.load(theirs) as expected:
         np.testing.assert_array_equal(found["purified"], expected["purified"])
-    assert _tree(bucket / "out") == _tree(checkpoint.epath.Path(tmp_path / "out"))
+    assert _tree(bucket / "out") == _tree(zoo.epath.Path(tmp_path / "out"))
 
 
 def _tree(folder):

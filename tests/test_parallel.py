@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixeldefend import interruption, parallel, processes, train
+from pixeldefend.experiment import interruption, parallel, processes, train
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 20])

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from pixeldefend import files
-from pixeldefend.parts import Parts
+from pixeldefend.experiment import files
+from pixeldefend.experiment.parts import Parts
 
 
 def _batch(first, count):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from models import apply, tiny
 
-from pixeldefend import causal, mixture, pixelcnn
+from pixeldefend.density import conditionals, layers, pixelcnn
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -76,7 +76,7 @@ def test_dropout_only_with_a_key_and_element_wise():
         apply(model, params, images, key=jax.random.key(i)) for i in range(2)
     )
     assert np.abs(np.asarray(first) - np.asarray(second)).max() > 1e-3
-    face = causal.Image({}, dropout=0.5, key=jax.random.key(0))
+    face = layers.Image({}, dropout=0.5, key=jax.random.key(0))
     dropped = np.asarray(face.drop(jnp.ones((4, 8, 8, 6))))
     assert set(np.unique(dropped)) == {0.0, 2.0}
     assert len(np.unique(dropped.mean((1, 2)))) > 2, "whole channels drop together"
@@ -102,9 +102,9 @@ def test_bfloat16_streams_keep_the_head_in_float32():
 def test_concat_elu_is_two_elus_with_their_gradients():
     x = jnp.linspace(-3.0, 3.0, 13)
     both = lambda x: jnp.concatenate([jax.nn.elu(x), jax.nn.elu(-x)])  # noqa: E731
-    np.testing.assert_allclose(causal.concat_elu(x), both(x), rtol=1e-6)
+    np.testing.assert_allclose(layers.concat_elu(x), both(x), rtol=1e-6)
     np.testing.assert_allclose(
-        jax.jacobian(causal.concat_elu)(x), jax.jacobian(both)(x), rtol=1e-6
+        jax.jacobian(layers.concat_elu)(x), jax.jacobian(both)(x), rtol=1e-6
     )
 
 
@@ -151,4 +151,4 @@ def test_labels_that_do_not_fit_are_refused(labels):
 
 def test_descriptions_are_static_arguments():
     assert hash(pixelcnn.PixelCNN()) == hash(pixelcnn.PixelCNN())
-    assert mixture.outputs(pixelcnn.PixelCNN()) == 100
+    assert conditionals.outputs(pixelcnn.PixelCNN()) == 100

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from networks import linear
 from scipy import integrate, signal, special, stats
 
-from pixeldefend import data, puvae
+from pixeldefend.defences import puvae
+from pixeldefend.experiment import data
 
 # Of which the decoder's sizes are cut, and no two axes are alike.
 SHAPE = (12, 10, 1)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import apply, naive_purify, tiny
 
-from pixeldefend import density, mixture, pixelcnn, purification, raster
+from pixeldefend.defences import purification
+from pixeldefend.density import conditionals, decode, likelihood, pixelcnn
 
 purify = jax.jit(
     purification.purify, static_argnums=0, static_argnames=("width", "solver")
@@ -33,7 +34,7 @@ def test_the_scan_computes_what_the_network_does(shape, options, solver, float64
     model, params, images, labels = tiny(shape, **options)
     whole = apply(model, params, images, labels=labels)
     teacher_forced = jax.jit(
-        raster.teacher_forced, static_argnums=0, static_argnames="solver"
+        decode.teacher_forced, static_argnums=0, static_argnames="solver"
     )
     cached = teacher_forced(model, params, images, labels=labels, solver=solver)
     scale = np.abs(whole).max()
@@ -77,11 +78,11 @@ def test_both_solvers_draw_the_same_samples(float64):
     lower, upper = purification.bounds(images, 255)
 
     def drawn(solver):
-        return raster.decode(
+        return decode.decode(
             model,
             params,
             images,
-            density.draw,
+            likelihood.draw,
             keys,
             lower=lower,
             upper=upper,
@@ -102,7 +103,7 @@ def test_levels_that_are_not_numbers_do_not_keep_a_row_unsettled():
         return jnp.full_like(level, jnp.nan)
 
     lower, upper = purification.bounds(images, 2)
-    found, rounds = raster.decode_with_rounds(
+    found, rounds = decode.decode_with_rounds(
         model,
         params,
         images.astype(jnp.float32),
@@ -126,7 +127,7 @@ def test_auto_takes_a_solver_that_exists():
     for backend in ("cpu", "gpu", "tpu", "something new"):
         for batch in (1, 128):
             found = purification.faster_solver(batch, backend)
-            assert found in raster.SOLVERS
+            assert found in decode.SOLVERS
     model, params, images, _ = tiny((4, 4, 1), levels=1)
     chosen = purify(model, params, images, eps=9, width=33, solver="auto")
     np.testing.assert_array_equal(
@@ -165,7 +166,7 @@ def test_each_level_is_at_least_as_likely_as_the_one_it_replaced(compiled):
     model, params, images, purify, _ = compiled
     found = purify(params, images, jnp.full(2, 30))
     heads = apply(model, params, found)
-    rows = np.asarray(mixture.level_log_probs(model, params["head"], heads, found))
+    rows = np.asarray(conditionals.level_log_probs(model, params["head"], heads, found))
     chosen = np.take_along_axis(rows, np.asarray(found)[..., None], -1)
     replaced = np.take_along_axis(rows, np.asarray(images)[..., None], -1)
     assert np.all(chosen >= replaced - 1e-5)
@@ -174,8 +175,8 @@ def test_each_level_is_at_least_as_likely_as_the_one_it_replaced(compiled):
 
 def test_purification_makes_images_likelier(compiled):
     model, params, images, purify, _ = compiled
-    before = density.log_prob(model, params, images)
-    after = density.log_prob(model, params, purify(params, images, jnp.full(2, 30)))
+    before = likelihood.log_prob(model, params, images)
+    after = likelihood.log_prob(model, params, purify(params, images, jnp.full(2, 30)))
     assert np.all(after > before)
 
 
@@ -218,7 +219,7 @@ def naive_relax(model, params, images, eps, labels=None):
     @jax.jit
     def all_log_probs(images):
         heads = pixelcnn.apply(model, params, images, labels=labels)
-        return mixture.level_log_probs(model, params["head"], heads, images)
+        return conditionals.level_log_probs(model, params["head"], heads, images)
 
     original, result = np.asarray(images), np.array(images)
     for i, j, c in np.ndindex(images.shape[1:]):
@@ -281,13 +282,15 @@ def test_straight_through_goes_on_with_purified_levels(float64):
     purified = purify(model, params, levels.astype(jnp.uint8), eps=9)
     slope = jax.jit(jax.grad(lambda levels: relax(levels)[last]))(levels)[last]
     heads = pixelcnn.apply(model, params, purified)[0, -1, -1][:, None]
-    state = mixture.begin(model, params["head"], heads)
+    state = conditionals.begin(model, params["head"], heads)
     for channel in range(2):
         chosen = purified[0, -1, -1, channel][None].astype(jnp.float64)
-        state = mixture.decide(model, state, channel, chosen)
+        state = conditionals.decide(model, state, channel, chosen)
 
     def expected(level):
-        log_mass = mixture.score(model, state, 2, jnp.asarray([level - 9]), 19)[:, 0]
+        log_mass = conditionals.score(model, state, 2, jnp.asarray([level - 9]), 19)[
+            :, 0
+        ]
         mass = np.exp(log_mass - np.max(log_mass))
         return np.sum(mass * (level - 9 + np.arange(19))) / np.sum(mass)
 
@@ -311,7 +314,7 @@ def test_soft_decoding_approaches_greedy_as_it_cools(float64):
         return jnp.sum(weights * candidates.astype(weights.dtype), axis=0)
 
     lower, upper = purification.bounds(images, 12)
-    found = raster.decode(
+    found = decode.decode(
         model, params, images.astype(jnp.float64), cold, lower=lower, upper=upper
     )
     np.testing.assert_allclose(found, purify(model, params, images, eps=12), atol=1e-3)
@@ -353,7 +356,7 @@ def test_wrong_images_bounds_and_solvers_are_refused():
         purification.purify(model, params, images, eps=16, width=17)
     lower, upper = purification.bounds(images, 3)
     with pytest.raises(ValueError, match="lower"):
-        raster.decode(
+        decode.decode(
             model, params, images, purification.likeliest, lower=lower[:1], upper=upper
         )
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pixeldefend import reject
+from pixeldefend.defences import reject
 
 # Few different values, so that many are tied; of few shapes, to compile once.
 TIED = hnp.arrays(np.float32, (2, 9), elements=st.integers(-3, 3))

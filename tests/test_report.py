@@ -2,8 +2,8 @@ import time
 
 import numpy as np
 
-from pixeldefend import parallel, report
-from pixeldefend.parts import Parts
+from pixeldefend.experiment import parallel, report
+from pixeldefend.experiment.parts import Parts
 
 
 def test_time_left_counts_only_what_this_run_did(monkeypatch, capsys):

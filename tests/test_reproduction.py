@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pixeldefend import checkpoint, data
+from pixeldefend.experiment import data, zoo
 from reproduction import import_classifier
 
 SHAPE = (32, 32, 3)
@@ -14,14 +14,14 @@ SHAPE = (32, 32, 3)
 def _from_torch():
     return sorted(
         str(path.parent)
-        for path in checkpoint.RELEASED.glob("*/*/card.json")
+        for path in zoo.RELEASED.glob("*/*/card.json")
         if "logits" in json.loads(path.read_text())["training"]
     )
 
 
 @pytest.mark.parametrize("name", _from_torch())
 def test_released_weights_from_torch_give_the_logits_that_torch_gave(name):
-    model, variables, card = checkpoint.load_released(name)
+    model, variables, card = zoo.load_released(name)
     images, _ = data.sample(card["dataset"])
     logits = card["training"]["logits"]["values"]
     apart = import_classifier.largest_difference(

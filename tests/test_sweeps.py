@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixeldefend import grid, published, sweeps
+from pixeldefend import published, sweeps
+from pixeldefend.experiment import grid
 
 OURS = "reject_rmse+puvae"
 PGD, SEEING = (

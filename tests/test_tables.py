@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from pixeldefend import grid, published, report, tables
+from pixeldefend import published, tables
+from pixeldefend.experiment import grid, report
 
 RESNET, PURIFIED = "fashion_mnist/resnet", "fashion_mnist/resnet + purify"
 FIVE = ("rand", "fgsm", "bim", "deepfool", "cw images=50")

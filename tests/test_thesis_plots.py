@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from pixeldefend import plots, schematics
-from pixeldefend.run import drawing
+from pixeldefend.experiment.modes import drawing
 
 DATASET = "fashion_mnist"  # with the longest names of classes
 EPS = [round(2.55 * i, 2) for i in (2, 8, 15, 22, 30)]

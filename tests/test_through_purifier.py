@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from models import tiny
 
-from pixeldefend import attacks, density, purification
+from pixeldefend import attacks
+from pixeldefend.defences import purification
+from pixeldefend.density import likelihood
 
 SHAPE = (6, 6, 1)
 
@@ -122,7 +124,7 @@ def test_without_a_ball_of_the_defence_it_is_the_classifier(defence):
 @pytest.mark.parametrize("slope", attacks.SLOPES)
 def test_adaptive_defences_leave_likely_images_alone(defence, slope):
     model, variables, images = defence
-    bits = density.bits_per_dim(model, variables["params"], images)
+    bits = likelihood.bits_per_dim(model, variables["params"], images)
     threshold = jnp.sort(bits)[2]  # two images are below
     variables = variables | {"threshold": threshold}
     seen = jax.jit(attacks.behind_purifier(network, model, slope=slope, adaptive=True))

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from pixeldefend import checkpoint, train
+from pixeldefend.experiment import train, zoo
 
 PLAN = train.Plan(
     batch=8,
@@ -106,7 +106,7 @@ def test_four_devices_train_as_one_does(steps_per_call, tmp_path):
     plan = dataclasses.replace(PLAN, steps_per_call=steps_per_call)
     state, _, _ = _fit(tmp_path, plan, quiet)
     # The same mathematics with optax alone, on the whole batch.
-    from pixeldefend import data
+    from pixeldefend.experiment import data
 
     rng = np.random.default_rng(0)
     images = rng.normal(size=(40, 5)).astype(np.float32) + 2
@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
     with pytest.raises(train.NonFiniteLossError, match="nan at step 6"):
         _fit(tmp_path, loss=explodes)
-    assert checkpoint.Checkpoints(tmp_path / "checkpoints").latest() == 4
+    assert zoo.Checkpoints(tmp_path / "checkpoints").latest() == 4
 
 
 def test_a_gradient_that_is_not_finite_is_not_kept(tmp_path):

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from pixeldefend import workdir
+from pixeldefend.experiment import workdir
 
 
 def test_a_command_is_told_without_this_machines_folders(monkeypatch):

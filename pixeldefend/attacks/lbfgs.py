@@ -339,7 +339,8 @@ def _advanced(
     """Accepts the trial if the objective has fallen enough, else halves the step.
 
     A history whose direction leads uphill, as rounding and the box may have it, or
-    along which no step is short enough, is dropped: the descent goes on along the slope.
+    along which no step is short enough, is dropped: the descent goes on along the
+    slope.
     """
     move = shown - at.here
     promised = jnp.sum(at.slope * move, (1, 2, 3))

@@ -11,9 +11,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pixeldefend import density, purification
 from pixeldefend.attacks.outcome import LogitsFn
-from pixeldefend.pixelcnn import PixelCNN
+from pixeldefend.defences import purification
+from pixeldefend.density import likelihood
+from pixeldefend.density.pixelcnn import PixelCNN
 
 SLOPES = ("bpda", "straight_through", "expectation")
 
@@ -80,7 +81,7 @@ def behind_purifier(
         if adaptive:
             whole = jnp.round(jax.lax.stop_gradient(images)).astype(jnp.uint8)
             eps = purification.adaptive_eps(
-                density.bits_per_dim(model, params, whole),
+                likelihood.bits_per_dim(model, params, whole),
                 eps=eps,
                 threshold=variables["threshold"],
             )

@@ -1,0 +1,1 @@
+"""Defences: what images pass on their way to a classifier, and detectors."""

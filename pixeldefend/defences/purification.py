@@ -1,0 +1,288 @@
+"""PixelDefend's purifiers: moving an image to where the density model finds it likely.
+
+Each is a policy for `decode.decode` and a call. Song et al., PixelDefend (ICLR 2018),
+section 4 and Algorithm 1.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixeldefend import pixels
+from pixeldefend.density import decode, pixelcnn
+
+# Largest batch per device at which sweeping over rows beats the scan. On CPUs it never
+# did with a trained model; on other backends nothing was measured.
+BREAK_EVEN = {"cpu": 0}
+SOLVERS = ("auto", *decode.SOLVERS)
+
+
+def purify(
+    model: pixelcnn.PixelCNN,
+    params: dict,
+    images: chex.Array,
+    *,
+    eps: chex.Array | int,
+    labels: chex.Array | None = None,
+    solver: str = "scan",
+    width: int | None = None,
+) -> chex.Array:
+    """Greedy decoding within the L-infinity ball of radius `eps` around each image.
+
+    In raster order each channel of each pixel is set to the likeliest level no further
+    than `eps` from the image's own, given everything already purified; of equally
+    likely levels the smallest (PixelDefend, Algorithm 1).
+
+    Args:
+      model: the description.
+      params: from `pixelcnn.init` or a released model.
+      images: levels `[B, H, W, C]`, uint8.
+      eps: whole levels 0..255, a number or `[B]`; data, so one program serves all.
+      labels: integers `[B]` for a class-conditional model.
+      solver: "scan", "fixed_point" or "auto", see `decode.decode`; all give the same
+        answer, but for near-ties in floating point. "auto" takes the fixed point where
+        it was measured to be faster, see `faster_solver`.
+      width: static bound on `2 max(eps) + 1`, see `decode.decode` and `width_for`;
+        None for any eps, with the width of the largest in the batch (which may decide
+        a float32 near-tie differently than another width would).
+
+    Returns:
+      Purified levels `[B, H, W, C]`, uint8.
+
+    Raises:
+      TypeError: images or eps of a type that holds no whole levels.
+      ValueError: eps out of range, an unknown solver, or shapes that do not fit.
+    """
+    options = {"eps": eps, "labels": labels, "solver": solver, "width": width}
+    return purify_with_rounds(model, params, images, **options)[0]
+
+
+def relax(
+    model: pixelcnn.PixelCNN,
+    params: dict,
+    images: chex.Array,
+    *,
+    eps: chex.Array | int,
+    labels: chex.Array | None = None,
+    straight_through: bool = False,
+    width: int | None = None,
+) -> chex.Array:
+    """`purify` with a slope: each level is the mean of the allowed ones, not the mode.
+
+    In raster order each channel of each pixel becomes the expectation of the level
+    under the model, restricted to the ball around the image's own and given everything
+    relaxed before. That is smooth in the image, through the earlier levels and through
+    the place of the ball; derivatives compute the scan once more instead of keeping it
+    (`jax.checkpoint`), so they need little more memory. It is what an attacker sees who
+    differentiates the defence (PixelDefend, section 4.4; Athalye et al. 2018).
+
+    Args:
+      model: as for `purify`.
+      params: likewise.
+      images: floating levels `[B, H, W, C]`, which need not be whole.
+      eps: as for `purify`.
+      labels: likewise.
+      straight_through: go on with the levels of `purify` and take only the slope of
+        the expectation (Bengio et al. 2013); of whole images the result is then that of
+        `purify`.
+      width: as for `purify`.
+
+    Returns:
+      Floating levels `[B, H, W, C]`, of the type of `images`.
+
+    Raises:
+      TypeError: images that are not floating, or eps that is no integer.
+      ValueError: as for `purify`.
+    """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"images must be floating levels 0..255: {images.dtype}")
+    _check_width(width, eps)
+    radius = _radius(images, eps).astype(images.dtype)
+    return decode.decode(
+        model,
+        params,
+        images,
+        straight_through_mean if straight_through else mean,
+        lower=jnp.maximum(images - radius, 0),
+        upper=jnp.minimum(images + radius, pixels.LEVELS - 1),
+        labels=labels,
+        width=width,
+    )
+
+
+def purify_with_rounds(
+    model: pixelcnn.PixelCNN,
+    params: dict,
+    images: chex.Array,
+    *,
+    eps: chex.Array | int,
+    labels: chex.Array | None = None,
+    solver: str = "fixed_point",
+    width: int | None = None,
+) -> tuple[chex.Array, chex.Array]:
+    """`purify`, and the rounds `[H]`, int32, that each row took.
+
+    See `decode.decode_with_rounds`; arguments and errors as for `purify`, but here
+    "fixed_point" is the default, whose rounds are worth knowing.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}: {solver!r}")
+    if solver == "auto":
+        solver = faster_solver(len(images), jax.default_backend())
+    lower, upper = bounds(images, eps)
+    _check_width(width, eps)
+    return decode.decode_with_rounds(
+        model,
+        params,
+        images,
+        likeliest,
+        lower=lower,
+        upper=upper,
+        labels=labels,
+        width=width,
+        solver=solver,
+    )
+
+
+def width_for(eps: int) -> int:
+    """The narrowest of the scan's window widths that serves `eps`.
+
+    With it as `width`, a program is compiled once for each of the five widths instead
+    of once for all eps, holds a fifth of the windows, and treats an image alike
+    whatever the eps of those beside it. For the host: `eps` is one known number.
+    """
+    needed = min(2 * int(check_eps(eps)) + 1, pixels.LEVELS)
+    return next(width for width in decode.WIDTHS if width >= needed)
+
+
+def faster_solver(batch: int, backend: str) -> str:
+    """The fixed point where it was measured to be faster, else the scan.
+
+    So far that is nowhere: see docs/performance.md.
+
+    Args:
+      batch: images on one device.
+      backend: `jax.default_backend()`: "cpu", "gpu", "tpu".
+    """
+    return "fixed_point" if batch <= BREAK_EVEN.get(backend, 0) else "scan"
+
+
+def likeliest(
+    candidates: chex.Array,
+    log_mass: chex.Array,
+    level: chex.Array,
+    keys: chex.PRNGKey | None,
+) -> chex.Array:
+    """The policy of `purify`: the likeliest candidate, of ties the smallest."""
+    del level, keys
+    best = jnp.argmax(log_mass, axis=0)
+    return jnp.take_along_axis(candidates, best[None], axis=0)[0]
+
+
+def mean(
+    candidates: chex.Array,
+    log_mass: chex.Array,
+    level: chex.Array,
+    keys: chex.PRNGKey | None,
+) -> chex.Array:
+    """The policy of `relax`: the mean of the candidates, weighed by probability."""
+    del level, keys
+    return jnp.sum(jax.nn.softmax(log_mass, axis=0) * candidates, axis=0)
+
+
+def straight_through_mean(
+    candidates: chex.Array,
+    log_mass: chex.Array,
+    level: chex.Array,
+    keys: chex.PRNGKey | None,
+) -> chex.Array:
+    """The likeliest candidate, with the slope of the mean."""
+    best = jax.lax.stop_gradient(likeliest(candidates, log_mass, level, keys))
+    soft = mean(candidates, log_mass, level, keys)
+    return best + (soft - jax.lax.stop_gradient(soft))
+
+
+def bounds(images: chex.Array, eps: chex.Array | int) -> tuple[chex.Array, chex.Array]:
+    """The ball of radius `eps` around `images`, cut to 0..255, as integer levels.
+
+    Args:
+      images: levels `[B, H, W, C]`, uint8.
+      eps: whole levels 0..255, a number or `[B]`.
+
+    Returns:
+      Inclusive bounds (lower, upper), int32 `[B, H, W, C]`.
+
+    Raises:
+      TypeError: images or eps are not integers.
+      ValueError: eps out of range or of a shape that does not fit.
+    """
+    if images.dtype != jnp.uint8:
+        raise TypeError(f"images must be uint8 levels 0..255: {images.dtype}")
+    radius = _radius(images, eps)
+    levels = images.astype(jnp.int32)
+    return jnp.maximum(levels - radius, 0), jnp.minimum(levels + radius, 255)
+
+
+def _radius(images: chex.Array, eps: chex.Array | int) -> chex.Array:
+    """`eps`, checked, as int32 that goes with `images [B, ...]`."""
+    radius = check_eps(eps)
+    if radius.ndim and radius.shape != images.shape[:1]:
+        raise ValueError(
+            f"eps must be a number or [{images.shape[0]}], one per image: "
+            f"{list(radius.shape)}"
+        )
+    return radius.astype(jnp.int32).reshape((-1,) + (1,) * (images.ndim - 1))
+
+
+def _check_width(width: int | None, eps: chex.Array | int) -> None:
+    """Raises ValueError where a width is too narrow for an eps that is known."""
+    if width is None or isinstance(eps, jax.core.Tracer):
+        return
+    needed = min(2 * int(np.max(np.asarray(eps))) + 1, pixels.LEVELS)
+    if width < needed:
+        raise ValueError(f"width must be at least {needed} for this eps: {width}")
+
+
+def check_eps(eps: chex.Array | int) -> chex.Array:
+    """The defence's eps as an integer array; values are checked where they are known.
+
+    Raises:
+      TypeError: not integers (the defence moves by whole levels).
+      ValueError: negative, above 255, or not a number or a vector.
+    """
+    traced = isinstance(eps, jax.core.Tracer)
+    array = eps if traced else np.asarray(eps)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"the defence's eps must be whole levels, an integer: {eps}")
+    if array.ndim > 1:
+        raise ValueError(f"eps must be a number or a vector: {list(array.shape)}")
+    if not traced and array.size and (array.min() < 0 or array.max() >= pixels.LEVELS):
+        raise ValueError(f"the defence's eps must be between 0 and 255 levels: {eps}")
+    return jnp.asarray(array)
+
+
+def adaptive_eps(
+    bits_per_dim: chex.Array, *, eps: chex.Array | int, threshold: chex.Array | float
+) -> chex.Array:
+    """`eps` for images that look perturbed, 0 for those that look clean.
+
+    Adaptive PixelDefend (section 4.2, Appendix B): images whose bits per dimension
+    are below the threshold are left alone. (Section 4.2 says "probability below", the
+    wrong way round; the appendix gives the thresholds in bits per dimension.)
+
+    Args:
+      bits_per_dim: of the images, `[B]`, from `likelihood.bits_per_dim`.
+      eps: whole levels 0..255, a number or `[B]`.
+      threshold: bits per dimension; the paper's are 3.2 for CIFAR-10 and 1.8 for
+        Fashion-MNIST, for its own models.
+
+    Returns:
+      int32 `[B]`, for `purify`.
+
+    Raises:
+      TypeError: eps is not an integer.
+      ValueError: eps is out of range.
+    """
+    radius = check_eps(eps).astype(jnp.int32)
+    return jnp.where(bits_per_dim < threshold, 0, radius)

@@ -1,0 +1,1 @@
+"""The density model: PixelCNN++, its conditionals, scan, likelihoods and samples."""

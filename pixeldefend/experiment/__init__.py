@@ -1,0 +1,1 @@
+"""Everything with effects: data, devices, training, files, runs and their modes."""

@@ -1,0 +1,420 @@
+"""A split as `uint8` arrays, images of the user's own, and resumable batches."""
+
+import dataclasses
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from pixeldefend.experiment import files
+
+HEIGHT_WIDTH_CHANNELS = {
+    "cifar10": (32, 32, 3),
+    "fashion_mnist": (28, 28, 1),
+    "mnist": (28, 28, 1),
+}
+CLASSES = 10  # of each of these
+SPLITS = ("train", "validation", "test")
+VALIDATION = 5000  # the last records of the training split
+SAMPLES = epath.resource_path("pixeldefend") / "samples"
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+
+def load(
+    name: str, split: str, data_dir: epath.PathLike | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a whole split, in record order.
+
+    `data_dir` holds either what TFDS prepared as array_record (see
+    `launch/prepare_data.sh`) or plain arrays, which need no TFDS: `name/train.npz`,
+    `name/test.npz` and perhaps `name/validation.npz`, each with `images` uint8
+    `[N, H, W, C]` and integer `labels` `[N]`. Arrays come first where both are there.
+    Without validation images of its own a set gives the last 5 000 of its training
+    images for that, and `train` goes without them.
+
+    Args:
+      name: "cifar10", "fashion_mnist" or "mnist".
+      split: "train", "validation" or "test".
+      data_dir: a local path or an object store's. None is an error that says so.
+
+    Returns:
+      Images `[N, H, W, C]` uint8 and labels `[N]` int32.
+
+    Raises:
+      ValueError: unknown name or split, no data_dir, or files that hold something else.
+      TypeError: arrays of another type, such as floats.
+      FileNotFoundError: no prepared data set in `data_dir`, or not this split of it.
+    """
+    check_name(name)
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+    if not data_dir:
+        raise ValueError(
+            f"the {split} split needs --config.data_dir; prepare one with "
+            f"launch/prepare_data.sh DATA_DIR {name}, or use the bundled sample"
+        )
+    root = epath.Path(data_dir).expanduser()
+    hint = f"prepare it with: launch/prepare_data.sh {root} {name}"
+    if not root.exists():
+        raise FileNotFoundError(f"data_dir {root} does not exist; {hint}")
+    if any((root / name / f"{known}.npz").exists() for known in SPLITS):
+        return _load_arrays(root / name, split, HEIGHT_WIDTH_CHANNELS[name])
+    if not any(root.glob(f"{name}/*/dataset_info.json")):
+        raise FileNotFoundError(
+            f"no {name} data set in data_dir {root}; {hint}, or put train.npz and "
+            f"test.npz into {root / name}"
+        )
+    images, labels = _load_records(root, name, split, hint)
+    if images.shape[1:] != HEIGHT_WIDTH_CHANNELS[name] or images.dtype != np.uint8:
+        raise ValueError(
+            f"{root / name} holds {_describe(images.shape[1:])} {images.dtype} images, "
+            f"which are not {name}'s; {hint}"
+        )
+    return images, labels
+
+
+def _load_arrays(
+    folder: epath.Path, split: str, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A split of a set that is kept as `.npz` files; see `load`."""
+    cut = split != "test" and not (folder / "validation.npz").exists()
+    path = folder / ("train.npz" if cut else f"{split}.npz")
+    if not path.exists():
+        there = ", ".join(sorted(file.name for file in folder.glob("*.npz")))
+        raise FileNotFoundError(f"no {path.name} in {folder}, only {there}")
+    images, labels = _read_labelled(path, shape)
+    if labels is None:
+        raise ValueError(f"{path} has no labels")
+    if labels.max() >= CLASSES:
+        raise ValueError(
+            f"{path} has labels up to {labels.max()}, which are not those of the "
+            f"{CLASSES} classes"
+        )
+    if not cut:
+        return images, labels
+    if len(images) <= VALIDATION:
+        raise ValueError(
+            f"{path} holds {len(images)} images, from which the last {VALIDATION} "
+            "cannot be taken for validation: put a validation.npz beside it"
+        )
+    rows = _records(split, len(images))
+    return images[rows.start : rows.stop], labels[rows.start : rows.stop]
+
+
+def _load_records(
+    root: epath.Path, name: str, split: str, hint: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """A split of a set that TFDS prepared as array_record; see `load`."""
+    # TFDS advises OpenCV at every start; it would save a second once.
+    logging.getLogger("absl").addFilter(lambda r: "OpenCV" not in r.getMessage())
+    try:
+        import tensorflow_datasets as tfds  # slow to import
+
+        builder = tfds.builder(name, data_dir=root, file_format="array_record")
+        source = builder.as_data_source(split="test" if split == "test" else "train")
+        count = len(source)
+        records = source.__getitems__(list(_records(split, count)))
+        images = np.stack([record["image"] for record in records])
+        labels = np.array([record["label"] for record in records], np.int32)
+    except ImportError as error:  # TFDS imports some of these when it reads
+        raise ValueError(
+            f"{root / name} was prepared by TFDS, and the package "
+            f"{error.name or 'tensorflow_datasets'} is missing: pip install "
+            "tensorflow-datasets array_record importlib_resources"
+        ) from error
+    except Exception as error:  # TFDS and array_record raise many kinds
+        raise ValueError(
+            f"cannot read the {split} split of {name} in {root} "
+            f"({type(error).__name__}); it is damaged, of another version or not "
+            f"array_record: remove {root / name}, then {hint}"
+        ) from error
+    return images, labels
+
+
+def _records(split: str, count: int) -> range:
+    """The records of a split among the `count` of TFDS's own."""
+    if split == "test":
+        return range(count)
+    border = max(count - VALIDATION, 0)
+    return range(border) if split == "train" else range(border, count)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError where `name` is not a known data set."""
+    if name not in HEIGHT_WIDTH_CHANNELS:
+        known = ", ".join(HEIGHT_WIDTH_CHANNELS)
+        raise ValueError(f"unknown data set {name!r}: one of {known}")
+
+
+def sample(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The bundled first 256 test images `[256, H, W, C]` uint8 and labels int32."""
+    check_name(name)
+    with np.load(io.BytesIO((SAMPLES / f"{name}.npz").read_bytes())) as file:
+        return file["images"], file["labels"].astype(np.int32)
+
+
+class Input(NamedTuple):
+    """Images to work on.
+
+    Attributes:
+      images: `[N, H, W, C]` uint8.
+      labels: `[N]` int32, or None.
+      names: one for each image, for files.
+      source: "sample", a split, or the name of the user's file or folder.
+      own: whether the images are the user's.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    names: list[str]
+    source: str
+    own: bool
+
+
+def read_input(
+    name: str,
+    source: str,
+    count: int,
+    shape: tuple[int, int, int],
+    data_dir: epath.PathLike | None,
+) -> Input:
+    """Reads the sample, a split or the user's own images.
+
+    Args:
+      name: of the data set.
+      source: "sample", "train", "validation", "test", or a path for `read_images`.
+      count: at most so many images, the first; 0 for all.
+      shape: (H, W, C) that the images must have.
+      data_dir: for the splits, see `load`.
+
+    Raises:
+      ValueError, TypeError, FileNotFoundError: as `load` and `read_images`, and for a
+        negative count.
+    """
+    if count < 0:
+        raise ValueError(f"count must not be negative: {count}")
+    own = source not in ("sample", *SPLITS)
+    if own:
+        if not source:
+            raise ValueError("input is empty: sample, a split, a file or a folder")
+        images, labels, names = read_images(source, shape)
+        path = files.absolute(epath.Path(source).expanduser())
+        source = (path.name if path.is_dir() else path.stem) or "images"
+    else:
+        images, labels = (
+            sample(name) if source == "sample" else load(name, source, data_dir)
+        )
+        names = [f"{source}_{i:05d}" for i in range(len(images))]
+        if images.shape[1:] != shape:
+            raise ValueError(
+                f"the model takes images {_describe(shape)}, {name} has "
+                f"{_describe(images.shape[1:])}"
+            )
+    stop = min(count or len(images), len(images))
+    kept = labels if labels is None else labels[:stop]
+    return Input(images[:stop], kept, names[:stop], source, own)
+
+
+def read_images(
+    path: epath.PathLike, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """Reads the user's own images from an `.npz`, an `.npy` or a folder of pictures.
+
+    An `.npz` holds `images` and, if known, `labels`; an `.npy` holds the images.
+    Nothing is ever unpickled, resized or converted between colour and grey.
+
+    Args:
+      path: of the file or folder.
+      shape: (H, W, C) that the images must have.
+
+    Returns:
+      Images `[N, H, W, C]` uint8, labels `[N]` int32 or None, and a name for each.
+
+    Raises:
+      ValueError: not images, or of another type, range or shape; the message says how
+        to mend it.
+      FileNotFoundError: nothing at `path`.
+    """
+    path = epath.Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"no file or folder {path}")
+    if path.is_dir():
+        images, names = _read_folder(path, shape)
+        return images, None, names
+    if path.suffix not in (".npz", ".npy"):
+        raise ValueError(
+            f"{path} is neither an .npz, an .npy nor a folder of pictures; put pictures"
+            " into a folder and give the folder"
+        )
+    images, labels = _read_labelled(path, shape)
+    return images, labels, [f"{path.stem}_{i:05d}" for i in range(len(images))]
+
+
+def _read_labelled(
+    path: epath.Path, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Checked images and labels of an `.npz` or `.npy`; see `read_images`."""
+    images, labels = _read_arrays(path)
+    images = check_levels(images, shape, str(path))
+    if labels is not None:
+        whole = np.issubdtype(labels.dtype, np.integer)
+        if labels.shape != images.shape[:1] or not whole:
+            raise ValueError(
+                f"labels in {path} must be integers of shape {images.shape[:1]}: "
+                f"{labels.dtype} {labels.shape}"
+            )
+        if labels.size and (labels.min() < 0 or labels.max() > 255):
+            raise ValueError(f"labels in {path} must be classes between 0 and 255")
+        labels = labels.astype(np.int32)
+    return images, labels
+
+
+def _read_arrays(path: epath.Path) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(io.BytesIO(file.read()), allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            if path.suffix == ".npz":
+                raise ValueError("it is a single array; call it .npy")
+            return loaded, None
+        if "images" not in loaded:
+            raise ValueError(f"no array called 'images', only {sorted(loaded)}")
+        return loaded["images"], loaded["labels"] if "labels" in loaded else None
+    except Exception as error:  # numpy raises many kinds for a broken file
+        reason = str(error)
+        if "Object arrays" in reason:
+            reason = "it holds Python objects, which are never loaded"
+        elif "pickle" in reason or not reason:
+            reason = "it is not in numpy's format"
+        raise ValueError(f"cannot read numeric arrays from {path}: {reason}") from error
+
+
+def _is_picture(path: epath.Path) -> bool:
+    """By its name; hidden files, such as one that a killed run left, do not count."""
+    return path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _read_folder(
+    path: epath.Path, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, list[str]]:
+    from PIL import Image, UnidentifiedImageError
+
+    paths = sorted(p for p in path.iterdir() if _is_picture(p))
+    if not paths:
+        raise ValueError(
+            f"no pictures in {path} (looked for {', '.join(_IMAGE_SUFFIXES)})"
+        )
+    stems: dict[str, epath.Path] = {}
+    for file in paths:
+        twin = stems.setdefault(file.stem.casefold(), file)
+        if twin != file:
+            raise ValueError(f"{twin} and {file} would get the same name; rename one")
+    wanted = (shape[0], shape[1], "L" if shape[2] == 1 else "RGB")
+    images = []
+    for file in paths:
+        try:
+            with warnings.catch_warnings():
+                # Of a huge picture; only its header is read before it is refused.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(io.BytesIO(file.read_bytes())) as picture:
+                    found = (picture.height, picture.width, picture.mode)
+                    pixels = np.asarray(picture) if found == wanted else None
+        except (
+            UnidentifiedImageError,
+            Image.DecompressionBombError,
+            OSError,
+            ValueError,
+        ) as error:
+            raise ValueError(f"{file} is not a picture that can be read") from error
+        if pixels is None:
+            raise ValueError(
+                f"{file} is {_describe(found[:2])} ({found[2]}); this model takes "
+                f"{_describe(wanted[:2])} ({wanted[2]}), 8 bits: resize and convert it "
+                "first"
+            )
+        images.append(pixels.reshape(shape))
+    return check_levels(np.stack(images), shape, str(path)), [p.stem for p in paths]
+
+
+def _describe(shape: Sequence[int]) -> str:
+    return " x ".join(str(size) for size in shape)
+
+
+def check_levels(
+    images: np.ndarray, shape: tuple[int, int, int] | None, what: str
+) -> np.ndarray:
+    """Checks that an array holds images as levels, and returns it.
+
+    Args:
+      images: expected `[N, H, W, C]`, integers 0..255.
+      shape: (H, W, C), or None for any.
+      what: named in the message.
+
+    Raises:
+      TypeError: not integers; floats in particular, whatever their range: scaling them
+        silently is how levels overflow.
+      ValueError: no image, another shape, or values outside 0..255.
+    """
+    if not np.issubdtype(images.dtype, np.integer):
+        hint = ""
+        if np.issubdtype(images.dtype, np.floating):
+            hint = ": for units 0..1 use np.round(images * 255).astype(np.uint8)"
+        raise TypeError(
+            f"{what} holds {images.dtype}; images are integer levels 0..255 (uint8)"
+            f"{hint}"
+        )
+    wanted = "N x " + (_describe(shape) if shape else "H x W x C")
+    if images.ndim != 4 or (shape and images.shape[1:] != tuple(shape)):
+        found = _describe(images.shape) or "a single number"
+        raise ValueError(f"{what} is {found}; expected {wanted}")
+    if not images.size:
+        raise ValueError(f"{what} holds no image")
+    if images.min() < 0 or images.max() > 255:
+        raise ValueError(
+            f"{what} has values {images.min()}..{images.max()} outside 0..255"
+        )
+    return images.astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Shuffled batches as a function of the step alone, so any step can come next.
+
+    Every epoch is a fresh permutation; its incomplete last batch is left out.
+
+    Attributes:
+      count: number of images.
+      size: of a batch, in images.
+      seed: of the shuffling.
+    """
+
+    count: int
+    size: int
+    seed: int
+
+    def __post_init__(self):
+        """Checks the sizes.
+
+        Raises:
+          ValueError: not even one batch.
+        """
+        if not 1 <= self.size <= self.count:
+            raise ValueError(f"batch must be between 1 and {self.count}: {self.size}")
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self.count // self.size
+
+    def from_step(self, step: int) -> Iterator[np.ndarray]:
+        """Yields index arrays `[size]` for `step`, `step + 1`, ... without end."""
+        while True:
+            epoch, first = divmod(step, self.per_epoch)
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            for i in range(first, self.per_epoch):
+                yield order[i * self.size : (i + 1) * self.size]
+                step += 1

@@ -1,0 +1,75 @@
+"""What is particular to training a PixelCNN++: first parameters, loss, evaluation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+from pixeldefend.density import likelihood, pixelcnn
+from pixeldefend.experiment import augmentation, data, parallel, train
+
+
+def initial_params(
+    model: pixelcnn.PixelCNN, seed: int, training: dict[str, np.ndarray], count: int
+) -> dict:
+    """Data-dependent initialisation on the first images of the first epoch.
+
+    Args:
+      model: the description.
+      seed: of the run; the draw uses a key of its own.
+      training: `images [N, H, W, C]` uint8 and `labels [N]`.
+      count: images to initialise on; the original uses 100.
+    """
+    count = min(count, len(training["images"]))
+    rows = next(data.Batches(len(training["images"]), count, seed).from_step(0))
+    labels = training["labels"][rows] if model.classes else None
+    _, key = jax.random.split(jax.random.key(seed))
+    init = jax.jit(pixelcnn.init, static_argnums=0)
+    with parallel.on_host():
+        return init(model, key, training["images"][rows], labels=labels)
+
+
+def loss_fn(model: pixelcnn.PixelCNN, *, flip: bool = False) -> train.LossFn:
+    """The loss for `train.make_step`: mean bits per dimension; no model state.
+
+    Args:
+      model: the description.
+      flip: mirror every image left to right with probability 1/2.
+    """
+
+    def mean_bits(
+        params: dict, state: Any, batch: dict, key: chex.PRNGKey
+    ) -> tuple[chex.Array, tuple[Any, dict]]:
+        if flip:
+            key, flip_key = jax.random.split(key)
+            mirrored = augmentation.mirrored(batch["images"], flip_key)
+            batch = batch | {"images": mirrored}
+        return likelihood.loss(model, params, batch, key), (state, {})
+
+    return mean_bits
+
+
+def evaluation(
+    model: pixelcnn.PixelCNN, held_out: dict[str, np.ndarray], batch: int
+) -> Callable[[train.TrainState], dict[str, float]]:
+    """Bits per dimension of the averaged parameters on held-out images.
+
+    Args:
+      model: the description.
+      held_out: `images [N, H, W, C]` uint8 and `labels [N]`.
+      batch: images at a time, per device.
+    """
+
+    def bits(params: dict, images: chex.Array, labels: chex.Array) -> chex.Array:
+        labels = labels if model.classes else None
+        return likelihood.bits_per_dim(model, params, images, labels=labels)
+
+    scores = parallel.BatchMap(bits, batch)
+
+    def evaluate(state: train.TrainState) -> dict[str, float]:
+        found = scores(state.average, held_out["images"], held_out["labels"])
+        return {"validation_bits_per_dim": float(np.mean(found))}
+
+    return evaluate

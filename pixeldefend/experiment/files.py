@@ -1,0 +1,128 @@
+"""Files written whole, on disks and in object stores."""
+
+import contextlib
+import io
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from pixeldefend.experiment import interruption, processes
+
+# What reaches the object stores that `etils.epath` knows.
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
+
+
+@contextlib.contextmanager
+def whole_file(
+    path: epath.PathLike, *, every_process: bool = False
+) -> Iterator[epath.Path]:
+    """Gives a temporary path to write to, which becomes `path` once all went well.
+
+    What processes other than the first write is thrown away, unless `every_process`
+    has files of its own.
+    """
+    path = epath.Path(path)
+    kept = every_process or processes.is_first()
+    if not kept or is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield (temporary := epath.Path(folder) / path.name)
+            # An object appears whole; renaming one would copy and delete it.
+            if kept:
+                temporary.copy(path, overwrite=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Hosts that share a folder may have processes of one number.
+    writer = f"{platform.node()}-{os.getpid()}"
+    temporary = path.parent / f".{path.name}.{writer}.partial{path.suffix}"
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is in an object store, which cannot append and has no folders."""
+    return "://" in str(path)
+
+
+def prepare(paths: Iterable[str]) -> None:
+    """Checks that object stores can be reached, where paths are in one.
+
+    Raises:
+      ValueError: of a kind that is not known, or whose package is missing.
+    """
+    for scheme in {path.partition("://")[0] for path in paths if is_remote(path)}:
+        import fsspec  # slow to import
+
+        package = _PACKAGES.get(scheme)
+        if package is None:
+            known = ", ".join(f"{name}://" for name in _PACKAGES)
+            raise ValueError(f"no such kind of path {scheme}://: one of {known}")
+        try:
+            fsspec.get_filesystem_class(scheme)
+        except ImportError as error:
+            raise ValueError(
+                f"paths of {scheme}:// need the package {package}: pip install "
+                f"{package}"
+            ) from error
+        # What other processes write has to be seen.
+        fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A path without links and dots; an object store's is left as it is."""
+    path = epath.Path(path)
+    return path if is_remote(path) else path.resolve()
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes a JSON file whole."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def write_arrays(
+    path: epath.PathLike, *, every_process: bool = False, **arrays: np.ndarray
+) -> None:
+    """Writes a compressed `.npz` whole; see `whole_file`."""
+    if not every_process and not processes.is_first():
+        return
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    with whole_file(path, every_process=every_process) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def patiently(
+    read: Callable[[], Any], path: epath.PathLike, seconds: float = 120.0
+) -> Any:
+    """What `read` returns once it is not None: a shared folder may lag behind.
+
+    Args:
+      read: called again and again.
+      path: what it reads, for the message.
+      seconds: to wait.
+
+    Raises:
+      OSError: it did not come within `seconds`.
+      interruption.Interrupted: another process has stopped.
+    """
+    end = time.monotonic() + seconds
+    while (found := read()) is None:
+        if code := processes.left():
+            raise interruption.Interrupted(code)
+        if time.monotonic() > end:
+            raise OSError(
+                f"{path}, which another process wrote, does not show up here: all "
+                "processes need a workdir that they share"
+            )
+        time.sleep(0.1)
+    return found

@@ -1,0 +1,380 @@
+"""The rows and columns of a table of attacks against defences, as configs name them."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from pixeldefend import attacks
+
+# What stands in front of a classifier, and the model that it takes; "" for none.
+DEFENCES = {
+    "squeeze": "",
+    "purify": "density_model",
+    "purify_adaptive": "density_model",
+    "puvae": "puvae",
+    "magnet": "magnet",
+    "reject_p_value": "density_model",
+    "reject_rmse": "puvae",
+    "reject_magnet": "magnet",
+}
+BY_DENSITY = ("purify", "purify_adaptive")
+PURIFIERS = (*BY_DENSITY, "puvae", "magnet")
+DETECTORS = ("reject_p_value", "reject_rmse", "reject_magnet")
+CLEAN = "none"
+EVADE = "evade"  # `attacks.evade`, past a classifier and its detectors
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """A classifier and what stands in front of it.
+
+    Attributes:
+      classifier: its weights, as `zoo.load_released` takes them.
+      defences: of `DEFENCES`, in the order in which an image passes them; a detector
+        judges it as it then is, and hands it on unchanged.
+    """
+
+    classifier: str
+    defences: tuple[str, ...] = ()
+
+    @property
+    def defence(self) -> str:
+        """All defences in one word, for rows: "none", "squeeze", "purify+squeeze"."""
+        return "+".join(self.defences) or "none"
+
+    @property
+    def purifies(self) -> bool:
+        """Whether a density model purifies."""
+        return any(defence in BY_DENSITY for defence in self.defences)
+
+    @property
+    def rejects(self) -> bool:
+        """Whether a detector takes part."""
+        return any(defence in DETECTORS for defence in self.defences)
+
+    @property
+    def models(self) -> set[str]:
+        """What the defences take: of "density_model", "puvae" and "magnet"."""
+        return {DEFENCES[defence] for defence in self.defences} - {""}
+
+    def __str__(self) -> str:
+        return " + ".join((self.classifier, *self.defences))
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """An attack of a table.
+
+    Attributes:
+      attack: its name, or `CLEAN`.
+      preset: of its arguments.
+      images: how many at most are attacked, the first; 0 for all.
+      eps: that it has whatever the table's; None for the table's.
+      slope: how it looks through purifiers as well, of `attacks.SLOPES`; "" for not at
+        all.
+      fractional: whether levels are left as they are found, not whole ones.
+    """
+
+    attack: str
+    preset: str | None = None
+    images: int = 0
+    eps: float | None = None
+    slope: str = ""
+    fractional: bool = False
+
+    def __str__(self) -> str:
+        """Short, for the head of a table: what is usual goes without saying."""
+        words = [self.attack]
+        if self.attack != CLEAN and self.preset != attacks.usual(self.attack):
+            words.append(self.preset)
+        if self.eps is not None and self.eps != _usual_eps(self.attack):
+            words.append(f"{self.eps:g}")
+        if self.slope:
+            words.append(f"({self.slope})")
+        if self.fractional:
+            words.append("fractional")
+        return " ".join(words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A set of attacked images.
+
+    Attributes:
+      attack: its name, or `CLEAN` for the images as they are.
+      preset: of its arguments.
+      eps: in the attack's norm; 0.0 for clean images.
+      source: the classifier that the attack looked at; None where it looks at none.
+      through: what it saw in front of the classifier, in the order in which an image
+        passes it: of "median", `PURIFIERS` and `DETECTORS`.
+      slope: how it saw the purifiers among them, of `attacks.SLOPES`; "" for none.
+      images: as for `Column`.
+      fractional: likewise.
+    """
+
+    attack: str
+    preset: str | None = None
+    eps: float = 0.0
+    source: str | None = None
+    through: tuple[str, ...] = ()
+    slope: str = ""
+    images: int = 0
+    fractional: bool = False
+
+    @property
+    def seen(self) -> str | None:
+        """For rows: what the gradient saw."""
+        if self.source is None:
+            return None
+        return "+".join((*self.through, "classifier"))
+
+    def __str__(self) -> str:
+        if self.attack == CLEAN:
+            return "clean"
+        text = f"{self.attack}{f' ({self.preset})' if self.preset else ''}"
+        text += f", eps {self.eps:g}{', fractional' if self.fractional else ''}"
+        if self.source is None:
+            return text
+        seen = " behind ".join((self.source, *self.through[::-1]))
+        return f"{text}, on {seen}{f' ({self.slope})' if self.slope else ''}"
+
+
+def pipeline(text: str, eps: float) -> Pipeline:
+    """Reads a row: "WEIGHTS + DEFENCE + DEFENCE".
+
+    Args:
+      text: an image passes the defences in the order in which they stand there; a
+        `{eps}` in WEIGHTS stands for the attack's, so that an adversarially trained row
+        takes the network of its delta.
+      eps: of the attack, levels.
+
+    Raises:
+      ValueError: no weights, or an unknown defence.
+    """
+    weights, *defences = (word.strip() for word in text.split(" + "))
+    if not weights or weights in DEFENCES:
+        raise ValueError(f"row {text!r} must begin with the weights of a classifier")
+    for name in defences:
+        if name not in DEFENCES:
+            raise ValueError(
+                f"unknown defence {name!r} in row {text!r}: one of "
+                f"{', '.join(DEFENCES)}"
+            )
+    return Pipeline(_filled(weights, eps), tuple(defences))
+
+
+def column(text: str) -> Column:
+    """Reads an attack: "NAME preset=P images=N eps=E through=T levels=fractional".
+
+    NAME must be there. Attacks of another norm than L-infinity have no bound unless
+    `eps` gives one. With `through=bpda`, or another of `attacks.SLOPES`, an attack
+    looks through purifiers too (white-box). With `levels=fractional` it is not rounded
+    to whole levels, as no file of an image could hold it.
+
+    Raises:
+      ValueError: unknown attack, preset or option, or no number where one must be.
+    """
+    name, *words = text.split() or [""]
+    options = {"preset": "", "images": "0", "eps": "", "through": "", "levels": ""}
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option not in options or not equals:
+            raise ValueError(
+                f"attack {text!r}: {word!r} is none of preset=, images=, eps=, "
+                "through=, levels="
+            )
+        options[option] = value
+    if options["through"] not in ("", *attacks.SLOPES):
+        known = ", ".join(attacks.SLOPES)
+        raise ValueError(
+            f"attack {text!r}: through= must be one of {known}, or be left out"
+        )
+    if options["levels"] not in ("", "fractional"):
+        raise ValueError(f"attack {text!r}: levels= must be fractional, or be left out")
+    preset = attacks.usual(name, options["preset"])
+    try:
+        images = int(options["images"])
+        own = float(options["eps"]) if options["eps"] else None
+    except ValueError as error:
+        raise ValueError(f"attack {text!r}: {error}") from error
+    if images < 0:
+        raise ValueError(f"attack {text!r}: images must not be negative")
+    if own is None:
+        own = _usual_eps(name)
+    if own is not None:
+        attacks.check_eps(own, f"eps of attack {text!r}")
+    if options["through"] and not attacks.ATTACKS[name].looks:
+        raise ValueError(f"attack {text!r}: {name} looks at nothing")
+    fractional = bool(options["levels"])
+    if fractional and (name == "rand" or attacks.ATTACKS[name].cut):
+        raise ValueError(f"attack {text!r}: {name} gives whole levels only")
+    return Column(name, preset, images, own, options["through"], fractional)
+
+
+def _usual_eps(attack: str) -> float | None:
+    """None for the table's; without a ball of levels there is nothing that it means."""
+    return None if attacks.ATTACKS[attack].norm == "linf" else float("inf")
+
+
+def _filled(text: str, eps: float) -> str:
+    """Weights with the `{eps}` in their name filled in."""
+    return text.replace("{eps}", f"{eps:g}")
+
+
+def made_for(
+    row: Pipeline, column: Column, eps: float, source: str | None = None
+) -> Made:
+    """The images that a cell needs.
+
+    Attacks see the classifier and, of the defences in front of it, a median filter: the
+    rounding of colours has no slope, and purifiers they see only where the column says
+    so.
+
+    Args:
+      row: what is attacked.
+      column: by what.
+      eps: the table's.
+      source: a classifier to make the images on instead (transfer); None for the row's.
+    """
+    if column.attack == CLEAN:
+        return Made(CLEAN, images=column.images)
+    known = attacks.ATTACKS[column.attack]
+    eps = eps if column.eps is None else column.eps
+    made = Made(
+        column.attack,
+        column.preset,
+        eps,
+        images=column.images,
+        fractional=column.fractional,
+    )
+    if not known.looks:
+        return made
+    through = []
+    for defence in () if source else row.defences:
+        if defence == "squeeze" and not known.bare:
+            through.append("median")
+        if defence in PURIFIERS and column.slope:
+            through.append(defence)
+    return dataclasses.replace(
+        made,
+        source=source or row.classifier,
+        through=tuple(through),
+        slope=column.slope if set(through) & set(PURIFIERS) else "",
+    )
+
+
+def threat(row: Pipeline, made: Made) -> str | None:
+    """Who attacks: "white-box", "grey-box", "transfer"; None for noise and for nobody.
+
+    Grey-box: the attacker knows the classifier, and not all that is in front of it.
+    """
+    if made.source is None:
+        return None
+    if made.source != row.classifier:
+        return "transfer"
+    # A median alone is not all of a squeezed classifier.
+    return "white-box" if made.through == row.defences else "grey-box"
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A table: every row under every attack, for each eps.
+
+    Attributes:
+      rows: see `pipeline`.
+      columns: the attacks; clean images are added in front.
+      eps: levels, of the attacks.
+      sources: classifiers on which attacks are made besides each row's own.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[Column, ...]
+    eps: tuple[float, ...]
+    sources: tuple[str, ...] = ()
+
+    def pipelines(self) -> list[Pipeline]:
+        """All that are defended or attacked, each once."""
+        return _unique(pipeline(text, eps) for text in self.rows for eps in self.eps)
+
+    def cells(self) -> Iterator[tuple[Pipeline, Made]]:
+        """All outcomes to be measured, each once: clean, own attacks, transfer."""
+
+        def every() -> Iterator[tuple[Pipeline, Made]]:
+            for text in self.rows:
+                for eps in self.eps:
+                    row = pipeline(text, eps)
+                    yield row, made_for(row, Column(CLEAN), eps)
+                    for column in self.columns:
+                        yield row, self.made(row, column, eps)
+                        for source in self.sources_at(eps):
+                            yield row, self.made(row, column, eps, source)
+
+        return iter(_unique(every()))
+
+    def made(
+        self, row: Pipeline, column: Column, eps: float, source: str | None = None
+    ) -> Made:
+        """As `made_for`; where columns differ in nothing but how many images they
+        attack, such as in front of no purifier, the larger set serves them all."""
+        wanted = made_for(row, column, eps, source)
+        others = (
+            made_for(row, other, size, source)
+            for other in self.columns
+            for size in self.eps
+        )
+        plain = dataclasses.replace(wanted, images=0)
+        same = [o for o in others if dataclasses.replace(o, images=0) == plain]
+        return max([wanted, *same], key=lambda made: made.images or float("inf"))
+
+    def sources_at(self, eps: float) -> list[str]:
+        """The other classifiers for attacks of `eps`."""
+        return [_filled(text, eps) for text in self.sources]
+
+    def attacks_on(self, row: Pipeline, eps: float) -> list[Made]:
+        """The row's own attacks at `eps`, in the order of the columns."""
+        return [self.made(row, column, eps) for column in self.columns]
+
+
+def _unique(found: Iterable) -> list:
+    return list(dict.fromkeys(found))
+
+
+def read(
+    rows: Iterable[str],
+    columns: Iterable[str],
+    eps: Iterable[float],
+    sources: Iterable[str] = (),
+) -> Grid:
+    """Reads what a config says of a table.
+
+    Raises:
+      ValueError: nothing to measure, something given twice or of another type, or as
+        for `pipeline` and `column`.
+    """
+    given = {"rows": tuple(rows), "attacks": tuple(columns), "sources": tuple(sources)}
+    for field, texts in given.items():
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"{field} must be texts: {text!r}")
+    try:
+        sizes = tuple(float(one) for one in eps)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"eps_attack must be numbers: {eps}") from error
+    grid = Grid(
+        given["rows"], tuple(map(column, given["attacks"])), sizes, given["sources"]
+    )
+    if not grid.rows or not grid.eps:
+        raise ValueError("a table needs at least one row and one eps")
+    for one in grid.eps:
+        attacks.check_eps(one, "eps_attack")
+    _check_once("attack", list(map(str, grid.columns)))
+    _check_once("eps", [f"{one:g}" for one in grid.eps])
+    for one in grid.eps:
+        _check_once("row", [str(pipeline(text, one)) for text in grid.rows])
+    return grid
+
+
+def _check_once(what: str, names: list[str]) -> None:
+    """Raises ValueError where one of the names is there twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the {what} {name!r} is given twice")

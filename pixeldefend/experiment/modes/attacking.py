@@ -1,0 +1,200 @@
+"""The mode `attack`: adversarial images of a classifier, and what they did to it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixeldefend import attacks
+from pixeldefend.defences import base
+from pixeldefend.experiment import data, evaluate, files, parallel, report
+from pixeldefend.experiment.modes import inputs
+from pixeldefend.experiment.parts import Parts
+from pixeldefend.experiment.workdir import Workdir, user_errors
+from pixeldefend.models import classifiers
+
+
+def attack(config: inputs.Config, workdir: Workdir) -> None:
+    """Makes adversarial images of a classifier, and says what they do to it."""
+    settings = config.attack
+    weights = config.classifier.weights
+    with user_errors():
+        model, variables, card = inputs.classifier(config)
+        inputs.attack(settings.name, settings.preset, settings.eps)
+        parallel.check_batch(settings.batch, "attack.batch")
+        inputs.check_save_seconds(settings.save_seconds)
+        given = inputs.chosen(config, "attack", card["image_shape"])
+        if not given.own:
+            inputs.check_dataset(config, weights, card)
+        inputs.check_labels(given, weights, model.classes)
+        batch = parallel.batch_for(settings.batch, len(given.images))
+        outcomes = Outcomes(model, settings.name, settings.preset, config.seed, batch)
+        if given.own:
+            workdir.check_outside(settings.input)
+        workdir.check_own("adversarial")
+        logits_fn = classifiers.logits_fn(model)
+        attacks.check_logits(logits_fn, variables, given.images[:2])
+    folder = workdir.open()
+    inputs.tell_source(config, given)
+    inputs.remove_results(folder)
+    kept = inputs.kept_parts(folder, workdir.hash, given, [card], settings.save_seconds)
+    found = outcomes(variables, given, settings.eps, kept)
+    files.write_arrays(
+        folder / "adversarial" / f"{given.source}.npz",
+        clean=given.images,
+        names=np.array(given.names),
+        **{name: rows for name, rows in found.items() if name != "correct"},
+        **({} if given.labels is None else {"labels": given.labels.astype(np.uint8)}),
+    )
+    _tell(config, card, given, found, outcomes.seconds, workdir)
+    kept.remove()  # only now is everything elsewhere
+    print(f"results in {folder}")
+
+
+class Outcomes:
+    """An attack on a classifier, mapped over images; one program for every eps."""
+
+    def __init__(
+        self,
+        model: classifiers.Classifier,
+        name: str,
+        preset: str,
+        seed: int,
+        batch: int,
+    ):
+        """Prepares the map.
+
+        Args:
+          model: the description.
+          name: of the attack.
+          preset: its; "" for the usual one.
+          seed: of its random draws.
+          batch: images at a time, per device.
+
+        Raises:
+          ValueError: unknown attack or preset; the devices do not divide `batch`.
+        """
+        move = attacks.named(name, preset)
+        logits_fn = classifiers.logits_fn(model)
+        perturb = base.perturbing(move, logits_fn)
+        self._name, self._key = name, jax.random.key(seed)
+        self.seconds = 0.0
+
+        def outcome(
+            variables: dict, images: jax.Array, labels: jax.Array, indices: jax.Array
+        ) -> dict:
+            made, info = perturb(variables, images, labels, indices)
+            found = {"clean_prediction": images, "prediction": made}
+            guesses = {
+                name: attacks.predicted(logits_fn, variables["classifier"], shown)
+                for name, shown in found.items()
+            }
+            return {"images": made, **guesses, **info.__dict__}
+
+        self._mapped = parallel.BatchMap(outcome, batch)
+
+    def __call__(
+        self,
+        variables: dict,
+        given: data.Input,
+        eps: float,
+        parts: Parts | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Attacks images.
+
+        Args:
+          variables: of the classifier.
+          given: the images; without labels, their predicted classes are left.
+          eps: levels.
+          parts: what an earlier run left.
+
+        Returns:
+          By name: `images [N, H, W, C]`, the predicted classes `clean_prediction` and
+          `prediction` `[N]`, the fields of `attacks.Info`, and with labels whether the
+          attacked image is still classified rightly, `correct`.
+        """
+        found, self.seconds = report.run_batches(
+            self._mapped,
+            f"{self._name}, eps {eps:g}",
+            {
+                "classifier": variables,
+                "eps": jnp.float32(eps),
+                "key": self._key,
+            },
+            given.images,
+            inputs.labels_or_unknown(given),
+            np.arange(len(given.images), dtype=np.uint32),
+            parts=parts,
+        )
+        if given.labels is not None:
+            found = found | {"correct": found["prediction"] == given.labels}
+        return found
+
+
+def _tell(
+    config: inputs.Config,
+    card: dict,
+    given: data.Input,
+    found: dict[str, np.ndarray],
+    seconds: float,
+    workdir: Workdir,
+) -> None:
+    """Prints what an attack did and, where there are labels, writes rows."""
+    settings, count = config.attack, len(given.images)
+    name = settings.name
+    success = found["success"]
+    print(
+        f"{name.upper()} on {config.classifier.weights}: {count} images "
+        f"({given.source}), {count / seconds:.1f} images/s"
+    )
+    norm = attacks.ATTACKS[name].norm
+    unit = "values" if norm == "l0" else "levels"
+    line = f"{success.mean():.1%} are not taken for their class"
+    # Where there was something to do: not for images that were wrong to begin with.
+    won = success & (found["distance"] > 0)
+    if won.any():
+        middle = np.median(found["distance"][won])
+        line += f", moved by {middle:.2f} {unit} in the median ({norm})"
+    print(f"{line}; {np.mean(found['queries']):.1f} queries an image")
+    if given.labels is None:
+        print("no labels, so no accuracy: the predicted classes counted as right")
+        return
+    correct = {
+        "clean": found["clean_prediction"] == given.labels,
+        name: found["correct"],
+    }
+    folder = workdir.open()
+    files.write_arrays(folder / "correct" / f"{given.source}.npz", **correct)
+    figures = {key: evaluate.accuracy(right) for key, right in correct.items()}
+    provenance = inputs.provenance(workdir.hash, seconds)
+    rows = [
+        identity(config, card, None if key == "clean" else name)
+        | inputs.identity(given)
+        | cell
+        | provenance
+        for key, cell in figures.items()
+    ]
+    evaluate.write_rows(folder / "rows.jsonl", rows)
+    sees = "white-box" if attacks.ATTACKS[name].looks else "looks at nothing"
+    title = f"{name.upper()}, eps {settings.eps:g} ({sees})"
+    print(
+        evaluate.accuracy_table({"clean": figures["clean"], title: figures[name]}),
+    )
+
+
+def identity(config: inputs.Config, card: dict, attack: str | None) -> dict:
+    """The identity of a row; nothing stands between attacker and classifier."""
+    weights = config.classifier.weights
+    looks = attack is not None and attacks.ATTACKS[attack].looks
+    return {
+        "dataset": card["dataset"],
+        "classifier": weights,
+        "training": card["training"]["training"],
+        "defence": "none",
+        "attack": attack or "none",
+        "preset": attacks.usual(attack, config.attack.preset) if attack else None,
+        "eps_attack": inputs.in_row(config.attack.eps) if attack else 0.0,
+        "eps_defend": 0,
+        "threat": "white-box" if looks else None,  # noise is no attacker
+        "source": weights if looks else None,
+        "through": "classifier" if looks else None,
+    }

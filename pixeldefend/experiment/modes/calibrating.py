@@ -1,0 +1,167 @@
+"""The mode `calibrate`: how suspicious clean images are to detectors."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+
+from pixeldefend.defences import reject
+from pixeldefend.experiment import data, grid, parallel, report, zoo
+from pixeldefend.experiment.evaluate import accuracy, write_rows
+from pixeldefend.experiment.modes import evaluating, inputs
+from pixeldefend.experiment.modes.programs import Tools
+from pixeldefend.experiment.modes.workbench import Workbench
+from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
+
+
+def calibrate(config: inputs.Config, workdir: Workdir) -> None:
+    """Scores clean images with detectors, for thresholds; checks them on others."""
+    settings = config.calibrate
+    with user_errors():
+        _check(settings)
+        tools, given = _prepared(config)
+        for part, source in (("calibration", settings.input), ("test", settings.test)):
+            if given[part].own:
+                workdir.check_outside(source)
+        for name in given:
+            workdir.check_own(name)
+        folders = {
+            name: zoo.find_released(_weights(config, name))
+            for name in settings.detectors
+        }
+        for place in folders.values():
+            if settings.keep and not os.access(place / "card.json", os.W_OK):
+                raise ValueError(f"{place} cannot be written; leave keep out")
+    folder = workdir.open()
+    rows = []
+    for name in settings.detectors:
+        found = {
+            part: _scores(folder / part, images, tools, name, config)
+            for part, images in given.items()
+        }
+        scores, others = found["calibration"], found["test"]
+        one = list(_rows(config, tools, name, scores, others, given["test"]))
+        rows += [row | inputs.provenance(workdir.hash, 0.0) for row in one]
+        if settings.keep:
+            told = {
+                "input": given["calibration"].source,
+                "n": len(given["calibration"].images),
+                "classifier": config.classifier.weights,
+                "draws": [tools.samples, tools.noise],
+                "device": parallel.devices(),
+                "command": command_line(),
+            }
+            zoo.save_validation(folders[name], scores, told)
+    write_rows(folder / "rows.jsonl", rows)
+    print(report.table(*table(rows)))
+    print(f"results in {folder}")
+
+
+def table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a table, from rows of this mode."""
+    header = ["detector", "asked for", "clean images rejected (95 %)", "n"]
+    header += ["thresholds"]
+    lines = [
+        [
+            row["detector"],
+            f"{100 * row['false_positive_rate']:g} %",
+            f"{100 * row['rejected']:.2f} % ({100 * row['low']:.2f} to "
+            f"{100 * row['high']:.2f})",
+            str(row["n"]),
+            ", ".join(f"{bar:.4g}" for bar in row["thresholds"]),
+        ]
+        for row in rows
+    ]
+    return header, lines
+
+
+def _weights(config: inputs.Config, detector: str) -> str:
+    return config[inputs.SECTIONS[grid.DEFENCES[detector]]].weights
+
+
+def _check(settings: inputs.Config) -> None:
+    """Raises ValueError for what the section cannot mean."""
+    if not settings.detectors:
+        raise ValueError("calibrate.detectors is empty: nothing to calibrate")
+    for name in settings.detectors:
+        if name not in grid.DETECTORS:
+            raise ValueError(
+                f"unknown detector {name!r}: one of {', '.join(grid.DETECTORS)}"
+            )
+    for rate in settings.rates:
+        if not 0 < rate < 1:
+            raise ValueError(f"calibrate.rates must be between 0 and 1: {rate}")
+    if settings.images < 0:
+        raise ValueError(f"calibrate.images must not be negative: {settings.images}")
+
+
+def _prepared(config: inputs.Config) -> tuple[Tools, dict[str, data.Input]]:
+    """Models, and the images to score: for thresholds, and to check them on."""
+    settings = config.calibrate
+    row = grid.Pipeline(config.classifier.weights, tuple(settings.detectors))
+    tools = evaluating.tools_for(config, [row])
+    _, _, card = tools.classifiers[config.classifier.weights]
+    given = {
+        part: data.read_input(
+            config.dataset,
+            inputs.source(config, source),
+            settings.images,
+            tuple(card["image_shape"]),
+            config.data_dir,
+        )
+        for part, source in (
+            ("calibration", settings.input),
+            ("test", settings.test),
+        )
+    }
+    return tools, given
+
+
+def _scores(
+    folder: os.PathLike,
+    given: data.Input,
+    tools: Tools,
+    detector: str,
+    config: inputs.Config,
+) -> np.ndarray:
+    """`[D, N]`, kept in `folder`."""
+    tools = dataclasses.replace(
+        tools, batch=parallel.batch_for(tools.batch, len(given.images))
+    )
+    bench = Workbench(folder, given, tools)
+    classifier = config.classifier.weights
+    return bench.suspicion(grid.Made(grid.CLEAN), detector, classifier).T
+
+
+def _rows(
+    config: inputs.Config,
+    tools: Tools,
+    detector: str,
+    scores: np.ndarray,
+    others: np.ndarray,
+    given: data.Input,
+) -> Iterator[dict]:
+    """For each rate how many of the other images are rejected."""
+    model = tools.model_of(grid.DEFENCES[detector])
+    for rate in config.calibrate.rates:
+        bars = reject.thresholds(jnp.asarray(scores), false_positive_rate=rate)
+        out = np.asarray(reject.rejected(others, bars))
+        figures = accuracy(out)
+        yield (
+            {
+                "dataset": config.dataset,
+                "detector": detector,
+                "weights": _weights(config, detector),
+                "sha256": model.card["sha256"][:8],
+                "classifier": config.classifier.weights,
+                "false_positive_rate": rate,
+                "thresholds": [float(f"{bar:.6g}") for bar in bars],
+                "calibrated_on": config.calibrate.input,
+                "n_calibration": scores.shape[1],
+            }
+            | inputs.identity(given)
+            | {"n": figures["n"], "rejected": figures["accuracy"]}
+            | {"low": figures["low"], "high": figures["high"]}
+        )

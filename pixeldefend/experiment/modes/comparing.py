@@ -1,0 +1,298 @@
+"""The modes `compare_purifiers` and `gradients`: another purifier than the greedy one,
+and what an attacker's gradients find behind that."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from pixeldefend import attacks, likelihood_ascent
+from pixeldefend.attacks.walk import slope_of_loss, slope_of_score
+from pixeldefend.defences import base, purification
+from pixeldefend.density import likelihood, pixelcnn
+from pixeldefend.experiment import data, evaluate, files, parallel, report, zoo
+from pixeldefend.experiment.modes import inputs
+from pixeldefend.experiment.modes.kept import Kept, mark
+from pixeldefend.experiment.workdir import Workdir, user_errors
+from pixeldefend.models import classifiers
+
+_BARE = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A density model and a classifier, with images that both take."""
+
+    model: pixelcnn.PixelCNN
+    params: Any
+    classifier: classifiers.Classifier
+    variables: Any
+    given: data.Input
+    shas: dict[str, str]
+
+    @property
+    def logits_fn(self) -> Callable:
+        """Of the classifier."""
+        return classifiers.logits_fn(self.classifier)
+
+
+def _read(config: inputs.Config, settings: inputs.Config, name: str) -> _Job:
+    """Reads and checks what both modes take."""
+    model, params, card = inputs.density_model(config)
+    inputs.check_dataset(config, config.pixelcnn.weights, card)
+    classifier, variables, other = inputs.classifier(config)
+    inputs.check_dataset(config, config.classifier.weights, other)
+    purification.width_for(config.purify.eps)
+    if settings.images < 1:
+        raise ValueError(f"{name}.images must be at least 1: {settings.images}")
+    source = inputs.source(config, settings.input)
+    shape = tuple(card["image_shape"])
+    given = data.read_input(
+        config.dataset, source, settings.images, shape, config.data_dir
+    )
+    if given.labels is None:
+        raise ValueError(f"{source} has no labels, which an attack needs")
+    inputs.check_labels(given, config.classifier.weights, classifier.classes)
+    shas = {
+        "classifier_sha256": other["sha256"][:8],
+        "density_model_sha256": card["sha256"][:8],
+    }
+    return _Job(model, params, classifier, variables, given, shas)
+
+
+def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
+    """Purifies by L-BFGS-B from random starts, beside greedy decoding (Figure 5)."""
+    settings = config.compare_purifiers
+    with user_errors():
+        job = _read(config, settings, "compare_purifiers")
+        move = inputs.attack(settings.attack, settings.preset, settings.eps_attack)
+        for field in ("starts", "iterations"):
+            if settings[field] < 1:
+                raise ValueError(
+                    f"compare_purifiers.{field} must be at least 1: {settings[field]}"
+                )
+        for own in ("searches", "purifiers.npz", "rows.jsonl"):
+            workdir.check_own(own)
+        if job.given.own:
+            workdir.check_outside(settings.input)
+    folder = workdir.open()
+    inputs.tell_source(config, job.given)
+    seen = _attacked_and_purified(config, job, move)
+    ended, asked, seconds = _searched(
+        config, folder, job, seen["perturbed"], workdir.hash
+    )
+    bits = _bits(job, ended.reshape(-1, *ended.shape[2:])).reshape(ended.shape[:2])
+    found = {name: _bits(job, images) for name, images in seen.items()}
+    files.write_arrays(folder / "purifiers.npz", lbfgs_b=bits, **found)
+    attacked = found["perturbed"][:, None]
+    shares = {
+        "purified": np.mean(found["purified"][:, None] > attacked),
+        "lbfgs_b": np.mean(bits > attacked),
+    }
+    better = {"lbfgs_b": np.mean(bits < found["purified"][:, None])}
+    lines, rows = [], []
+    # Searches for one image are no independent images; their means are.
+    for name, scores in (found | {"lbfgs_b": bits.mean(1)}).items():
+        figures = evaluate.summary(scores)
+        row = {
+            "dataset": config.dataset,
+            "density_model": config.pixelcnn.weights,
+            "classifier": config.classifier.weights,
+            "stage": name,
+            "attack": settings.attack,
+            "preset": attacks.usual(settings.attack, settings.preset),
+            "eps_attack": settings.eps_attack,
+            "eps_defend": config.purify.eps,
+            "iterations": settings.iterations,
+            "starts": settings.starts if name == "lbfgs_b" else 0,
+            **figures,
+            "less_likely_than_attacked": _share(shares.get(name)),
+            "likelier_than_purified": _share(better.get(name)),
+            "queries": float(np.mean(asked)) if name == "lbfgs_b" else None,
+        }
+        rows.append(
+            row
+            | job.shas
+            | inputs.identity(job.given)
+            | inputs.provenance(workdir.hash, seconds if name == "lbfgs_b" else 0.0)
+        )
+        less = row["less_likely_than_attacked"]
+        less = "" if less is None else f"{less:.1%}"
+        lines.append([name, evaluate.interval(scores), str(len(scores)), less])
+    evaluate.write_rows(folder / "rows.jsonl", rows)
+    header = ["", "bits/dim (mean, 95 %)", "images", "less likely than attacked"]
+    print(report.table(header, lines))
+    print(
+        f"L-BFGS-B: {settings.starts} random starts for each of "
+        f"{len(job.given.images)} images, at most {settings.iterations} iterations\n"
+        f"results in {folder}"
+    )
+
+
+def _share(share: Any) -> float | None:
+    return None if share is None else round(float(share), 4)
+
+
+def _attacked_and_purified(
+    config: inputs.Config, job: _Job, move: Callable
+) -> dict[str, np.ndarray]:
+    """Images by stage."""
+    perturb = base.perturbing(move, job.logits_fn)
+    width = purification.width_for(config.purify.eps)
+
+    def run(variables: dict, *arrays: jax.Array) -> dict:
+        perturbed, _ = perturb(variables, *arrays)
+        purified = purification.purify(
+            job.model,
+            variables["params"],
+            perturbed,
+            eps=config.purify.eps,
+            width=width,
+        )
+        return {"perturbed": perturbed, "purified": purified}
+
+    clean = job.given.images
+    mapped = parallel.BatchMap(run, parallel.batch_for(128, len(clean)))
+    variables = {
+        "classifier": job.variables,
+        "params": job.params,
+        "key": jax.random.key(config.seed),
+        "eps": jnp.float32(config.compare_purifiers.eps_attack),
+    }
+    labels = job.given.labels.astype(np.int32)
+    found = mapped(variables, clean, labels, np.arange(len(clean), dtype=np.uint32))
+    return {"clean": clean} | found
+
+
+def _bits(job: _Job, images: np.ndarray) -> np.ndarray:
+    """Bits/dim `[N]`."""
+    mapped = inputs.score_map(job.model, parallel.batch_for(128, len(images)))
+    log_probs = mapped(job.params, images)
+    return np.asarray(likelihood.to_bits_per_dim(log_probs, images.shape[1:]))
+
+
+def _searched(
+    config: inputs.Config,
+    folder: epath.Path,
+    job: _Job,
+    attacked: np.ndarray,
+    of: str,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Where all searches end, `[N, starts, H, W, C]` uint8, how often each asked
+    `[N, starts]`, and the seconds."""
+    settings = config.compare_purifiers
+    kept = Kept(folder)
+
+    def score(params: Any, images: jax.Array) -> jax.Array:
+        return likelihood.log_prob(job.model, params, images)
+
+    def climbing(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        slopes, values = slope_of_score(score, params, images)
+        return values, slopes
+
+    mapped = parallel.BatchMap(climbing, parallel.batch_for(128, settings.starts))
+
+    def value_and_grad(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return mapped(job.params, images)
+
+    progress = report.Progress("L-BFGS-B")
+    found = []
+    for i, image in enumerate(attacked):
+        its_mark = _mark(of, job, image)
+        one = kept.find("searches", f"{i}", its_mark)
+        if one is None:
+            lower, upper = (np.asarray(b)[0] for b in _ball(config, image))
+            rng = np.random.default_rng((config.seed, i))
+            starts = rng.uniform(lower, upper, (settings.starts, *image.shape))
+
+            def climb(starts: np.ndarray = starts, low=lower, high=upper) -> dict:
+                ended, asked = likelihood_ascent.climb(
+                    value_and_grad,
+                    starts.astype(np.float32),
+                    lower=low,
+                    upper=high,
+                    iterations=settings.iterations,
+                )
+                return {"images": np.rint(ended).astype(np.uint8), "asked": asked}
+
+            one = kept.keep("searches", f"{i}", its_mark, climb)
+        found.append((one["images"], one["asked"]))
+        progress.update((i + 1) / len(attacked), f"{len(found)} images")
+    progress.close()
+    ended, asked = (np.stack(arrays) for arrays in zip(*found, strict=True))
+    return ended, asked, kept.seconds
+
+
+def _mark(of: str, job: _Job, image: np.ndarray) -> str:
+    """What a search depends on."""
+    return mark(None, config=of, image=zoo.fingerprint(image), **job.shas)
+
+
+def _ball(config: inputs.Config, image: np.ndarray) -> tuple:
+    return purification.bounds(jnp.asarray(image)[None], config.purify.eps)
+
+
+def gradients(config: inputs.Config, workdir: Workdir) -> None:
+    """Measures gradients through the purifier, which the paper says vanish (4.4)."""
+    settings = config.gradients
+    with user_errors():
+        job = _read(config, settings, "gradients")
+        parallel.check_batch(settings.batch, "gradients.batch")
+        workdir.check_own("rows.jsonl")
+        if job.given.own:
+            workdir.check_outside(settings.input)
+    folder = workdir.open()
+    inputs.tell_source(config, job.given)
+    batch = parallel.batch_for(settings.batch, len(job.given.images))
+    variables = {
+        "classifier": job.variables,
+        "params": job.params,
+        "eps": jnp.int32(config.purify.eps),
+    }
+    labels = job.given.labels.astype(np.int32)
+    slopes, rows = {}, []
+    for name in (_BARE, *attacks.SLOPES):
+        logits_fn = _behind(config, job, name)
+
+        def run(
+            variables: dict, images: jax.Array, labels: jax.Array, of: Any = logits_fn
+        ) -> jax.Array:
+            return slope_of_loss(of, variables, images.astype(jnp.float32), labels)[0]
+
+        mapped = parallel.BatchMap(run, batch)
+        slopes[name], seconds = report.run_batches(
+            mapped, f"slope {name}", variables, job.given.images, labels
+        )
+        rows.append(
+            {
+                "dataset": config.dataset,
+                "density_model": config.pixelcnn.weights,
+                "classifier": config.classifier.weights,
+                "slope": None if name == _BARE else name,
+                "eps_defend": 0 if name == _BARE else config.purify.eps,
+                **evaluate.slopes(slopes[name], slopes[_BARE]),
+            }
+            | job.shas
+            | inputs.identity(job.given)
+            | inputs.provenance(workdir.hash, seconds)
+        )
+    evaluate.write_rows(folder / "rows.jsonl", rows)
+    print(report.table(*evaluate.slope_table(rows)))
+    print(f"of the cross-entropy, at {len(labels)} clean images ({job.given.source})")
+    print(f"results in {folder}")
+
+
+def _behind(config: inputs.Config, job: _Job, slope: str) -> Callable:
+    """The classifier alone, or behind the purifier, as a function of all variables."""
+    if slope == _BARE:
+        return lambda variables, images: job.logits_fn(variables["classifier"], images)
+    return attacks.behind_purifier(
+        job.logits_fn,
+        job.model,
+        slope=slope,
+        width=purification.width_for(config.purify.eps),
+    )

@@ -1,0 +1,304 @@
+"""The mode `detect`: attacks told from training images by their likelihood."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pixeldefend import detection
+from pixeldefend.experiment import data, evaluate, files, grid, parallel, report, zoo
+from pixeldefend.experiment.evaluate import accuracy
+from pixeldefend.experiment.modes import evaluating, inputs
+from pixeldefend.experiment.modes.programs import Tools
+from pixeldefend.experiment.modes.workbench import Workbench
+from pixeldefend.experiment.workdir import Workdir, user_errors
+
+
+class _Set(NamedTuple):
+    """Images before and after purification, with what was found out about them."""
+
+    made: grid.Made
+    log_probs: dict[str, np.ndarray]
+    correct: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Detector:
+    """What rejects images.
+
+    Attributes:
+      reference: log-probabilities of training images, sorted, nats.
+      least: by name ("5%"), the log-probability below which it rejects.
+      source: of the images on which it was calibrated.
+      n: of these.
+      log_probs: of these.
+    """
+
+    reference: np.ndarray
+    least: dict[str, float]
+    source: str
+    log_probs: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """Images of the calibration."""
+        return len(self.log_probs)
+
+
+def detect(config: inputs.Config, workdir: Workdir) -> None:
+    """Detects attacked images by their likelihood, before and after purification."""
+    settings = config.detect
+    with user_errors():
+        layout = _layout(config)
+        tools, given = evaluating.prepared(
+            config,
+            workdir,
+            layout,
+            0.0,
+            inputs.source(config, config.evaluate.input),
+            config.evaluate.images,
+        )
+        reference = zoo.load_reference(config.pixelcnn.weights)
+        if reference is None:
+            raise ValueError(
+                f"{config.pixelcnn.weights} has no scores of training images: make a "
+                "released model of it with --mode=release"
+            )
+        calibration = _calibration(config, given)
+        workdir.check_own("detection.npz")
+    folder = workdir.open()
+    inputs.tell_source(config, given)
+    bench = Workbench(folder, given, tools)
+    evaluating.make(bench, layout)
+    detector = _calibrated(settings, tools, calibration, reference)
+    rows, arrays = [], {"reference": reference, "calibration": detector.log_probs}
+    for eps in layout.eps:
+        sets = list(_sets(layout, bench, eps))
+        for one in sets:
+            its = _rows(config, tools, bench, detector, one, given, eps)
+            if one.made.attack != grid.CLEAN or eps == layout.eps[0]:
+                rows += its
+            arrays |= _arrays(settings, bench, one, eps)
+        if settings.evading_images:
+            rows.append(_evading(config, tools, bench, detector, eps, given))
+    whole = {"table_seconds": round(bench.seconds, 1), "config": workdir.hash}
+    rows = [row | whole for row in rows]
+    arrays["eps_defend"] = np.int32(tools.eps_defend)
+    arrays["examples/labels"] = given.labels[: settings.examples]
+    arrays["examples/clean"] = given.images[: settings.examples]
+    files.write_arrays(folder / "detection.npz", **arrays)
+    evaluate.write_rows(folder / "rows.jsonl", rows)
+    bench.tidy()
+    for eps in layout.eps:
+        _tell(rows, eps, detector)
+    print(f"results in {folder}")
+
+
+def _layout(config: inputs.Config) -> grid.Grid:
+    classifier = config.detect.classifier
+    if " + " in classifier:
+        raise ValueError(f"detect.classifier takes no defences: {classifier}")
+    if "{" in classifier or classifier != classifier.strip():
+        raise ValueError(f"detect.classifier must be one network: {classifier!r}")
+    layout = grid.read(
+        (classifier, f"{classifier} + purify"),
+        config.evaluate.attacks,
+        config.evaluate.eps_attack,
+    )
+    names = [column.attack for column in layout.columns]
+    for column in layout.columns:
+        if names.count(column.attack) > 1:
+            raise ValueError(f"evaluate.attacks has {column.attack} twice")
+        if column.slope:
+            raise ValueError(f"attack {column}: a detector has no through=")
+    for rate in config.detect.false_positive_rates:
+        if not 0 < rate < 1:
+            raise ValueError(
+                f"detect.false_positive_rates must be between 0 and 1: {rate}"
+            )
+    if config.detect.evading_rate not in config.detect.false_positive_rates:
+        raise ValueError(
+            "detect.evading_rate must be one of the false_positive_rates: "
+            f"{config.detect.evading_rate}"
+        )
+    for field in ("evading_images", "examples", "calibration_images"):
+        if config.detect[field] < 0:
+            raise ValueError(f"detect.{field} must not be negative")
+    return layout
+
+
+def _calibration(config: inputs.Config, given: data.Input) -> data.Input:
+    """The images on which thresholds are chosen."""
+    source = config.detect.calibration
+    if source == "auto":
+        source = "validation" if config.data_dir else "sample"
+    shape = given.images.shape[1:]
+    count = config.detect.calibration_images
+    return data.read_input(config.dataset, source, count, shape, config.data_dir)
+
+
+def _rate(rate: float) -> str:
+    """A false-positive rate as rows name it."""
+    return f"{rate:.4g}"
+
+
+def _calibrated(
+    settings: Any, tools: Tools, calibration: data.Input, reference: np.ndarray
+) -> _Detector:
+    model, params, _ = tools.density_model
+    batch = parallel.batch_for(tools.batch, len(calibration.images))
+    log_probs, _ = report.run_batches(
+        inputs.score_map(model, batch),
+        f"scoring {calibration.source} images",
+        params,
+        calibration.images,
+    )
+    least = {
+        _rate(rate): float(detection.threshold_for(log_probs, false_positive_rate=rate))
+        for rate in settings.false_positive_rates
+    }
+    return _Detector(reference, least, calibration.source, log_probs)
+
+
+def _sets(layout: grid.Grid, bench: Workbench, eps: float) -> Iterator[_Set]:
+    """Clean images and those of every attack."""
+    bare, behind = (grid.pipeline(text, eps) for text in layout.rows)
+    clean = grid.made_for(bare, grid.Column(grid.CLEAN), eps)
+    for made in (clean, *layout.attacks_on(bare, eps)):
+        shown = bench.shown(made, behind.defences)
+        yield _Set(
+            made,
+            {"none": bench.log_probs(made), "purify": shown.log_probs},
+            {
+                "none": bench.correct(bare, made),
+                "purify": bench.correct(behind, made, shown.images),
+            },
+        )
+
+
+def _rows(
+    config: inputs.Config,
+    tools: Tools,
+    bench: Workbench,
+    detector: _Detector,
+    one: _Set,
+    given: data.Input,
+    eps: float,
+) -> Iterator[dict]:
+    """Two rows: before purification and after."""
+    classes = tools.classifiers[config.detect.classifier].model.classes
+    for defence, log_probs in one.log_probs.items():
+        right = one.correct[defence]
+        defences = () if defence == "none" else (defence,)
+        row = grid.Pipeline(config.detect.classifier, defences)
+        # Of the classifier with a random label for what is rejected (Appendix A).
+        drawn = np.random.default_rng(config.seed).integers(classes, size=len(right))
+        lucky = drawn == given.labels[: len(right)]
+        guessed = {
+            name: np.mean(np.where(log_probs < bar, lucky, right))
+            for name, bar in detector.least.items()
+        }
+        yield (
+            evaluating.identity(config, tools, row, one.made)
+            | {"threat": "grey-box" if one.made.source else None}
+            | {"table_eps": eps}
+            | inputs.identity(given._replace(images=given.images[: len(right)]))
+            | accuracy(right)
+            | evaluate.detection(log_probs, detector.reference, detector.least)
+            | _passed(detector, log_probs, right)
+            | {
+                "random_label_accuracy": {
+                    name: round(float(share), 4) for name, share in guessed.items()
+                }
+            }
+            | inputs.provenance("", bench.shown(one.made, defences).seconds)
+        )
+
+
+def _passed(detector: _Detector, log_probs: np.ndarray, right: np.ndarray) -> dict:
+    """What is misclassified and not rejected; how the detector was made."""
+    passed = {
+        name: round(float(np.mean(~right & (log_probs >= bar))), 4)
+        for name, bar in detector.least.items()
+    }
+    return {
+        "passed": passed,
+        "calibration": detector.source,
+        "calibrated_on": detector.n,
+        "reference_images": len(detector.reference),
+    }
+
+
+def _evading(
+    config: inputs.Config,
+    tools: Tools,
+    bench: Workbench,
+    detector: _Detector,
+    eps: float,
+    given: data.Input,
+) -> dict:
+    """A row for images that are made to get past the detector (white-box)."""
+    source = config.detect.classifier
+    name = _rate(config.detect.evading_rate)
+    made = grid.Made(
+        grid.EVADE,
+        "selective",
+        eps,
+        source=source,
+        through=("detector",),
+        images=config.detect.evading_images,
+    )
+    bar = detector.least[name]
+    found = bench.evading(made, bar)
+    right = bench.correct(grid.Pipeline(source), made, found["images"])
+    only = dataclasses.replace(detector, least={name: bar})
+    return (
+        evaluating.identity(config, tools, grid.Pipeline(source), made)
+        | {"threat": "white-box", "table_eps": eps}
+        | {
+            "images": inputs.identity(
+                given._replace(images=given.images[: len(right)])
+            )["images"]
+        }
+        | accuracy(right)
+        | evaluate.detection(found["log_probs"], detector.reference, only.least)
+        | _passed(only, found["log_probs"], right)
+        | inputs.provenance("", float(found["seconds"]))
+    )
+
+
+def _arrays(
+    settings: Any, bench: Workbench, one: _Set, eps: float
+) -> dict[str, np.ndarray]:
+    """What figures are drawn from, by "EPS/ATTACK/STAGE/WHAT"."""
+    found = {}
+    count = settings.examples
+    for defence, log_probs in one.log_probs.items():
+        defences = () if defence == "none" else (defence,)
+        key = f"{eps:g}/{one.made.attack}/{defence}"
+        found[f"{key}/log_probs"] = log_probs
+        found[f"{key}/correct"] = one.correct[defence]
+        if count:
+            images = bench.shown(one.made, defences).images[:count]
+            found[f"{key}/images"] = images
+            found[f"{key}/probabilities"] = bench.probabilities(
+                settings.classifier, images
+            )
+    return found
+
+
+def _tell(rows: list[dict], eps: float, detector: _Detector) -> None:
+    print(f"\nattacks of eps {eps:g}; training images are the negatives")
+    print(report.table(*evaluate.detection_table(rows, eps)))
+    print(
+        f"\nthresholds for false-positive rates, from {detector.n} "
+        f"{detector.source} images; passed: misclassified and not rejected"
+    )
+    print(report.table(*evaluate.rejection_table(rows, eps)))
+    if rows[0]["input"] == detector.source:
+        print("thresholds come from the images they are tested on (no data_dir)")
+    print(
+        f"{grid.EVADE} sees the detector (white-box); the others see the "
+        "classifier alone (grey-box)"
+    )

@@ -1,0 +1,409 @@
+"""The mode `evaluate`: every defence under every attack, as rows and tables."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+
+from pixeldefend import attacks, tables
+from pixeldefend.defences import filters, magnet, purification, reject
+from pixeldefend.experiment import data, files, grid, parallel, report, zoo
+from pixeldefend.experiment.evaluate import accuracy, summary, write_rows
+from pixeldefend.experiment.modes import inputs, kept
+from pixeldefend.experiment.modes.defences import Shown
+from pixeldefend.experiment.modes.programs import Loaded, Tools
+from pixeldefend.experiment.modes.workbench import Workbench
+from pixeldefend.experiment.workdir import Workdir, user_errors
+from pixeldefend.models import classifiers
+
+_TABLES = ("rows.jsonl", "table.md")
+
+
+def evaluate(config: inputs.Config, workdir: Workdir) -> None:
+    """Measures every defence under every attack: the papers' tables."""
+    settings = config.evaluate
+    with user_errors():
+        layout = grid.read(
+            settings.rows, settings.attacks, settings.eps_attack, settings.sources
+        )
+        source = inputs.source(config, settings.input)
+        tools, given = prepared(
+            config, workdir, layout, settings.threshold, source, settings.images
+        )
+    folder = workdir.open()
+    inputs.tell_source(config, given)
+    bench = Workbench(folder, given, tools)
+    make(bench, layout)
+    rows = list(_rows(config, layout, bench, tools, given, workdir.hash))
+    rows = [row | {"table_seconds": round(bench.seconds, 1)} for row in rows]
+    table = tables.Table(layout, rows, config.dataset)
+    with files.whole_file(folder / "table.md") as temporary:
+        temporary.write_text(table.show(report.markdown_table) + "\n")
+    write_rows(folder / "rows.jsonl", rows)
+    bench.tidy()
+    print(f"\n{table.show()}\n\n{_legend(given, rows)}\nresults in {folder}")
+
+
+def prepared(
+    config: inputs.Config,
+    workdir: Workdir,
+    layout: grid.Grid,
+    threshold: float,
+    source: str,
+    count: int,
+) -> tuple[Tools, data.Input]:
+    """All that a table needs, read and checked before anything is written.
+
+    Args:
+      config: whose models and settings are taken.
+      workdir: of the run.
+      layout: of the table.
+      threshold: of the adaptive defence, see `inputs.threshold`.
+      source: of the images, as for `data.read_input`.
+      count: images at most; 0 for all.
+
+    Raises:
+      ValueError, TypeError, OSError: what does not fit, or is not there.
+    """
+    sources = [name for eps in layout.eps for name in layout.sources_at(eps)]
+    pipelines = layout.pipelines()
+    tools = tools_for(config, pipelines, sources, threshold)
+    bars = _thresholds(config, pipelines)
+    tools = dataclasses.replace(tools, thresholds=bars)
+    given = _images(config, tools, source, count)
+    if given.own:
+        workdir.check_outside(source)
+    for name in (*kept.FOLDERS, *_TABLES):
+        workdir.check_own(name)
+    for name, (model, variables, _) in tools.classifiers.items():
+        try:
+            attacks.check_logits(
+                classifiers.logits_fn(model), variables, given.images[:2]
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return tools, given
+
+
+def tools_for(
+    config: inputs.Config,
+    pipelines: list[grid.Pipeline],
+    sources: list[str] | tuple[str, ...] = (),
+    threshold: float = 0.0,
+) -> Tools:
+    """Models and settings, loaded and checked; what costs nothing to check first.
+
+    Args:
+      config: whose models and settings are taken.
+      pipelines: the classifiers and what stands in front of them.
+      sources: other classifiers.
+      threshold: as for `prepared`.
+    """
+    settings = config.evaluate
+    parallel.check_batch(settings.batch, "evaluate.batch")
+    if any("squeeze" in row.defences for row in pipelines):
+        filters.squeeze_features(
+            np.zeros((1, 2, 2, 1), np.uint8),
+            colours=config.squeeze.colours,
+            preset=config.squeeze.preset,
+        )
+    model = None
+    models = set().union(*(row.models for row in pipelines))
+    if "density_model" in models:
+        inputs.check_solver(config.purify.solver)
+        purification.width_for(config.purify.eps)
+        model = Loaded(*inputs.density_model(config))
+        inputs.check_dataset(config, config.pixelcnn.weights, model.card)
+        if any("purify_adaptive" in row.defences for row in pipelines):
+            threshold = inputs.threshold(threshold, config.pixelcnn.weights, model.card)
+    names = dict.fromkeys([*(row.classifier for row in pipelines), *sources])
+    for name in names:  # before the long reading of those that are there
+        zoo.find_released(name)
+    loaded = {name: _classifier(config, name) for name in names}
+    shapes = {tuple(one.card["image_shape"]) for one in loaded.values()}
+    autoencoders = {
+        kind: Loaded(*inputs.autoencoder(config, kind))
+        for kind in models & {"puvae", "magnet"}
+    }
+    if "magnet" in autoencoders:
+        magnet.check_detectors(autoencoders["magnet"].model, config.dataset)
+    shapes |= {tuple(one.card["image_shape"]) for one in autoencoders.values()}
+    if len(shapes) > 1:
+        raise ValueError(f"the models take images of different shapes: {shapes}")
+    if "puvae" in models:
+        _check_draws(config)
+    return Tools(
+        classifiers=loaded,
+        density_model=model,
+        eps_defend=config.purify.eps,
+        solver=config.purify.solver,
+        threshold=threshold,
+        colours=config.squeeze.colours,
+        median=config.squeeze.preset,
+        seed=config.seed,
+        batch=settings.batch,
+        samples=config.puvae.samples,
+        noise=config.puvae.noise,
+        **autoencoders,
+    )
+
+
+def _check_draws(config: inputs.Config) -> None:
+    """Raises ValueError for latent draws that there cannot be."""
+    if config.puvae.samples < 1:
+        raise ValueError(f"puvae.samples must be at least 1: {config.puvae.samples}")
+    if not 0 <= config.puvae.noise < float("inf"):
+        raise ValueError(
+            f"puvae.noise must be finite and not negative: {config.puvae.noise}"
+        )
+
+
+def _check_scores(
+    config: inputs.Config, detector: str, weights: str, classifier: str
+) -> None:
+    """Raises ValueError where validation images were scored in another way."""
+    told = zoo.load_card(zoo.find_released(weights))["validation"]
+    draws = [config.puvae.samples, config.puvae.noise]
+    if detector == "reject_rmse" and told["draws"] != draws:
+        raise ValueError(
+            f"the thresholds of {weights} are of puvae.samples and puvae.noise "
+            f"{told['draws']}, not {draws}: --mode=calibrate makes others"
+        )
+    asks = any(one.temperature for one in magnet.DETECTORS[config.dataset])
+    if detector == "reject_magnet" and asks and told["classifier"] != classifier:
+        raise ValueError(
+            f"the thresholds of {weights} are for {told['classifier']}, not "
+            f"{classifier}: --mode=calibrate makes others"
+        )
+
+
+def _thresholds(
+    config: inputs.Config, pipelines: list[grid.Pipeline]
+) -> dict[str, np.ndarray]:
+    """Of the detectors in a table, for the rate of false positives that is wanted."""
+    found = {}
+    rate = config.reject.false_positive_rate
+    for row in pipelines:
+        for name in row.defences:
+            if name not in grid.DETECTORS or name in found:
+                continue
+            weights = config[inputs.SECTIONS[grid.DEFENCES[name]]].weights
+            scores = zoo.load_validation(weights)
+            if scores is None:
+                raise ValueError(
+                    f"{weights} has no scores of validation images, so {name} has no "
+                    "threshold: make them with --mode=calibrate "
+                    "--config.calibrate.keep=True and a --config.data_dir"
+                )
+            _check_scores(config, name, weights, row.classifier)
+            found[name] = np.asarray(
+                reject.thresholds(jnp.asarray(scores), false_positive_rate=rate)
+            )
+    return found
+
+
+def _classifier(config: inputs.Config, name: str) -> Loaded:
+    model, variables, card = inputs.classifier_named(name)
+    inputs.check_dataset(config, name, card)
+    if "training" not in card.get("training", {}):
+        raise ValueError(f"the card of {name} does not say how it was trained")
+    return Loaded(model, variables, card)
+
+
+def _images(config: inputs.Config, tools: Tools, source: str, count: int) -> data.Input:
+    """The first images of a source, with labels that all classifiers know."""
+    first = next(iter(tools.classifiers.values()))
+    shape = tuple(first.card["image_shape"])
+    given = data.read_input(config.dataset, source, count, shape, config.data_dir)
+    if given.labels is None:
+        raise ValueError(
+            f"{source} has no labels, so there is no accuracy: give an "
+            ".npz with `images` and `labels`"
+        )
+    for name, one in tools.classifiers.items():
+        inputs.check_labels(given, name, one.model.classes)
+    return given
+
+
+def make(bench: Workbench, layout: grid.Grid) -> None:
+    """Makes all images that a table needs: attacked ones first, then purified ones."""
+    cells = list(layout.cells())
+    attacked = list(dict.fromkeys(made for _, made in cells))
+    print(
+        f"{len(layout.pipelines())} pipelines, {len(cells)} cells: "
+        f"{len(attacked)} sets of images",
+        flush=True,
+    )
+    for made in attacked:
+        bench.attacked(made)
+    for row, made in cells:
+        if row.models:
+            bench.shown(made, row.defences, row.classifier)
+
+
+def _rows(
+    config: inputs.Config,
+    layout: grid.Grid,
+    bench: Workbench,
+    tools: Tools,
+    given: data.Input,
+    mark: str,
+) -> Iterator[dict]:
+    """A row for every cell, and one for every row's images under all its attacks."""
+    right: dict = {}
+    yield from cells(config, layout, bench, tools, given, mark, right)
+    for text in layout.rows:
+        for eps in layout.eps:
+            row = grid.pipeline(text, eps)
+            own = layout.attacks_on(row, eps)
+            if not own:
+                continue
+            found = [right[row, made] for made in own]
+            count = min(map(len, found))
+            every = np.all([correct[:count] for correct in found], 0)
+            threats = {grid.threat(row, made) for made in own} - {None}
+            # One who sees everything is among the attackers, or none is.
+            worst = "white-box" if "white-box" in threats else "grey-box"
+            yield (
+                identity(config, tools, row, grid.Made(tables.WORST, eps=eps))
+                | {"threat": worst if threats else None}
+                | inputs.identity(given._replace(images=given.images[:count]))
+                | accuracy(every)
+                | inputs.provenance(mark, 0.0)
+            )
+
+
+def cells(
+    config: inputs.Config,
+    layout: grid.Grid,
+    bench: Workbench,
+    tools: Tools,
+    given: data.Input,
+    mark: str,
+    right: dict | None = None,
+) -> Iterator[dict]:
+    """A row for every cell.
+
+    Args:
+      config: of the run.
+      layout: of the table.
+      bench: that has its images.
+      tools: of the bench.
+      given: clean images.
+      mark: of the run.
+      right: gets the outcomes of each cell, `[N]` bool.
+    """
+    right = {} if right is None else right
+    for row, made in layout.cells():
+        shown = bench.shown(made, row.defences, row.classifier)
+        count = len(shown.images)
+        right[row, made], shares = judged(bench, tools, row, made, shown, given)
+        cell = {"distance": round(float(_distance(shown.images, given.images)), 4)}
+        if shown.log_probs is not None:
+            cell |= summary(bench.bits_per_dim(shown.log_probs))
+        if shown.rmse is not None:
+            cell["rmse"] = round(float(np.mean(shown.rmse)), 3)
+        cell |= shares
+        yield (
+            identity(config, tools, row, made)
+            | inputs.identity(given._replace(images=given.images[:count]))
+            | accuracy(right[row, made])
+            | cell
+            | inputs.provenance(mark, shown.seconds)
+            | {"device": shown.device}
+        )
+
+
+def judged(
+    bench: Workbench,
+    tools: Tools,
+    row: grid.Pipeline,
+    made: grid.Made,
+    shown: Shown,
+    given: data.Input,
+) -> tuple[np.ndarray, dict]:
+    """Which images count as right `[N]`; where some are rejected, also the shares."""
+    classes = bench.classes(row, made, shown.images)
+    labels = given.labels[: len(classes)]
+    if shown.rejected is None:
+        return classes == labels, {}
+    last = tools.classifiers[row.classifier].model.classes
+    found = reject.with_rejection(classes, shown.rejected, label=last)
+    attacked = made.attack != grid.CLEAN
+    right = reject.correct(found, labels, label=last, attacked=attacked)
+    shares = reject.shares(found, labels, label=last)
+    told = {name: round(float(share), 4) for name, share in shares.items()}
+    return np.asarray(right), told
+
+
+def _distance(images: np.ndarray, clean: np.ndarray) -> float:
+    """Mean L-infinity distance to the clean images, levels."""
+    moved = np.abs(images.astype(np.float32) - clean[: len(images)])
+    return moved.max((1, 2, 3)).mean()
+
+
+def identity(
+    config: inputs.Config, tools: Tools, row: grid.Pipeline, made: grid.Made
+) -> dict:
+    """The identity of a row: what was attacked by what, behind which defences."""
+    model, _, card = tools.classifiers[row.classifier]
+    adaptive = "purify_adaptive" in row.defences
+    weights = dict.fromkeys(inputs.SECTIONS)
+    hashes = dict.fromkeys(inputs.SECTIONS)
+    for kind in row.models:
+        weights[kind] = config[inputs.SECTIONS[kind]].weights
+        hashes[kind] = tools.model_of(kind).card["sha256"][:8]
+    found = {
+        "dataset": config.dataset,
+        "classifier": row.classifier,
+        "network": classifiers.describe(model)["architecture"],
+        "training": card["training"]["training"],
+        "density_model": weights["density_model"],
+        "defence": row.defence,
+        "attack": made.attack,
+        "preset": made.preset,
+        "eps_attack": inputs.in_row(made.eps),
+        "eps_defend": tools.eps_defend if row.purifies else 0,
+        "threshold": tools.threshold if adaptive else 0.0,
+        "threat": grid.threat(row, made),
+        "source": made.source,
+        "through": made.seen,
+        "slope": made.slope or None,
+        "classifier_sha256": card["sha256"][:8],
+        "density_model_sha256": hashes["density_model"],
+    }
+    if made.fractional:
+        found["levels"] = "fractional"
+    for kind in row.models - {"density_model"}:
+        found |= {kind: weights[kind], f"{kind}_sha256": hashes[kind]}
+    if row.rejects:
+        found["false_positive_rate"] = config.reject.false_positive_rate
+        found["thresholds"] = {
+            name: [float(f"{bar:.6g}") for bar in tools.thresholds[name]]
+            for name in row.defences
+            if name in grid.DETECTORS
+        }
+    return found
+
+
+def _legend(given: data.Input, rows: list[dict]) -> str:
+    """What the tables show, and what they do not."""
+    counts = sorted({row["n"] for row in rows})
+    rejecting = ""
+    if any("rejected" in row for row in rows):
+        rejecting = (
+            " Behind a detector an attacked image that is rejected counts as right and "
+            "a clean one as wrong; rows.jsonl has the shares apart."
+        )
+    images = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+    return (
+        f"accuracy in percent on {images} images ({given.source}), [n] where they are "
+        "fewer, ± half the width of its 95 % interval (Wilson's, not centred); "
+        "in brackets the paper's and the difference. strongest: the least of the "
+        "attacks; every attack: share of the first images, of the column with fewest, "
+        "that survive all of them.\n"
+        "The attacks see the bare classifier, or it behind a median filter. Only those "
+        "with (bpda) or the like see the purifier (white-box); under the others "
+        f"(grey-box) it looks safer than it is.{rejecting}\non {parallel.devices()}"
+    )

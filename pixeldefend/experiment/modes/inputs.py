@@ -1,0 +1,281 @@
+"""What several modes read of a config: images, splits, models and attacks."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from etils import epath
+
+from pixeldefend import __version__, attacks
+from pixeldefend.defences import purification
+from pixeldefend.density import likelihood, pixelcnn
+from pixeldefend.experiment import data, parallel, processes, train, zoo
+from pixeldefend.experiment.parts import Parts
+from pixeldefend.experiment.workdir import config_hash
+from pixeldefend.models import classifiers
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict as Config
+else:
+    Config = Any  # whoever makes one has the package; the modes do without
+# Of what takes part in a defence, the section that names its weights.
+SECTIONS = {"density_model": "pixelcnn", "puvae": "puvae", "magnet": "magnet"}
+
+
+def chosen(config: Config, mode: str, shape: Sequence[int]) -> data.Input:
+    """The images that a mode works on."""
+    settings = config[mode]
+    count = settings.count
+    if count == -1:
+        count = 128 if settings.input in ("sample", *data.SPLITS) else 0
+    given = data.read_input(
+        config.dataset, settings.input, count, tuple(shape), config.data_dir
+    )
+    return given
+
+
+def source(config: Config, given: str) -> str:
+    """Of images to measure on: "auto" is test, or without data_dir the sample."""
+    if given != "auto":
+        return given
+    return "test" if config.data_dir else "sample"
+
+
+def tell_source(config: Config, given: data.Input) -> None:
+    """Says where the images come from, where a user may have meant more of them."""
+    if given.source == "sample" and not given.own and not config.data_dir:
+        print(
+            "using the bundled first 256 test images; for the whole set: "
+            f"launch/prepare_data.sh DATA_DIR {config.dataset}, then "
+            "--config.data_dir=DATA_DIR"
+        )
+
+
+def identity(given: data.Input) -> dict:
+    """What a row says of the images."""
+    return {
+        "input": given.source,
+        "own": given.own,
+        "images": zoo.fingerprint(given.images)[:8],
+    }
+
+
+def in_row(eps: float) -> float | None:
+    """eps for a row; None where it is infinite, which JSON does not know."""
+    return eps if np.isfinite(eps) else None
+
+
+def remove_results(folder: epath.Path) -> None:
+    """Removes what earlier runs of this config wrote here, perhaps of other images."""
+    if not processes.is_first():
+        return
+    for inner in ("purified", "adversarial", "correct"):
+        for suffix in (".npz", ".png"):
+            for old in (folder / inner).glob(f"*{suffix}"):
+                old.unlink()
+    for name in ("rows.jsonl", "predictions.npz"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def split(config: Config, name: str) -> dict[str, np.ndarray]:
+    """A whole split as `images` and `labels`."""
+    images, labels = data.load(config.dataset, name, config.data_dir)
+    return {"images": images, "labels": labels}
+
+
+def plan(config: Config, settings: Config) -> train.Plan:
+    """The plan in a `train` section."""
+    options = set(train.Plan.__dataclass_fields__) & set(settings)
+    given = {name: settings[name] for name in options}
+    if given["steps_per_call"] < 0:
+        raise ValueError(
+            f"steps_per_call must not be negative: {given['steps_per_call']}"
+        )
+    given["steps_per_call"] = parallel.steps_per_call(given["steps_per_call"])
+    found = train.Plan(seed=config.seed, **given)
+    parallel.per_device(found.batch, "train.batch")
+    return found
+
+
+def training_splits(
+    config: Config, settings: Config, plan: train.Plan
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What a `train` section trains on, and the images held out from it."""
+    if settings.eval_images < 1:
+        raise ValueError(f"eval_images must be at least 1: {settings.eval_images}")
+    if settings.on_sample:
+        images, labels = data.sample(config.dataset)
+        training = held_out = {"images": images, "labels": labels}
+    else:
+        training, held_out = (split(config, name) for name in ("train", "validation"))
+    data.Batches(len(training["images"]), plan.batch, plan.seed)
+    first = {name: rows[: settings.eval_images] for name, rows in held_out.items()}
+    return training, first
+
+
+def density_model(config: Config) -> tuple[pixelcnn.PixelCNN, dict, dict]:
+    """The PixelCNN++ of a config: description, parameters, card."""
+    model, params, card = zoo.load_released(config.pixelcnn.weights)
+    if not isinstance(model, pixelcnn.PixelCNN):
+        raise ValueError(f"{config.pixelcnn.weights} is no PixelCNN++")
+    if model.classes:
+        raise ValueError("class-conditional weights can only be sampled from here")
+    return model, params, card
+
+
+def autoencoder(config: Config, kind: str) -> tuple[Any, dict, dict]:
+    """The PuVAE or the MagNet of a config: description, parameters, card.
+
+    Args:
+      config: whose section `kind` names the weights.
+      kind: "puvae" or "magnet".
+
+    Raises:
+      ValueError: weights of another model, or of another data set.
+    """
+    weights = config[kind].weights
+    model, params, card = zoo.load_released(weights)
+    if card["kind"] != kind:
+        raise ValueError(f"{weights} is no {kind}, but a {card['kind']}")
+    check_dataset(config, weights, card)
+    return model, params, card
+
+
+def classifier(config: Config) -> tuple[classifiers.Classifier, dict, dict]:
+    """The classifier of a config: description, variables, card."""
+    return classifier_named(config.classifier.weights)
+
+
+def classifier_named(weights: str) -> tuple[classifiers.Classifier, dict, dict]:
+    """A classifier by its weights; ValueError where they are of another model."""
+    model, variables, card = zoo.load_released(weights)
+    if card["kind"] != "classifier":
+        raise ValueError(f"{weights} is no classifier")
+    return model, variables, card
+
+
+def score_map(model: pixelcnn.PixelCNN, batch: int) -> parallel.BatchMap:
+    """`mapped(params, images)`: log-probabilities `[N]` of images, nats."""
+    return parallel.BatchMap(
+        lambda params, images: likelihood.log_prob(model, params, images), batch
+    )
+
+
+def check_labels(given: data.Input, weights: str, classes: int) -> None:
+    """Raises ValueError where images have labels that a classifier does not know."""
+    if given.labels is not None and given.labels.max() >= classes:
+        raise ValueError(
+            f"{weights} knows {classes} classes, but there are labels up to "
+            f"{given.labels.max()}"
+        )
+
+
+def labels_or_unknown(given: data.Input) -> np.ndarray:
+    """Labels `[N]` int32; -1 for all where there are none."""
+    if given.labels is None:
+        return np.full(len(given.images), -1, np.int32)
+    return given.labels.astype(np.int32)
+
+
+def attack(name: str, preset: str, eps: float) -> Callable:
+    """An attack by name, after the checks of what a user gave for it.
+
+    Raises:
+      ValueError: unknown attack or preset, negative eps.
+    """
+    attacks.check_eps(eps)
+    return attacks.named(name, preset)
+
+
+def threshold(given: float, weights: str, card: dict) -> float:
+    """The threshold of adaptive purification, bits/dim.
+
+    Args:
+      given: by the user; -1 for the one that was chosen for the density model.
+      weights: of the density model.
+      card: its.
+
+    Raises:
+      ValueError: neither -1 nor a finite number from 0, or -1 without one on the card.
+    """
+    if given == -1:
+        if "adaptive" in card:
+            return float(card["adaptive"]["threshold"])
+        raise ValueError(
+            f"the card of {weights} has no threshold: choose one with "
+            "--mode=choose_threshold, or give a threshold in bits/dim"
+        )
+    if not 0 <= given < float("inf"):
+        raise ValueError(
+            f"threshold must be finite, in bits/dim from 0, or -1 for the card's: "
+            f"{given}"
+        )
+    return float(given)
+
+
+def check_solver(solver: str) -> None:
+    """Raises ValueError for an unknown solver; the message lists the known ones."""
+    if solver not in purification.SOLVERS:
+        raise ValueError(
+            f"unknown solver {solver!r}: one of {', '.join(purification.SOLVERS)}"
+        )
+
+
+def check_save_seconds(seconds: float) -> None:
+    """Raises ValueError for a pause between writings that is negative or no number."""
+    if not seconds >= 0:
+        raise ValueError(f"save_seconds must not be negative: {seconds}")
+
+
+def kept_parts(
+    folder: epath.Path,
+    config: str,
+    given: data.Input,
+    cards: list[dict],
+    pause: float,
+    **more: float,
+) -> Parts:
+    """What a killed run of the same work on the same images left; else, none."""
+    identity = more | {
+        "config": config,
+        "images": zoo.fingerprint(given.images),
+        "labels": zoo.fingerprint(labels_or_unknown(given)),
+        "names": given.names,
+        "weights": [card["sha256"] for card in cards],
+        "version": __version__,
+    }
+    kept = Parts(folder / "parts", config_hash(identity), pause)
+    if kept.done:
+        print(f"going on after {kept.done} of {len(given.images)} images")
+    return kept
+
+
+def provenance(config: str, seconds: float) -> dict:
+    """What a row says of its making; not compared."""
+    return {
+        "seconds": round(seconds, 3),
+        "device": parallel.devices(),
+        "config": config,
+        "version": __version__,
+    }
+
+
+def release_folder(config: Config, weights: str, card: dict) -> epath.Path:
+    """Where a release goes, after the checks that all kinds of models share."""
+    to = config.release.to
+    if not to:
+        raise ValueError("release.to is missing: the folder for the released model")
+    if epath.Path(to).is_file():
+        raise ValueError(f"release.to {to} is a file; name a folder")
+    check_dataset(config, weights, card)
+    parallel.check_batch(config.release.batch, "release.batch")
+    return epath.Path(to)
+
+
+def check_dataset(config: Config, weights: str, card: dict) -> None:
+    """Raises ValueError where a model belongs to another data set than the config's."""
+    if card["dataset"] != config.dataset:
+        raise ValueError(
+            f"{weights} was trained on {card['dataset']}; use the config of that data "
+            f"set, not of {config.dataset}"
+        )

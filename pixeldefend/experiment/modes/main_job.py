@@ -1,0 +1,291 @@
+"""The main job: purify images and show what that did."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from pixeldefend import attacks
+from pixeldefend.defences import base, purification
+from pixeldefend.density import pixelcnn
+from pixeldefend.experiment import (
+    data,
+    evaluate,
+    figures,
+    files,
+    parallel,
+    processes,
+    report,
+    zoo,
+)
+from pixeldefend.experiment.modes import inputs
+from pixeldefend.experiment.workdir import Workdir, user_errors
+from pixeldefend.models import classifiers
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What the config names, read and checked."""
+
+    density_model: pixelcnn.PixelCNN
+    params: Any
+    classifier: classifiers.Classifier | None
+    classifier_variables: Any
+    training: str | None
+    cards: list[dict]
+    given: data.Input
+    attack: Callable | None
+    attack_name: str
+    preset: str | None
+    threshold: float
+
+
+def purify(config: inputs.Config, workdir: Workdir) -> None:
+    """Attacks images if asked, purifies them, and shows what that did."""
+    settings = config.purify
+    with user_errors():
+        _check(settings)
+        job = _read(config)
+        reference = zoo.load_reference(config.pixelcnn.weights)
+        defend = base.perturb_and_purify(
+            job.density_model,
+            job.attack,
+            classifiers.logits_fn(job.classifier) if job.classifier else None,
+            width=purification.width_for(settings.eps),
+            solver=settings.solver,
+        )
+        mapped = parallel.BatchMap(defend, settings.batch)
+        if job.given.own:
+            workdir.check_outside(settings.input)
+        workdir.check_own("purified")
+    folder = workdir.open()
+    inputs.tell_source(config, job.given)
+    inputs.remove_results(folder)
+    kept = inputs.kept_parts(
+        folder,
+        workdir.hash,
+        job.given,
+        job.cards,
+        settings.save_seconds,
+        threshold=job.threshold,
+    )
+    write_pictures = None
+    if job.given.own and settings.pictures:
+        write_pictures = functools.partial(_write_pictures, folder, job.given)
+        for rows, part in kept.results if processes.is_first() else ():
+            write_pictures(rows, part)
+    variables = {
+        "params": job.params,
+        "classifier": job.classifier_variables,
+        "eps": jnp.int32(settings.eps),
+        "threshold": jnp.float32(job.threshold),
+        "eps_attack": jnp.float32(settings.eps_attack),
+        "key": jax.random.key(config.seed),
+    }
+    clean = job.given.images
+    result, seconds = report.run_batches(
+        mapped,
+        "purifying",
+        variables,
+        clean,
+        inputs.labels_or_unknown(job.given),
+        np.arange(len(clean), dtype=np.uint32),
+        parts=kept,
+        each=write_pictures,
+    )
+    _write_purified(folder, job.given, result)
+    stages = evaluate.stages(
+        _titles(config, job),
+        clean,
+        result,
+        reference=reference,
+        labels=job.given.labels,
+    )
+    _write_outcomes(folder, job.given, result, stages)
+    provenance = inputs.provenance(workdir.hash, seconds)
+    rows = [
+        _identity(config, job, stage.name) | evaluate.stage_figures(stage) | provenance
+        for stage in stages
+    ]
+    evaluate.write_rows(folder / "rows.jsonl", rows)
+    kept.remove()  # only now is everything elsewhere
+    figures = {stage.title: evaluate.stage_figures(stage) for stage in stages}
+    print(evaluate.purification_table(figures))
+    print(_who_saw_what(config, job))
+    print(
+        f"{len(clean)} images, {len(clean) / seconds:.1f} images/s (all of the above) "
+        f"on {parallel.devices()}, compiled in {mapped.compile_seconds:.1f} s"
+    )
+    print(f"results in {folder}")
+
+
+def _read(config: inputs.Config) -> _Job:
+    """Reads what the config names; raises ValueError where it does not fit together."""
+    settings = config.purify
+    model, params, card = inputs.density_model(config)
+    cards = [card]
+    given = inputs.chosen(config, "purify", card["image_shape"])
+    classifier, variables, training = None, {}, None
+    if config.classifier.weights:
+        classifier, variables, other = inputs.classifier(config)
+        if other["image_shape"] != card["image_shape"]:
+            raise ValueError(
+                f"{config.classifier.weights} takes images {other['image_shape']}, "
+                f"{config.pixelcnn.weights} {card['image_shape']}"
+            )
+        if not given.own:
+            inputs.check_dataset(config, config.classifier.weights, other)
+        inputs.check_labels(given, config.classifier.weights, classifier.classes)
+        training = other["training"]["training"]
+        cards.append(other)
+    name = settings.attack
+    if name == "auto":
+        usual = "bim" if classifier else "rand"
+        name = "none" if given.own else usual
+    attack, preset = None, None
+    if name == "none" and settings.preset:
+        raise ValueError(f"purify.preset {settings.preset!r} without an attack")
+    if name != "none":
+        attack = inputs.attack(name, settings.preset, settings.eps_attack)
+        preset = attacks.usual(name, settings.preset)
+        if attacks.ATTACKS[name].looks and classifier is None:
+            raise ValueError(
+                f"{name} attacks a classifier: give --config.classifier.weights"
+            )
+    threshold = inputs.threshold(settings.threshold, config.pixelcnn.weights, card)
+    return _Job(
+        model,
+        params,
+        classifier,
+        variables,
+        training,
+        cards,
+        given,
+        attack,
+        name,
+        preset,
+        threshold,
+    )
+
+
+def _titles(config: inputs.Config, job: _Job) -> dict[str, str]:
+    """Lines of the table, by stage."""
+    settings = config.purify
+    titles = {"clean": "as given" if job.given.own else "clean"}
+    if job.attack is not None:
+        titles["perturbed"] = f"{job.attack_name.upper()}, eps {settings.eps_attack:g}"
+    titles["purified"] = f"purified, eps {settings.eps}"
+    if job.threshold:
+        titles["purified"] += f" from {job.threshold:g} bits/dim"
+    return titles
+
+
+def _identity(config: inputs.Config, job: _Job, stage: str) -> dict:
+    """The identity of a row."""
+    settings = config.purify
+    attacked = job.attack is not None and stage != "clean"
+    purified = stage == "purified"
+    looks = attacked and attacks.ATTACKS[job.attack_name].looks
+    defence_name = "purify_adaptive" if job.threshold else "purify"
+    threat = "grey-box" if purified else "white-box"
+    return (
+        {
+            "dataset": job.cards[0]["dataset"],
+            "classifier": config.classifier.weights or None,
+            "training": job.training,
+            "density_model": config.pixelcnn.weights,
+            "defence": defence_name if purified else "none",
+            "attack": job.attack_name if attacked else "none",
+            "preset": job.preset if attacked else None,
+            "eps_attack": inputs.in_row(settings.eps_attack) if attacked else 0.0,
+            "eps_defend": settings.eps if purified else 0,
+            "threshold": job.threshold if purified else 0.0,
+            "threat": threat if looks else None,  # noise is no attacker
+            "source": config.classifier.weights if looks else None,
+            "through": "classifier" if looks else None,
+            "density_model_sha256": job.cards[0]["sha256"][:8],
+            "classifier_sha256": job.cards[1]["sha256"][:8] if job.classifier else None,
+        }
+        | inputs.identity(job.given)
+    )
+
+
+def _who_saw_what(config: inputs.Config, job: _Job) -> str:
+    """The threat model, in words."""
+    who = config.classifier.weights or "no classifier"
+    if job.attack is None:
+        return f"classified by {who}; no attack"
+    if not attacks.ATTACKS[job.attack_name].looks:
+        return f"classified by {who}; {job.attack_name.upper()} looks at nothing"
+    return (
+        f"{job.attack_name.upper()} sees all of {who} and nothing of the purifier "
+        "(grey-box): an attacker who looks through the purifier does more harm"
+    )
+
+
+def _check(settings: inputs.Config) -> None:
+    """Raises ValueError for fields of `purify` that are out of range or unknown."""
+    known = ("auto", "none", *attacks.ATTACKS)
+    if settings.attack not in known:
+        raise ValueError(
+            f"unknown attack {settings.attack!r}: one of {', '.join(known)}"
+        )
+    attacks.check_eps(settings.eps_attack, "purify.eps_attack")
+    inputs.check_save_seconds(settings.save_seconds)
+    inputs.check_solver(settings.solver)
+    parallel.check_batch(settings.batch, "purify.batch")
+
+
+def _write_outcomes(
+    folder: epath.Path,
+    given: data.Input,
+    result: dict[str, np.ndarray],
+    stages: list[evaluate.Stage],
+) -> None:
+    """Predicted classes by stage, and which of them are right."""
+    guesses = {
+        stage.name: result[f"{stage.name}_prediction"]
+        for stage in stages
+        if f"{stage.name}_prediction" in result
+    }
+    correct = {s.name: s.correct for s in stages if s.correct is not None}
+    if guesses:
+        names = {"names": np.array(given.names)}
+        files.write_arrays(folder / "predictions.npz", **guesses, **names)
+    if correct:
+        files.write_arrays(folder / "correct" / f"{given.source}.npz", **correct)
+
+
+def _write_pictures(
+    folder: epath.Path, given: data.Input, rows: np.ndarray, result: dict
+) -> None:
+    """A PNG for each of the user's own images, of which the batch has these rows.
+
+    Written before the batch counts as done.
+    """
+    for row, image in zip(rows, result["purified"], strict=True):
+        path = folder / "purified" / f"{given.names[row]}.png"
+        figures.save(figures.picture(image), path, every_process=True)
+
+
+def _write_purified(folder: epath.Path, given: data.Input, result: dict) -> None:
+    """All arrays and a before/after picture."""
+    perturbed, purified = result["perturbed"], result["purified"]
+    labels = {} if given.labels is None else {"labels": given.labels.astype(np.uint8)}
+    files.write_arrays(
+        folder / "purified" / f"{given.source}.npz",
+        clean=given.images,
+        images=perturbed,
+        purified=purified,
+        **labels,
+    )
+    shown = {"clean": given.images, "perturbed": perturbed, "purified": purified}
+    if np.array_equal(given.images, perturbed):
+        del shown["perturbed"]
+    first = [images[:12] for images in shown.values()]
+    figures.save(figures.grid(first, list(shown)), folder / "figures/before_after.png")

@@ -1,0 +1,189 @@
+"""The mode `sweep`: defences under attacks of many eps, the thesis's Tables 3 to 5."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from pixeldefend import attacks, keys, sweeps
+from pixeldefend.defences import puvae
+from pixeldefend.experiment import data, files, grid, parallel, report
+from pixeldefend.experiment.evaluate import accuracy, write_rows
+from pixeldefend.experiment.modes import evaluating, inputs
+from pixeldefend.experiment.modes.programs import Tools
+from pixeldefend.experiment.modes.workbench import Workbench
+from pixeldefend.experiment.workdir import Workdir, user_errors
+
+
+def sweep(config: inputs.Config, workdir: Workdir) -> None:
+    """Measures defences under attacks of many eps, and past their detectors."""
+    settings = config.sweep
+    with user_errors():
+        layout = grid.read(settings.rows, settings.attacks, settings.eps)
+        evading = _evading(config, layout)
+        source = inputs.source(config, settings.input)
+        tools, given = evaluating.prepared(
+            config, workdir, layout, config.evaluate.threshold, source, settings.images
+        )
+    folder = workdir.open()
+    inputs.tell_source(config, given)
+    bench = Workbench(folder, given, tools)
+    evaluating.make(bench, layout)
+    rows = list(evaluating.cells(config, layout, bench, tools, given, workdir.hash))
+    for row, eps in evading:
+        rows.append(_evaded(config, row, eps, bench, tools, given, workdir.hash))
+    rows = [row | {"table_seconds": round(bench.seconds, 1)} for row in rows]
+    write_rows(folder / "rows.jsonl", rows)
+    with files.whole_file(folder / "table.md") as temporary:
+        temporary.write_text(report.markdown_table(*sweeps.lines(rows)) + "\n")
+    arrays = _examples(config, layout, bench, tools, given)
+    files.write_arrays(folder / "sweep.npz", **arrays)
+    bench.tidy()
+    print(f"\n{sweeps.show(rows)}\n\n{_legend(given)}\nresults in {folder}")
+
+
+def _evading(
+    config: inputs.Config, layout: grid.Grid
+) -> list[tuple[grid.Pipeline, float]]:
+    """The rows with detectors, and the eps of attacks that have to get past them."""
+    settings = config.sweep
+    if settings.evading_images < 0:
+        raise ValueError("sweep.evading_images must not be negative")
+    if settings.examples < 0:
+        raise ValueError("sweep.examples must not be negative")
+    if settings.evading_slope not in attacks.SLOPES:
+        raise ValueError(
+            f"sweep.evading_slope must be one of {', '.join(attacks.SLOPES)}: "
+            f"{settings.evading_slope!r}"
+        )
+    for eps in settings.evading_eps:
+        attacks.check_eps(eps, "sweep.evading_eps")
+    if not settings.evading_images:
+        return []
+    for text in settings.evading_rows:
+        if text not in settings.rows:
+            raise ValueError(f"sweep.evading_rows has {text!r}, which is no row")
+        for eps in settings.evading_eps:
+            _check_evaded(grid.pipeline(text, eps), layout)
+    return [
+        (grid.pipeline(text, eps), float(eps))
+        for text in settings.evading_rows
+        for eps in settings.evading_eps
+    ]
+
+
+def _check_evaded(row: grid.Pipeline, layout: grid.Grid) -> None:
+    """Raises ValueError for a row that EVADE cannot attack."""
+    detectors = [name for name in row.defences if name in grid.DETECTORS]
+    rest = row.defences[len(detectors) :]
+    if not detectors or row.defences[: len(detectors)] != tuple(detectors):
+        raise ValueError(f"evading {row}: detectors must come first")
+    if set(rest) - set(grid.PURIFIERS):
+        raise ValueError(
+            f"evading {row}: behind detectors only {', '.join(grid.PURIFIERS)}"
+        )
+    if row not in layout.pipelines():
+        raise ValueError(f"evading {row}: its eps is none of sweep.eps")
+
+
+def _evaded(
+    config: inputs.Config,
+    row: grid.Pipeline,
+    eps: float,
+    bench: Workbench,
+    tools: Tools,
+    given: data.Input,
+    mark: str,
+) -> dict:
+    """The row of a defence whose detectors the attack knows, too."""
+    purifies = set(row.defences) & set(grid.PURIFIERS)
+    made = grid.Made(
+        grid.EVADE,
+        None,
+        eps,
+        source=row.classifier,
+        through=row.defences,
+        slope=config.sweep.evading_slope if purifies else "",
+        images=config.sweep.evading_images,
+    )
+    found = bench.evading_all(made)
+    shown = bench.shown(made, row.defences, row.classifier)
+    right, shares = evaluating.judged(bench, tools, row, made, shown, given)
+    count = len(right)
+    return (
+        evaluating.identity(config, tools, row, made)
+        | inputs.identity(given._replace(images=given.images[:count]))
+        | accuracy(right)
+        | shares
+        | {"success": round(float(np.mean(found["success"])), 4)}
+        | inputs.provenance(mark, shown.seconds)
+        | {"device": shown.device}
+    )
+
+
+def _examples(
+    config: inputs.Config,
+    layout: grid.Grid,
+    bench: Workbench,
+    tools: Tools,
+    given: data.Input,
+) -> dict[str, np.ndarray]:
+    """Images for figures: one under rising eps, and what a PuVAE makes of a few."""
+    count = min(config.sweep.examples, len(given.images))
+    shown = {}
+    for row in layout.pipelines():
+        for column in layout.columns:
+            plain = not column.slope and column.attack in ("fgsm", "pgd")
+            if row.defences or not plain or column.attack in shown:
+                continue
+            shown[column.attack] = [
+                layout.made(row, column, eps) for eps in sorted(layout.eps)
+            ]
+    if not count or not shown:
+        return {}
+    # Seven of them, as many as fit across a page.
+    some = np.unique(np.linspace(0, len(layout.eps) - 1, 7).round().astype(int))
+    arrays = {"strengths/eps": np.float32(sorted(layout.eps))[some]}
+    for name, sets in shown.items():
+        images = [bench.attacked(sets[i])["images"][0] for i in some]
+        arrays[f"strengths/{name}"] = np.stack(images)
+    if tools.puvae is None or "pgd" not in shown:
+        return arrays
+    strongest = shown["pgd"][-1]
+    arrays |= {"eps": np.float32(strongest.eps), "labels": given.labels[:count]}
+    for name, made in (("clean", grid.Made(grid.CLEAN)), ("pgd", strongest)):
+        images = bench.attacked(made)["images"][:count]
+        rebuilt, distances = _every_label(tools, images)
+        arrays[f"given/{name}"] = images
+        arrays[f"rebuilt/{name}"] = np.round(rebuilt).astype(np.uint8)
+        arrays[f"distances/{name}"] = distances
+    return arrays
+
+
+def _every_label(tools: Tools, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A PuVAE's reconstructions `[N, K, H, W, C]` and their distances `[N, K]`."""
+
+    def run(params: Any, images: jax.Array, indices: jax.Array) -> Any:
+        return puvae.reconstructions(
+            tools.puvae.model,
+            params,
+            images,
+            keys.for_images(jax.random.key(tools.seed), indices),
+            noise=tools.noise,
+        )
+
+    mapped = parallel.BatchMap(run, parallel.batch_for(tools.batch, len(images)))
+    indices = np.arange(len(images), dtype=np.uint32)
+    rebuilt, distances = mapped(tools.puvae.params, images, indices)
+    return rebuilt[:, 0], distances[:, 0]
+
+
+def _legend(given: data.Input) -> str:
+    return (
+        f"percent that count as right, on up to {len(given.images)} images "
+        f"({given.source}), ± half the width of the 95 % interval; behind a detector "
+        "an attacked image that is rejected counts as right, as in the thesis: "
+        "rows.jsonl has the shares right, wrong and rejected apart. In brackets the "
+        "thesis's. Attacks see the bare classifier (grey-box) but for those through "
+        "the purifier; EVADE sees the detector as well (white-box)."
+    )

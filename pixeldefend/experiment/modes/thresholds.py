@@ -1,0 +1,100 @@
+"""The mode `choose_threshold`: from which bits/dim on an image is to be purified."""
+
+import os
+
+import numpy as np
+from etils import epath
+
+from pixeldefend.experiment import evaluate, files, grid, parallel, report, zoo
+from pixeldefend.experiment.modes import evaluating, inputs
+from pixeldefend.experiment.modes.workbench import Workbench
+from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
+
+_STEP = 0.05  # bits/dim between the thresholds that are tried
+
+
+def choose_threshold(config: inputs.Config, workdir: Workdir) -> None:
+    """Chooses the threshold of purify_adaptive on validation images."""
+    settings = config.choose_threshold
+    with user_errors():
+        if " + " in settings.classifier:
+            raise ValueError(
+                f"choose_threshold.classifier takes no defences: {settings.classifier}"
+            )
+        layout = grid.read(
+            (settings.classifier, f"{settings.classifier} + purify"),
+            config.evaluate.attacks,
+            config.evaluate.eps_attack,
+        )
+        if not layout.columns:
+            raise ValueError("evaluate.attacks is empty: nothing to be safe from")
+        tools, given = evaluating.prepared(
+            config, workdir, layout, 0.0, settings.input, settings.images
+        )
+        path = zoo.find_released(config.pixelcnn.weights) / "card.json"
+        if settings.keep and not os.access(path, os.W_OK):
+            raise ValueError(f"{path} cannot be written; leave keep out")
+    folder = workdir.open()
+    if given.source in ("test", "sample"):
+        print("these are test images: choose on them only to try the code")
+    bench = Workbench(folder, given, tools)
+    evaluating.make(bench, layout)
+    curve = _curve(layout, bench)
+    chosen = evaluate.highest_safe(
+        np.array(curve["threshold"]), [np.array(c) for c in curve["strongest"].values()]
+    )
+    found = {
+        "threshold": chosen,
+        "rule": "the highest up to which no strongest-attack accuracy falls",
+        "classifier": settings.classifier,
+        "attacks": list(config.evaluate.attacks),
+        "eps_defend": config.purify.eps,
+        "input": given.source,
+        "n": len(given.images),
+        "device": parallel.devices(),
+        "command": command_line(),
+        "curve": curve,
+    }
+    files.write_json(folder / "threshold.json", found)
+    bench.tidy()
+    if settings.keep:
+        card = zoo.load_card(path.parent) | {"adaptive": found}
+        files.write_json(path, card)
+    print(report.table(*evaluate.threshold_lines(curve, chosen)))
+    if chosen == curve["threshold"][-1]:
+        print("no accuracy fell at any threshold: this one purifies nothing")
+    print(
+        f"threshold {chosen:.2f} bits/dim, chosen on {found['n']} images "
+        f"({given.source}) in front of {settings.classifier} (grey-box attacks)"
+    )
+    print(f"results in {epath.Path(folder) / 'threshold.json'}")
+
+
+def _curve(layout: grid.Grid, bench: Workbench) -> dict:
+    """Accuracy against the threshold: clean, and under the strongest attack."""
+    found: dict[tuple, tuple[np.ndarray, ...]] = {}
+    for eps in layout.eps:
+        bare, behind = (grid.pipeline(text, eps) for text in layout.rows)
+        clean = grid.made_for(bare, grid.Column(grid.CLEAN), eps)
+        for made in (clean, *layout.attacks_on(bare, eps)):
+            found[eps, made] = (
+                bench.scores(made),
+                bench.correct(bare, made),
+                bench.correct(behind, made),
+            )
+    highest = max(bits.max() for bits, _, _ in found.values())
+    thresholds = np.arange(0, highest + 2 * _STEP, _STEP).round(2)
+    shares = {
+        key: evaluate.adaptive_accuracy(*arrays, thresholds)
+        for key, arrays in found.items()
+    }
+    curve: dict = {"threshold": thresholds.tolist(), "clean": {}, "strongest": {}}
+    for eps in layout.eps:
+        for kind in ("clean", "strongest"):
+            of_kind = [
+                share
+                for (own, made), share in shares.items()
+                if own == eps and (made.attack == grid.CLEAN) == (kind == "clean")
+            ]
+            curve[kind][f"{eps:g}"] = np.min(of_kind, 0).round(4).tolist()
+    return curve

@@ -1,0 +1,191 @@
+"""What the processes of one run tell each other.
+
+What depends on files, clocks or signals is agreed upon through the coordination service
+of `jax.distributed`, which unlike a collective does not mind how long one process waits
+for another.
+"""
+
+import contextlib
+import functools
+import io
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from pixeldefend.experiment import interruption
+
+_PIECE = 2**20  # bytes of one message to the coordination service
+_STOP = "pixeldefend/stop"  # a process wants to stop
+_LEFT = "pixeldefend/left"  # a process has stopped
+_names = itertools.count()
+_busy: list[bool] = []
+Found = TypeVar("Found")
+
+
+def join() -> None:
+    """Joins the other processes of this run; before anything else uses a device.
+
+    The environment says who they are: `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`
+    and `JAX_PROCESS_ID`, or else what JAX knows by itself (Slurm steps, Cloud TPU).
+
+    Raises:
+      ValueError: it does not.
+    """
+    # Its handler of SIGTERM would take the place of ours.
+    jax.config.update("jax_enable_preemption_service", False)
+    given = {}
+    for name in ("num_processes", "process_id"):
+        text = os.environ.get(f"JAX_{name.upper()}", "")
+        if text and not text.isdecimal():
+            raise ValueError(f"JAX_{name.upper()} must be a number: {text!r}")
+        if text:
+            given[name] = int(text)
+    if "num_processes" in given:
+        address = os.environ.get("JAX_COORDINATOR_ADDRESS", "?")
+        print(f"{given['num_processes']} processes meet at {address}", flush=True)
+    try:
+        jax.distributed.initialize(**given)
+    except ValueError as error:
+        raise ValueError(
+            f"--distributed, but no launcher to be seen ({error}): start it by srun or "
+            "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what all share."""
+    return jax.process_index() == 0
+
+
+def count() -> int:
+    """How many processes run this program together."""
+    return jax.process_count()
+
+
+def agreed(value: Any) -> Any:
+    """The first process's value, anything that JSON can hold, in every process."""
+    if count() == 1:
+        return value
+    name = f"pixeldefend/agreed/{next(_names)}"
+    if is_first():
+        _client().key_value_set(name, json.dumps(value))
+        return value
+    return json.loads(_wait(lambda: _look(name)))
+
+
+def barrier() -> None:
+    """Waits until every process has come as far."""
+    if count() == 1:
+        return
+    name = f"pixeldefend/barrier/{next(_names)}"
+    _client().key_value_set(f"{name}/{jax.process_index()}", "")
+    there = count()
+    _wait(lambda: len(_client().key_value_dir_get(name)) == there or None)
+
+
+def gathered(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Every process's arrays, in the order of the processes; for what is small."""
+    if count() == 1:
+        return [arrays]
+    name = f"pixeldefend/gathered/{next(_names)}"
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    text, own = buffer.getvalue(), f"{name}/{jax.process_index()}"
+    pieces = -(-len(text) // _PIECE)
+    for i in range(pieces):
+        piece = text[i * _PIECE : (i + 1) * _PIECE]
+        _client().key_value_set_bytes(f"{own}/{i}", piece)
+    _client().key_value_set(f"{own}/pieces", str(pieces))
+    found = []
+    for process in range(count()):
+        theirs = f"{name}/{process}"
+        sent_pieces = int(_wait(functools.partial(_look, f"{theirs}/pieces")))
+        get = _client().key_value_try_get_bytes
+        sent = b"".join(get(f"{theirs}/{i}") for i in range(sent_pieces))
+        with np.load(io.BytesIO(sent), allow_pickle=False) as file:
+            found.append(dict(file))
+    barrier()
+    _client().key_value_delete(own)
+    return found
+
+
+def stop_wanted() -> int:
+    """The code to exit with if any process was asked to stop, or failed; else 0."""
+    own = interruption.EXIT_CODE if interruption.wanted() else 0
+    if count() == 1:
+        return 0 if _busy else own
+    if code := left():
+        return code
+    if own:
+        _client().key_value_set(_STOP, str(own), allow_overwrite=True)
+    return 0 if _busy else int(_look(_STOP) or 0)
+
+
+def left() -> int:
+    """The code that another process of this run has ended with before its end; or 0."""
+    return 0 if count() == 1 else int(_look(_LEFT) or 0)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """A wish to stop has to wait for what is done in here; a failure does not."""
+    _busy.append(True)
+    try:
+        yield
+    finally:
+        _busy.pop()
+
+
+def leave(code: int) -> None:
+    """Ends this process with an exit code, and has the others do so as well.
+
+    Does nothing if it is the only one. Else the others get time to notice, even from
+    within a compilation, for the first process takes the rest with it.
+    """
+    if not jax.distributed.is_initialized() or count() == 1:
+        return
+    try:
+        _client().key_value_set(_LEFT, str(code), allow_overwrite=True)
+        _client().wait_at_barrier("pixeldefend/leave", 100_000)
+        if is_first():
+            time.sleep(3)  # whoever is not gone when this one is, would be aborted
+    except jax.errors.JaxRuntimeError:
+        pass  # somebody is lost, or was already done
+    os._exit(code)
+
+
+def _client() -> Any:
+    # Not public, yet what orbax builds on too, in all versions that we run on.
+    return jax._src.distributed.global_state.client
+
+
+def _look(name: str) -> str | None:
+    """What the coordination service holds under a name; None for nothing."""
+    try:
+        return _client().key_value_try_get(name)
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" in str(error):
+            return None
+        raise
+
+
+def _wait(look: Callable[[], Found | None]) -> Found:
+    """Looks until there is something; stops where a process has.
+
+    Not for a wish to stop: others may be past this point and go on to the next batch or
+    to the end, and all have to stop at the same one.
+    """
+    pause = 1e-3
+    while (found := look()) is None:
+        stop_wanted()  # tells the others of this process's wish
+        if code := left():
+            raise interruption.Interrupted(code)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.2)
+    return found

@@ -1,0 +1,139 @@
+"""What a person sees while a mode runs: progress and tables."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pixeldefend.experiment import interruption, parallel, processes
+from pixeldefend.experiment.parts import Parts
+
+
+class Progress:
+    """A bar on a terminal, a plain line now and then in a log."""
+
+    def __init__(
+        self, what: str, seconds_between_lines: float = 20.0, start: float = 0.0
+    ):
+        """`what` is named in front; `start` is the share that was done before."""
+        self._what = what
+        self._pause = seconds_between_lines
+        self._begun = self._printed = time.monotonic()
+        self._start = start
+        self._bar = None
+        if sys.stderr.isatty():
+            import tqdm
+
+            form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
+            self._bar = tqdm.tqdm(total=1.0, initial=start, desc=what, bar_format=form)
+
+    def update(self, done: float, text: str = "") -> None:
+        """Shows that the share `done` of the work is finished."""
+        done = min(done, 1.0)
+        if self._bar is not None:
+            self._bar.n = done
+            self._bar.set_postfix_str(text)
+            return
+        now = time.monotonic()
+        if done >= 1 or now - self._printed >= self._pause:
+            self._printed = now
+            elapsed = now - self._begun
+            fresh = done - self._start
+            left = elapsed * (1 - done) / fresh if fresh > 0 else float("inf")
+            times = f"{_clock(elapsed)} gone, {_clock(left)} left"
+            print(f"{self._what}: {done:4.0%}  {times}  {text}", flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is and ends its line."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain text table: the first column to the left, the others to the right."""
+    widths = [
+        max(len(str(row[i])) for row in (header, *rows)) for i in range(len(header))
+    ]
+    lines = []
+    for row in (header, *rows):
+        first = str(row[0]).ljust(widths[0])
+        others = [str(c).rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([first, *others]).rstrip())
+    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join(lines)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as a table of Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def run_batches(
+    mapped: parallel.BatchMap,
+    what: str,
+    variables: Any,
+    *arrays: np.ndarray,
+    parts: Parts | None = None,
+    each: Callable[[np.ndarray, Any], None] | None = None,
+) -> tuple[Any, float]:
+    """Compiles and runs a batch map with progress shown.
+
+    Args:
+      mapped: the map.
+      what: named in front of the progress.
+      variables: for the mapped function.
+      *arrays: `[N, ...]` each.
+      parts: what an earlier run left; results are added to it as they come.
+      each: called with the rows and the result of every batch of this process, while
+        the devices work on the next.
+
+    Returns:
+      The results `[N, ...]`, and the seconds taken after compilation, those of an
+      earlier run included.
+
+    Raises:
+      interruption.Interrupted: the run was asked to stop; `parts` are on disk.
+    """
+    count = len(arrays[0])
+    rows = np.arange(count) if parts is None else parts.missing(count)
+    mapped.compile(variables, *arrays)
+    results = []
+    # In the first process's words: the others are as far as it is.
+    progress = Progress(what, start=1 - len(rows) / count)
+    begun = time.perf_counter()
+    done = 0
+    try:
+        for own, result in mapped.batches(variables, *arrays, rows=rows):
+            if each is not None:
+                each(own, result)
+            seconds = time.perf_counter() - begun
+            if parts is None:
+                results.append((own, result))
+            else:
+                parts.add(own, result, seconds)
+            done = min(done + len(own) * processes.count(), len(rows))
+            share = 1 - (len(rows) - done) / count
+            progress.update(share, f"{done / seconds:.1f} images/s")
+    except (interruption.Interrupted, KeyboardInterrupt):
+        if parts is not None:
+            parts.flush(time.perf_counter() - begun)
+        raise
+    progress.close()
+    if parts is None:
+        whole = parallel.whole(results, count)
+        return whole, time.perf_counter() - begun
+    parts.flush(time.perf_counter() - begun)
+    earlier = parts.seconds
+    whole = parts.collect(count)
+    return whole, earlier + time.perf_counter() - begun

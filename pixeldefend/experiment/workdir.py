@@ -1,0 +1,153 @@
+"""The folder of a run, and the mistakes of a user that are found before it is made."""
+
+import contextlib
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Container, Iterator
+from typing import Any
+
+from etils import epath
+
+from pixeldefend.experiment import files, processes
+from pixeldefend.experiment.lock import Lock
+
+
+class UserError(Exception):
+    """A mistake of the user; the message is one line and says how to mend it."""
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns what checks of the user's input raise into a `UserError`.
+
+    Around preparation only: the same types raised later are faults of ours.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def config_hash(config: dict) -> str:
+    """A short name for what a run's results depend on."""
+    text = json.dumps(config, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def command_line() -> str:
+    """This command as anyone can repeat it: without this machine's folders."""
+    kept, arguments = [], iter(sys.argv[1:])
+    for argument in arguments:
+        flag, equals, _ = argument.partition("=")
+        name = flag.lstrip("-")
+        if name in ("workdir", "config.data_dir") and not equals:
+            next(arguments, None)
+        if name == "config.data_dir":
+            kept.append("--config.data_dir=DATA_DIR")
+        elif name != "workdir":
+            kept.append(argument)
+    return shlex.join(["python", "main.py", *kept])
+
+
+class Workdir:
+    """The folder of a run; made only when a mode asks for its path."""
+
+    def __init__(self, folder: epath.PathLike, config: dict, free: Container[str] = ()):
+        """Checks that the folder is free or belongs to this config.
+
+        Args:
+          folder: for the results.
+          config: what they depend on; kept as `config.json`.
+          free: fields ("section.field") that may differ from an earlier run's, since
+            what is kept in the folder says by itself whether it still holds.
+
+        Raises:
+          ValueError: the folder belongs to another config, or is none.
+        """
+        self._folder = epath.Path(folder)
+        self._config = config
+        self._lock = Lock(self._folder / "lock.json")
+        self.hash = config_hash(config)
+        path = self._folder / "config.json"
+        if self._folder.exists() and not self._folder.is_dir():
+            raise ValueError(f"workdir {folder} is a file; name a folder")
+        if not path.exists():
+            return
+        try:
+            old = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged; name another --workdir") from error
+        if old != config:
+            differences = dict(_differences(old, config))
+            changed = [
+                f"{name}: {text}"
+                for name, text in sorted(differences.items())
+                if name not in free
+            ]
+            if not changed:
+                return
+            if "mode" in differences:
+                raise ValueError(
+                    f"workdir {folder} is of another mode ({differences['mode']}); "
+                    "name another --workdir"
+                )
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise ValueError(
+                f"workdir {folder} belongs to another config "
+                f"({', '.join(changed[:3])}{more}); name another --workdir"
+            )
+
+    def check_outside(self, path: epath.PathLike) -> None:
+        """Raises ValueError where what is read lies in the folder written to."""
+        read = files.absolute(epath.Path(path).expanduser())
+        if files.absolute(self._folder) in (read, *read.parents):
+            raise ValueError(f"{path} lies in the workdir {self._folder}; name another")
+
+    def check_own(self, name: str) -> None:
+        """Raises ValueError where a file, or one in a subfolder, is no run's."""
+        inner = self._folder / name
+        if (self._folder / "config.json").exists() or not inner.exists():
+            return
+        if not inner.is_dir() or any(inner.iterdir()):
+            raise ValueError(
+                f"{inner}: there are files that are not from here; name another "
+                "--workdir"
+            )
+
+    def open(self) -> epath.Path:
+        """Makes the folder with its `config.json`; only after all checks.
+
+        Until `close` it is refused to other runs.
+
+        Raises:
+          UserError: another run is at work here, or it cannot be written to.
+        """
+        with user_errors():
+            if processes.is_first():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._lock.take()
+                for path in self._folder.glob(".*.partial.*"):
+                    path.unlink(missing_ok=True)  # a killed run's
+            token = processes.agreed(self._lock.token)
+            files.patiently(
+                lambda: self._lock.holder() == token or None, self._lock.path
+            )
+            processes.barrier()  # all see the same folder
+            files.write_json(self._folder / "config.json", self._config)
+        return self._folder
+
+    def close(self) -> None:
+        """Leaves the folder to other runs."""
+        self._lock.release()
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() | new.keys():
+            inner = f"{name}.{key}" if name else key
+            yield from _differences(old.get(key), new.get(key), inner)
+    elif old != new:
+        short = [str(value)[:40] for value in (old, new)]
+        yield name or "config", f"{short[0]} there, {short[1]} here"

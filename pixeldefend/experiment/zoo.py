@@ -1,0 +1,397 @@
+"""Saving and loading: training checkpoints, released models and their cards."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from pixeldefend.defences import magnet, puvae
+from pixeldefend.density import pixelcnn
+from pixeldefend.experiment import files, processes
+from pixeldefend.models import classifiers
+
+RELEASED = epath.resource_path("pixeldefend") / "released"
+
+
+class _Kind(NamedTuple):
+    """A kind of model: from arguments to description, back, and to parameters."""
+
+    make: Callable[..., Any]
+    describe: Callable[[Any], dict]
+    init: Callable[..., Any]
+
+
+_KINDS = {
+    "pixelcnn": _Kind(pixelcnn.PixelCNN, dataclasses.asdict, pixelcnn.init),
+    "classifier": _Kind(classifiers.make, classifiers.describe, classifiers.init),
+    "puvae": _Kind(puvae.PuVAE, puvae.describe, puvae.init),
+    "magnet": _Kind(magnet.make, magnet.describe, magnet.init),
+}
+
+
+class UnreadableError(ValueError):
+    """Weights or a checkpoint that are damaged or of another model."""
+
+
+class Checkpoints:
+    """Numbered checkpoints of a training run: a pytree of arrays and a little JSON."""
+
+    def __init__(self, folder: epath.PathLike, keep: int = 2):
+        """Opens or makes `folder`; only the last `keep` checkpoints stay."""
+        import orbax.checkpoint as ocp  # slow to import
+
+        self._ocp = ocp
+        self.folder = epath.Path(folder)
+        first = processes.is_first()
+        if first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.glob("*.orbax-checkpoint-tmp"):
+                path.rmtree()  # what a kill left of one
+        processes.barrier()
+        self._manager = ocp.CheckpointManager(
+            files.absolute(folder),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep if first else None,
+                create=False,
+                read_only=not first,
+                multiprocessing_options=_alone(),
+            ),
+        )
+
+    def save(self, step: int, state: Any, extra: dict) -> None:
+        """Saves in the background; a checkpoint appears only once it is complete.
+
+        Only the first process saves; the state is the same in all of them.
+        """
+        if not processes.is_first():
+            return
+        state = jax.tree.map(np.asarray, jax.device_get(state))
+        args = self._ocp.args
+        self._manager.save(
+            step,
+            args=args.Composite(
+                state=args.StandardSave(state), extra=args.JsonSave(extra)
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint, None where there is none."""
+        return self._manager.latest_step()
+
+    def restore(self, like: Any) -> tuple[int, Any, dict] | None:
+        """The newest checkpoint as (step, state, extra), or None where there is none.
+
+        Args:
+          like: a state of the same structure, shapes and types.
+
+        Raises:
+          UnreadableError: the checkpoint is damaged or of another model.
+        """
+        step = processes.agreed(self._manager.latest_step())
+        if step is None:
+            return None
+        args = self._ocp.args
+        abstract = _here(like)
+        try:
+            restored = self._manager.restore(
+                step,
+                args=args.Composite(
+                    state=args.StandardRestore(abstract), extra=args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # orbax raises many kinds for a damaged folder
+            raise _unreadable(self.folder / str(step), error) from error
+        return step, restored["state"], restored["extra"]
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _here(like: Any) -> Any:
+    """Shapes and types, of arrays on this process's first device."""
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), like
+    )
+
+
+def _alone() -> Any:
+    """Has orbax work in this process without asking the others."""
+    import orbax.checkpoint as ocp
+
+    own = jax.process_index()
+    if processes.count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"own{own}"
+    )
+
+
+def _unreadable(path: epath.Path, error: Exception | str) -> UnreadableError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    # Of a message of tensorstore's, not its specification.
+    reason = reason.partition(" See full TensorStore")[0][:300].rstrip(".")
+    return UnreadableError(
+        f"cannot read the checkpoint {path}: {reason}; it is damaged or of another "
+        "model: remove it or name another folder"
+    )
+
+
+def save_weights(folder: epath.PathLike, params: Any) -> None:
+    """Saves a pytree of arrays under `folder` (orbax), replacing what was there."""
+    import orbax.checkpoint as ocp
+
+    if not processes.is_first():
+        return
+    folder = files.absolute(folder)
+    params = jax.tree.map(np.asarray, jax.device_get(params))
+    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
+        checkpointer.save(folder, params, force=True)
+    if not files.is_remote(folder):
+        # Only in an object store it is read, and it names the folder it was written to.
+        (folder / "commit_success.txt").unlink(missing_ok=True)
+
+
+def load_weights(folder: epath.PathLike, like: Any) -> Any:
+    """Loads a pytree of arrays saved by `save_weights`.
+
+    Args:
+      folder: where they are.
+      like: the same structure with arrays or `jax.ShapeDtypeStruct`.
+
+    Raises:
+      FileNotFoundError: no such folder.
+      UnreadableError: damaged, or not of this structure and these shapes.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = files.absolute(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"no weights in {folder}")
+    abstract = _here(like)
+    try:
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
+            # A restore that fails half-way leaves threads that complain, so compare
+            # beforehand.
+            stored = _shapes(checkpointer.metadata(folder).item_metadata.tree)
+            if stored != _shapes(abstract):
+                raise ValueError("its arrays do not have the shapes of this model")
+            return checkpointer.restore(folder, abstract)
+    except Exception as error:  # orbax raises many kinds for a damaged folder
+        raise _unreadable(folder, error) from error
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """Leaves by path; sequences and their indices as text, as orbax stores them."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): leaf
+        for path, leaf in leaves
+    }
+
+
+def _shapes(tree: Any) -> dict[str, tuple]:
+    return {name: tuple(leaf.shape) for name, leaf in flat(tree).items()}
+
+
+def fingerprint(params: Any) -> str:
+    """SHA-256 over the bytes of all arrays, to notice damage."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def abstract_params(kind: str, model: Any, shape: tuple[int, int, int]) -> Any:
+    """Shapes and types of a model's parameters for images `shape` (H, W, C)."""
+    init = functools.partial(_KINDS[kind].init, model)
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.uint8)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+    conditional = kind == "pixelcnn" and model.classes
+    options = {"labels": labels} if conditional else {}
+    return jax.eval_shape(init, jax.random.key(0), images, **options)
+
+
+def save_released(
+    folder: epath.PathLike, model: Any, params: Any, card: dict, reference: Any = None
+) -> None:
+    """Writes a model in the form that `load_released` reads; the card comes last.
+
+    Args:
+      folder: made if need be.
+      model: a description of the card's kind.
+      params: its parameters; for a classifier all its variables.
+      card: `kind`, `dataset`, `image_shape` and whatever is to be told; the model's
+        constructor arguments are added as `model`.
+      reference: log-probabilities `[N]` of the training split, nats, or None.
+    """
+    if not processes.is_first():
+        return
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # First, so that a kill never leaves an old card beside new weights.
+    for name in ("card.json", "reference.npy", "validation.npy"):
+        (folder / name).unlink(missing_ok=True)
+    save_weights(folder / "weights", params)
+    if reference is not None:
+        with files.whole_file(folder / "reference.npy") as temporary:
+            with temporary.open("wb") as file:
+                np.save(file, np.sort(np.asarray(reference, np.float32)))
+    arguments = _KINDS[card["kind"]].describe(model)
+    known = {"model": arguments, "sha256": fingerprint(params)}
+    files.write_json(folder / "card.json", card | known)
+
+
+def find_released(name: str) -> epath.Path:
+    """The folder of a released model, or of one's own.
+
+    Args:
+      name: "fashion_mnist/pixelcnn", or a folder with a `card.json`, or a training
+        run's workdir, whose `model` folder that is.
+
+    Raises:
+      FileNotFoundError: neither; the message lists the released models.
+    """
+    for folder in (RELEASED / name, epath.Path(name), epath.Path(name) / "model"):
+        if (folder / "card.json").exists():
+            return folder
+    known = sorted(
+        f"{card.parent.parent.name}/{card.parent.name}"
+        for card in RELEASED.glob("*/*/card.json")
+    )
+    raise FileNotFoundError(
+        f"no model {name!r}: neither a released one ({', '.join(known) or 'none'}) nor "
+        "a folder with a card.json (a training run writes one when it ends)"
+    )
+
+
+def load_card(folder: epath.Path) -> dict:
+    """Reads and checks the card in `folder`.
+
+    Raises:
+      ValueError: not a card, or of a kind of model that is not known.
+    """
+    path = folder / "card.json"
+    try:
+        card = json.loads(path.read_text())
+        kind, shape = card["kind"], card["image_shape"]
+        if kind not in _KINDS:
+            raise ValueError(f"unknown kind {kind!r}")
+        if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+            raise ValueError(f"image_shape {shape}")
+        card["model"], card["dataset"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the card of a model: {error}") from error
+    return card
+
+
+def make(card: dict) -> Any:
+    """The description of a card's model.
+
+    Raises:
+      TypeError, ValueError: arguments that it does not take.
+    """
+    return _KINDS[card["kind"]].make(**card["model"])
+
+
+def load_released(name: str) -> tuple[Any, Any, dict]:
+    """Loads a released model, or one in the same form.
+
+    Args:
+      name: "fashion_mnist/pixelcnn", or a folder; see `find_released`.
+
+    Returns:
+      The model's description, its parameters (for a classifier its variables, batch
+      statistics included), and the card.
+
+    Raises:
+      FileNotFoundError: no such model.
+      ValueError: a card or weights that are damaged or do not fit each other.
+    """
+    folder = find_released(name)
+    card = load_card(folder)
+    try:
+        model = make(card)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'card.json'} does not fit: {error}") from error
+    like = abstract_params(card["kind"], model, tuple(card["image_shape"]))
+    params = load_weights(folder / "weights", like)
+    if card.get("sha256") != fingerprint(params):
+        raise _unreadable(folder / "weights", "they are not the ones of the card")
+    return model, params, card
+
+
+def save_validation(folder: epath.PathLike, scores: np.ndarray, told: dict) -> None:
+    """Keeps the scores of validation images beside a model, for thresholds.
+
+    Args:
+      folder: of the model.
+      scores: how suspicious they are, `[D, N]`; see `reject.thresholds`.
+      told: for the card, under `validation`.
+    """
+    folder = epath.Path(folder)
+    with files.whole_file(folder / "validation.npy") as temporary:
+        with temporary.open("wb") as file:
+            np.save(file, np.asarray(scores, np.float32))
+    files.write_json(folder / "card.json", load_card(folder) | {"validation": told})
+
+
+def load_validation(name: str) -> np.ndarray | None:
+    """Scores `[D, N]` of validation images by a detector; None if not kept.
+
+    Raises:
+      FileNotFoundError: no such model.
+      ValueError: the file is damaged.
+    """
+
+    def check(scores: np.ndarray) -> None:
+        if not np.all(np.isfinite(scores)):
+            raise ValueError("they are not finite numbers")
+
+    return _load_scores(find_released(name) / "validation.npy", 2, check)
+
+
+def load_reference(name: str) -> np.ndarray | None:
+    """Sorted log-probabilities `[N]` of the training split, nats; None if not kept.
+
+    Raises:
+      FileNotFoundError: no such model.
+      ValueError: the file is damaged.
+    """
+
+    def check(scores: np.ndarray) -> None:
+        if not np.all(np.diff(scores) >= 0):
+            raise ValueError("they are not sorted")
+
+    return _load_scores(find_released(name) / "reference.npy", 1, check)
+
+
+def _load_scores(
+    path: epath.Path, axes: int, check: Callable[[np.ndarray], None]
+) -> np.ndarray | None:
+    """Floating numbers of so many axes, None without a file; `check` may refuse them.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file:
+            scores = np.load(file, allow_pickle=False)
+        floating = np.issubdtype(scores.dtype, np.floating)
+        if scores.ndim != axes or not floating or not scores.size:
+            raise ValueError(f"{scores.dtype} {scores.shape}")
+        check(scores)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} holds no scores: {error}") from error
+    return scores
