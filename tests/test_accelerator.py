@@ -200,8 +200,9 @@ def test_every_training_has_a_configuration_that_fits():
     program = """
 from absl import flags
 from benchmarks import accelerator
-from pixeldefend import classifiers, pixelcnn
-from pixeldefend.run import inputs
+from pixeldefend.density import pixelcnn
+from pixeldefend.experiment.modes import inputs
+from pixeldefend.models import classifiers
 
 flags.FLAGS(["x", "--set=train.batch=64", "--set=train.flip=True"])
 for name in accelerator.TRAININGS:

@@ -10,9 +10,8 @@ import pytest
 from etils import epath
 from processes import environment
 
-from benchmarks import pages, reach
-from pixeldefend import plots
-from pixeldefend.experiment.modes import drawing
+from benchmarks import reach
+from reproduction import figures, pages, plots
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -53,7 +52,7 @@ def test_a_comparison_trains_measures_and_goes_on(tmp_path, monkeypatch):
     # It is shown, and drawn.
     monkeypatch.setattr(pages, "RESULTS", tmp_path)
     assert f"{row['test']['bits_per_dim']:.3f}" in pages.networks(to.stem)
-    ((name, draw),) = drawing._pictures(epath.Path(tmp_path))
+    ((name, draw),) = figures._pictures(epath.Path(tmp_path))
     plots.save(draw(), tmp_path / f"{name}.png")
     assert (tmp_path / "conditionals_cifar10.png").stat().st_size > 5000
 

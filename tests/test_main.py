@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixeldefend.experiment import data, zoo
+from pixeldefend.experiment import data, modes, zoo
 
 ROOT = pathlib.Path(__file__).parent.parent
 FASHION, CIFAR = "configs/fashion_mnist.py", "configs/cifar10.py"
 
 
 def _command(config, mode, *options):
-    return [sys.executable, "main.py", f"--config={config}", f"--mode={mode}", *options]
+    program = ["main.py"] if mode in modes.MODES else ["-m", "reproduction"]
+    return [sys.executable, *program, f"--config={config}", f"--mode={mode}", *options]
 
 
 def _environment():
@@ -302,10 +303,20 @@ def test_list_names_every_mode():
         capture_output=True,
         text=True,
     )
-    from pixeldefend.experiment import modes
-
     for mode in modes.MODES:
         assert f"{mode} " in result.stdout
+
+
+def test_modes_that_moved_say_where_to():
+    result = subprocess.run(
+        [sys.executable, "main.py", "--mode=figures"],
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "python -m reproduction --mode=figures" in result.stderr
 
 
 def _misfit(folder):
@@ -496,8 +507,10 @@ def test_every_mistake_is_one_line_and_touches_nothing(tmp_path):
     """All in one process: `main.py` is entered anew for each, as a shell would."""
     script = """
 import contextlib, io, json, sys
-import main
-from absl import app, flags
+from absl import flags
+from pixeldefend import cli
+from pixeldefend.experiment.modes import MODES
+from reproduction.__main__ import MODES as OTHERS
 for arguments in json.load(sys.stdin):
     sys.argv = ["main.py", *arguments]  # config_flags looks there for overrides
     flags.FLAGS.unparse_flags()
@@ -509,7 +522,8 @@ for arguments in json.load(sys.stdin):
     out, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         try:
-            code = main.main(main.parse(sys.argv))
+            cli.parse(sys.argv)
+            code = cli.main(MODES | OTHERS)
         except SystemExit as stop:
             code = stop.code
     print(json.dumps([code, error.getvalue()]))

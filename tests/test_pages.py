@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from benchmarks import pages
+from reproduction import pages
 
 
 @pytest.mark.parametrize("name", pages.PAGES)
 def test_a_page_says_what_results_say(name):
     text = (pages.ROOT / name).read_text()
-    assert pages.filled(text) == text, "run python -m benchmarks.pages"
+    assert pages.filled(text) == text, "run python -m reproduction.pages"
 
 
 @pytest.mark.parametrize("name", pages.PAGES)

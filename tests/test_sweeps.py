@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixeldefend import published, sweeps
-from pixeldefend.experiment import grid
+from pixeldefend.experiment import grid, published, sweeps
 
 OURS = "reject_rmse+puvae"
 PGD, SEEING = (

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from pixeldefend import published, tables
-from pixeldefend.experiment import grid, report
+from pixeldefend.experiment import grid, published, report, tables
 
 RESNET, PURIFIED = "fashion_mnist/resnet", "fashion_mnist/resnet + purify"
 FIVE = ("rand", "fgsm", "bim", "deepfool", "cw images=50")

@@ -9,8 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from pixeldefend import plots, schematics
-from pixeldefend.experiment.modes import drawing
+from reproduction import figures, plots, schematics
 
 DATASET = "fashion_mnist"  # with the longest names of classes
 EPS = [round(2.55 * i, 2) for i in (2, 8, 15, 22, 30)]
@@ -88,7 +87,7 @@ def _drawn(results, rows=None, arrays=None):
     kept = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "save", lambda figure, path: kept.update({path: figure}))
-        drawing.figures(_config(results, results / "pictures"), None)
+        figures.figures(_config(results, results / "pictures"), None)
     return {path.stem.removesuffix(f"_{DATASET}"): kept[path] for path in kept}
 
 

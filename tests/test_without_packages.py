@@ -18,7 +18,8 @@ sys.meta_path.insert(0, Absent())
 import jax
 import numpy as np
 import pixeldefend
-from pixeldefend import attacks, data, density_training, run, train
+from pixeldefend import attacks, data
+from pixeldefend.experiment import density_training, modes, train
 
 images, labels = data.load("fashion_mnist", "train", {data_dir!r})
 model, params, _ = pixeldefend.load_released("fashion_mnist/pixelcnn")

@@ -5,9 +5,10 @@ touches a file; what is wrong by then is a `UserError`.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 from etils import epath
@@ -27,7 +28,6 @@ from pixeldefend.experiment.modes.classifier import (
     release_classifier,
     train_classifier,
 )
-from pixeldefend.experiment.modes.comparing import compare_purifiers, gradients
 from pixeldefend.experiment.modes.density_model import (
     release,
     sample,
@@ -41,107 +41,113 @@ from pixeldefend.experiment.modes.sweeping import sweep
 from pixeldefend.experiment.modes.thresholds import choose_threshold
 from pixeldefend.experiment.workdir import UserError, Workdir, config_hash, user_errors
 
-__all__ = ["MODES", "UserError", "describe_modes", "start"]
+__all__ = ["MODES", "MOVED", "Mode", "UserError", "describe", "start"]
+
+Run = Callable[[inputs.Config, Workdir], None]
 
 
-def figures(config: inputs.Config, workdir: Workdir) -> None:
-    """Draws every figure that there are arrays for, of all data sets."""
-    from pixeldefend.experiment.modes import drawing
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """A mode, and what of the config its results depend on.
 
-    drawing.figures(config, workdir)
+    Attributes:
+      run: what it does; the first line of its docstring tells what for.
+      section: its own section of the config; "" for the one of its name.
+      weights: sections of the models whose weights it uses.
+      reads: fields of further sections.
+      free: fields of its sections that may change while its folder is used again,
+        since each image kept there is marked with all that it depends on.
+    """
+
+    run: Run
+    section: str = ""
+    weights: tuple[str, ...] = ("pixelcnn",)
+    reads: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    free: tuple[str, ...] = ()
 
 
-MODES: dict[str, Callable[[inputs.Config, Workdir], None]] = {
-    "purify": purify,
-    "attack": attack,
-    "evaluate": evaluate,
-    "sweep": sweep,
-    "choose_threshold": choose_threshold,
-    "calibrate": calibrate,
-    "detect": detect,
-    "compare_purifiers": compare_purifiers,
-    "gradients": gradients,
-    "figures": figures,
-    "score": score,
-    "classify": classify,
-    "sample": sample,
-    "train_pixelcnn": train_pixelcnn,
-    "train_classifier": train_classifier,
-    "train_puvae": train_puvae,
-    "train_magnet": train_magnet,
-    "release": release,
-    "release_classifier": release_classifier,
-    "release_puvae": release_puvae,
-    "release_magnet": release_magnet,
-}
-# Whose weights a mode uses, where that is not the density model alone.
+def _free(section: str, *fields: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{field}" for field in fields)
+
+
 _DEFENCES = ("pixelcnn", "puvae", "magnet")
-MODELS = {
-    "evaluate": _DEFENCES,
-    "calibrate": ("classifier", *_DEFENCES),
-    "sweep": _DEFENCES,
-    "purify": ("pixelcnn", "classifier"),
-    "attack": ("classifier",),
-    "compare_purifiers": ("pixelcnn", "classifier"),
-    "gradients": ("pixelcnn", "classifier"),
-    "figures": (),
-    "classify": ("classifier",),
-    "release_classifier": ("classifier",),
-    "release_puvae": ("classifier", "puvae"),
-    "release_magnet": ("classifier", "magnet"),
-}
-# What else a mode reads.
 _LATENT = {"puvae": ("samples", "noise")}
 _PURIFIER = {"purify": ("eps", "solver"), "squeeze": ("colours", "preset")}
-ALSO = {
-    "compare_purifiers": {"purify": ("eps",)},
-    "gradients": {"purify": ("eps",)},
-    "detect": _PURIFIER
-    | {"evaluate": ("attacks", "eps_attack", "batch", "images", "input")},
-    "evaluate": _PURIFIER | _LATENT | {"reject": ("false_positive_rate",)},
-    "calibrate": _LATENT | {"evaluate": ("batch",)},
-    "sweep": _PURIFIER
-    | _LATENT
-    | {"reject": ("false_positive_rate",), "evaluate": ("threshold",)},
-    "choose_threshold": _PURIFIER | {"evaluate": ("attacks", "eps_attack", "batch")},
-}
-# What of a section may change while its folder is used again: each image kept there
-# is marked with all that it depends on.
-_SHOWN = ("rows", "attacks", "eps_attack", "sources", "threshold")
 _GIVEN = ("images", "input", "batch")
-_CHOSEN = ("classifier", "calibration", "calibration_images", "false_positive_rates")
-FREE = {
-    "evaluate": tuple(f"evaluate.{field}" for field in (*_SHOWN, *_GIVEN)),
-    "sweep": tuple(
-        f"sweep.{field}"
-        for field in (
-            *("rows", "attacks", "eps", "images", "input"),
-            *(
-                "evading_images",
-                "evading_rows",
-                "evading_eps",
-                "evading_slope",
-                "examples",
-            ),
-        )
-    ),
-    "detect": (
-        *(f"evaluate.{field}" for field in ("attacks", "eps_attack", *_GIVEN)),
-        *(
-            f"detect.{field}"
-            for field in (*_CHOSEN, "evading_images", "evading_rate", "examples")
+MODES = {
+    "purify": Mode(purify, weights=("pixelcnn", "classifier")),
+    "attack": Mode(attack, weights=("classifier",)),
+    "evaluate": Mode(
+        evaluate,
+        weights=_DEFENCES,
+        reads=_PURIFIER | _LATENT | {"reject": ("false_positive_rate",)},
+        free=_free(
+            "evaluate", "rows", "attacks", "eps_attack", "sources", "threshold", *_GIVEN
         ),
     ),
+    "sweep": Mode(
+        sweep,
+        weights=_DEFENCES,
+        reads=_PURIFIER
+        | _LATENT
+        | {"reject": ("false_positive_rate",), "evaluate": ("threshold",)},
+        free=_free(
+            "sweep",
+            *("rows", "attacks", "eps", "images", "input", "examples"),
+            *("evading_images", "evading_rows", "evading_eps", "evading_slope"),
+        ),
+    ),
+    "choose_threshold": Mode(
+        choose_threshold,
+        reads=_PURIFIER | {"evaluate": ("attacks", "eps_attack", "batch")},
+    ),
+    "calibrate": Mode(
+        calibrate,
+        weights=("classifier", *_DEFENCES),
+        reads=_LATENT | {"evaluate": ("batch",)},
+    ),
+    "detect": Mode(
+        detect,
+        reads=_PURIFIER
+        | {"evaluate": ("attacks", "eps_attack", "batch", "images", "input")},
+        free=_free("evaluate", "attacks", "eps_attack", *_GIVEN)
+        + _free(
+            "detect",
+            *("classifier", "calibration", "calibration_images"),
+            *("false_positive_rates", "evading_images", "evading_rate", "examples"),
+        ),
+    ),
+    "score": Mode(score),
+    "classify": Mode(classify, weights=("classifier",)),
+    "sample": Mode(sample),
+    "train_pixelcnn": Mode(train_pixelcnn),
+    "train_classifier": Mode(train_classifier),
+    "train_puvae": Mode(train_puvae),
+    "train_magnet": Mode(train_magnet),
+    "release": Mode(release),
+    "release_classifier": Mode(release_classifier, "release", ("classifier",)),
+    "release_puvae": Mode(release_puvae, "release", ("classifier", "puvae")),
+    "release_magnet": Mode(release_magnet, "release", ("classifier", "magnet")),
 }
+# Those that reproduce the papers' figures have a program of their own.
+MOVED = dict.fromkeys(
+    ("figures", "compare_purifiers", "gradients"), "python -m reproduction"
+)
 
 
-def start(mode: str, config: inputs.Config, workdir: str = "") -> None:
+def start(
+    name: str,
+    config: inputs.Config,
+    workdir: str = "",
+    modes: Mapping[str, Mode] = MODES,
+) -> None:
     """Runs a mode.
 
     Args:
-      mode: a key of `MODES`.
+      name: of the mode, a key of `modes`.
       config: see `configs/default.py`.
       workdir: folder for results, "" for the default.
+      modes: those that there are.
 
     Raises:
       UserError: something that the user gave is wrong.
@@ -156,42 +162,42 @@ def start(mode: str, config: inputs.Config, workdir: str = "") -> None:
         folder = epath.Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    sections = _sections(mode, config)
+    sections = _sections(name, modes[name], config)
     with user_errors():
-        folder = workdir or f"runs/{config.dataset}/{mode}-{config_hash(sections)}"
-        place = Workdir(folder, sections, FREE.get(mode, ()))
+        folder = workdir or f"runs/{config.dataset}/{name}-{config_hash(sections)}"
+        place = Workdir(folder, sections, modes[name].free)
     with contextlib.closing(place), contextlib.ExitStack() as stack:
         if not processes.is_first():  # what it says the first one says as well
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
-        MODES[mode](config, place)
+        modes[name].run(config, place)
 
 
-def _sections(mode: str, config: inputs.Config) -> dict:
+def _sections(name: str, mode: Mode, config: inputs.Config) -> dict:
     """The part of a config that a mode's results depend on."""
     whole = json.loads(config.to_json_best_effort())
-    kept = {"mode": mode, "dataset": config.dataset, "seed": config.seed}
-    if mode.startswith("train_"):
-        section = mode.removeprefix("train_")
+    kept = {"mode": name, "dataset": config.dataset, "seed": config.seed}
+    if name.startswith("train_"):
+        section = name.removeprefix("train_")
         kept[section] = {k: v for k, v in whole[section].items() if k != "weights"}
-        if mode == "train_puvae":
+        if name == "train_puvae":
             kept["classifier"] = {"weights": whole["classifier"]["weights"]}
-    else:
-        for section in MODELS.get(mode, ("pixelcnn",)):
-            kept[section] = {"weights": whole[section]["weights"]}
-        kept[mode] = whole["release" if mode.startswith("release_") else mode]
-        for section, fields in ALSO.get(mode, {}).items():
-            chosen = {field: whole[section][field] for field in fields}
-            kept[section] = kept.get(section, {}) | chosen
-        for name in ("save_seconds", "keep", "pictures"):  # how results are written
-            kept[mode].pop(name, None)
+        return kept
+    for section in mode.weights:
+        kept[section] = {"weights": whole[section]["weights"]}
+    kept[name] = whole[mode.section or name]
+    for section, fields in mode.reads.items():
+        chosen = {field: whole[section][field] for field in fields}
+        kept[section] = kept.get(section, {}) | chosen
+    for field in ("save_seconds", "keep", "pictures"):  # how results are written
+        kept[name].pop(field, None)
     return kept
 
 
-def describe_modes() -> str:
+def describe(modes: Mapping[str, Mode]) -> str:
     """One line for every mode."""
-    wide = max(map(len, MODES))
+    wide = max(map(len, modes))
     return "\n".join(
-        f"{name.ljust(wide)}  {function.__doc__.splitlines()[0]}"
-        for name, function in MODES.items()
+        f"{name.ljust(wide)}  {mode.run.__doc__.splitlines()[0]}"
+        for name, mode in modes.items()
     )

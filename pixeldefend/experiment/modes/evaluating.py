@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from pixeldefend import attacks, tables
+from pixeldefend import attacks
 from pixeldefend.defences import filters, magnet, purification, reject
-from pixeldefend.experiment import data, files, grid, parallel, report, zoo
+from pixeldefend.experiment import data, files, grid, parallel, report, tables, zoo
 from pixeldefend.experiment.evaluate import accuracy, summary, write_rows
 from pixeldefend.experiment.modes import inputs, kept
 from pixeldefend.experiment.modes.defences import Shown

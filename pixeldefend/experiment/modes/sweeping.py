@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from pixeldefend import attacks, keys, sweeps
+from pixeldefend import attacks, keys
 from pixeldefend.defences import puvae
-from pixeldefend.experiment import data, files, grid, parallel, report
+from pixeldefend.experiment import data, files, grid, parallel, report, sweeps
 from pixeldefend.experiment.evaluate import accuracy, write_rows
 from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.experiment.modes.programs import Tools

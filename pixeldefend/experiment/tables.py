@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from pixeldefend import attacks, published
-from pixeldefend.experiment import grid, report
+from pixeldefend import attacks
+from pixeldefend.experiment import grid, published, report
 
 STRONGEST = "strongest"
 WORST = "worst_per_image"

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, Patch, Rectangle
 
-from pixeldefend.plots import COLOURS
-from pixeldefend.thesis_plots import WARM, WIDE, legend, mark
+from reproduction.plots import COLOURS
+from reproduction.thesis_plots import WARM, WIDE, legend, mark
 
 # Of the loss over a plane: place of each hill, its height and its width.
 _HILLS = np.array(

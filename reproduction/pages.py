@@ -1,7 +1,7 @@
 """Fills README.md and RESULTS.md with the numbers under `results/` and on the cards.
 
-  python -m benchmarks.pages            # writes
-  python -m benchmarks.pages --check    # compares, and says what differs
+  python -m reproduction.pages            # writes
+  python -m reproduction.pages --check    # compares, and says what differs
 
 A page has places `<!-- begin: NAME -->` ... `<!-- end -->`; what stands between is made
 here and nowhere else, so that no number is ever copied by hand.
@@ -15,8 +15,15 @@ from collections.abc import Callable
 from absl import app, flags
 
 from configs import cifar10, fashion_mnist
-from pixeldefend import published, sweeps, tables
-from pixeldefend.experiment import evaluate, grid, report, zoo
+from pixeldefend.experiment import (
+    evaluate,
+    grid,
+    published,
+    report,
+    sweeps,
+    tables,
+    zoo,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -868,7 +875,7 @@ def main(_: list[str]) -> None:
             if not _CHECK.value:
                 page.write_text(new)
     if _CHECK.value and stale:
-        raise SystemExit(f"{', '.join(stale)}: run python -m benchmarks.pages")
+        raise SystemExit(f"{', '.join(stale)}: run python -m reproduction.pages")
     print("written:" if stale else "up to date", *stale)
 
 

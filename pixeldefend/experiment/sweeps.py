@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from pixeldefend import pixels, published
-from pixeldefend.experiment import grid, report
+from pixeldefend import pixels
+from pixeldefend.experiment import grid, published, report
 
 # Of a detector in front, the kind of defence that the thesis calls "ours".
 _OURS = "reject_rmse+puvae"

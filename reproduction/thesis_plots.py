@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from pixeldefend import pixels
-from pixeldefend.plots import COLOURS, put_name, show, title_of
+from reproduction.plots import COLOURS, put_name, show, title_of
 
 WIDE = 8.2  # inches: 900 pixels as saved
 WARM = COLOURS[3]  # for what is chosen, wrong or outside

@@ -7,11 +7,12 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
-from pixeldefend import detection, pixels, plots, schematics, sweeps, thesis_plots
+from pixeldefend import detection, pixels
 from pixeldefend.density import likelihood
-from pixeldefend.experiment import data, evaluate, grid
+from pixeldefend.experiment import data, evaluate, grid, sweeps
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.workdir import Workdir, user_errors
+from reproduction import plots, schematics, thesis_plots
 
 Arrays = dict[str, np.ndarray]
 Picture = tuple[str, Callable[[], Figure]]
