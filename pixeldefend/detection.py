@@ -2,6 +2,8 @@
 
 import chex
 import jax.numpy as jnp
+import numpy as np
+from scipy import stats
 
 
 def p_values(log_probs: chex.Array, reference: chex.Array) -> chex.Array:
@@ -104,14 +106,11 @@ def threshold_for(scores: chex.Array, *, false_positive_rate: float) -> chex.Arr
     return ordered[int(false_positive_rate * scores.shape[0] + 1e-9)]
 
 
-def distance_from_uniform(p_values: chex.Array) -> chex.Array:
+def distance_from_uniform(p_values: chex.Array) -> float:
     """Kolmogorov and Smirnov's distance of p-values `[N]` from the uniform law.
 
     Returns:
       The largest difference between their distribution function and the identity on
       [0, 1], a number from 0 to 1.
     """
-    ordered = jnp.sort(p_values)
-    count = ordered.shape[0]
-    after = jnp.arange(1, count + 1) / count
-    return jnp.maximum(jnp.max(after - ordered), jnp.max(ordered - after + 1 / count))
+    return float(stats.kstest(np.asarray(p_values), "uniform").statistic)

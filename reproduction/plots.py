@@ -11,10 +11,10 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 from pixeldefend import detection
 from pixeldefend.experiment import files
-from pixeldefend.experiment.evaluate import wilson
 
 CLASSES = {
     "cifar10": ("airplane automobile bird cat deer dog frog horse ship truck".split()),
@@ -136,7 +136,8 @@ def errors(correct: dict[str, np.ndarray], name: str = "") -> Figure:
     axis = figure.subplots()
     for i, right in enumerate(correct.values()):
         wrong = int(np.sum(~right))
-        low, high = (100 * bound for bound in wilson(wrong, len(right)))
+        ends = stats.binomtest(wrong, len(right)).proportion_ci(method="wilson")
+        low, high = (100 * bound for bound in ends)
         share = 100 * wrong / len(right)
         spread = [[max(share - low, 0)], [max(high - share, 0)]]
         axis.bar(i, share, color=COLOURS[i % len(COLOURS)], yerr=spread, capsize=3)

@@ -1,15 +1,20 @@
 import numpy as np
 import pytest
-from scipy import stats
 
 from pixeldefend.experiment import evaluate
 
 
 @pytest.mark.parametrize("correct, count", [(0, 5), (5, 5), (1, 3), (9218, 10_000)])
 def test_the_interval_of_an_accuracy_is_wilsons(correct, count):
-    expected = stats.binomtest(correct, count).proportion_ci(method="wilson")
-    found = evaluate.wilson(correct, count)
-    np.testing.assert_allclose(found, (expected.low, expected.high), atol=1e-6)
+    """The ends are the shares from which the outcome is 1.96 deviations away."""
+    figures = evaluate.accuracy(np.arange(count) < correct)
+    share = correct / count
+    for end in (figures["low"], figures["high"]):
+        if end in (0, 1):
+            assert share == end
+            continue
+        deviation = np.sqrt(end * (1 - end) / count)
+        assert abs(share - end) / deviation == pytest.approx(1.96, rel=0.02)
 
 
 def test_outcomes_become_an_accuracy_and_a_line_of_a_table():

@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import math
 
 import numpy as np
 from etils import epath
+from scipy import stats
 
 from pixeldefend import detection as detection_
 from pixeldefend.density import likelihood
@@ -300,19 +300,11 @@ def purification_table(found: dict[str, dict]) -> str:
     )
 
 
-def wilson(correct: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of Wilson for a share of `correct` among `count`."""
-    share, z = correct / count, 1.959964
-    middle = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
-
-
 def accuracy(correct: np.ndarray) -> dict:
     """Outcomes `[N]` as n, correct, accuracy (a fraction) and its 95 % interval."""
     count, right = len(correct), int(np.sum(correct))
-    low, high = (round(bound, 4) for bound in wilson(right, count))
+    ends = stats.binomtest(right, count).proportion_ci(method="wilson")
+    low, high = (round(float(bound), 4) for bound in ends)
     fraction = round(right / count, 4)
     return {
         "n": count,

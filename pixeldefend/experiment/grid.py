@@ -265,7 +265,8 @@ def made_for(
 def threat(row: Pipeline, made: Made) -> str | None:
     """Who attacks: "white-box", "grey-box", "transfer"; None for noise and for nobody.
 
-    Grey-box: the attacker knows the classifier, and not all that is in front of it.
+    Grey-box (the paper's "white-box"): the attacker knows the classifier, and not all
+    that is in front of it. Every row's label comes from here.
     """
     if made.source is None:
         return None

@@ -6,7 +6,7 @@ import numpy as np
 
 from pixeldefend import attacks
 from pixeldefend.defences import base
-from pixeldefend.experiment import data, evaluate, files, parallel, report
+from pixeldefend.experiment import data, evaluate, files, grid, parallel, report
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.parts import Parts
 from pixeldefend.experiment.workdir import Workdir, user_errors
@@ -185,6 +185,7 @@ def identity(config: inputs.Config, card: dict, attack: str | None) -> dict:
     """The identity of a row; nothing stands between attacker and classifier."""
     weights = config.classifier.weights
     looks = attack is not None and attacks.ATTACKS[attack].looks
+    made = grid.Made(attack or grid.CLEAN, source=weights if looks else None)
     return {
         "dataset": card["dataset"],
         "classifier": weights,
@@ -194,7 +195,7 @@ def identity(config: inputs.Config, card: dict, attack: str | None) -> dict:
         "preset": attacks.usual(attack, config.attack.preset) if attack else None,
         "eps_attack": inputs.in_row(config.attack.eps) if attack else 0.0,
         "eps_defend": 0,
-        "threat": "white-box" if looks else None,  # noise is no attacker
-        "source": weights if looks else None,
-        "through": "classifier" if looks else None,
+        "threat": grid.threat(grid.Pipeline(weights), made),
+        "source": made.source,
+        "through": made.seen,
     }

@@ -14,6 +14,8 @@ from pixeldefend.experiment.modes.programs import Tools
 from pixeldefend.experiment.modes.workbench import Workbench
 from pixeldefend.experiment.workdir import Workdir, user_errors
 
+_DETECTOR = "detector"  # by likelihood, as an attack sees it beside the classifier
+
 
 class _Set(NamedTuple):
     """Images before and after purification, with what was found out about them."""
@@ -201,7 +203,7 @@ def _rows(
         }
         yield (
             evaluating.identity(config, tools, row, one.made)
-            | {"threat": "grey-box" if one.made.source else None}
+            | {"threat": grid.threat(_behind_detector(row), one.made)}
             | {"table_eps": eps}
             | inputs.identity(given._replace(images=given.images[: len(right)]))
             | accuracy(right)
@@ -214,6 +216,11 @@ def _rows(
             }
             | inputs.provenance("", bench.shown(one.made, defences).seconds)
         )
+
+
+def _behind_detector(row: grid.Pipeline) -> grid.Pipeline:
+    """The row as who attacks it must see it: the detector stands in front."""
+    return dataclasses.replace(row, defences=(_DETECTOR, *row.defences))
 
 
 def _passed(detector: _Detector, log_probs: np.ndarray, right: np.ndarray) -> dict:
@@ -246,7 +253,7 @@ def _evading(
         "selective",
         eps,
         source=source,
-        through=("detector",),
+        through=(_DETECTOR,),
         images=config.detect.evading_images,
     )
     bar = detector.least[name]
@@ -255,7 +262,8 @@ def _evading(
     only = dataclasses.replace(detector, least={name: bar})
     return (
         evaluating.identity(config, tools, grid.Pipeline(source), made)
-        | {"threat": "white-box", "table_eps": eps}
+        | {"threat": grid.threat(_behind_detector(grid.Pipeline(source)), made)}
+        | {"table_eps": eps}
         | {
             "images": inputs.identity(
                 given._replace(images=given.images[: len(right)])

@@ -18,6 +18,7 @@ from pixeldefend.experiment import (
     evaluate,
     figures,
     files,
+    grid,
     parallel,
     processes,
     report,
@@ -191,28 +192,26 @@ def _identity(config: inputs.Config, job: _Job, stage: str) -> dict:
     attacked = job.attack is not None and stage != "clean"
     purified = stage == "purified"
     looks = attacked and attacks.ATTACKS[job.attack_name].looks
-    defence_name = "purify_adaptive" if job.threshold else "purify"
-    threat = "grey-box" if purified else "white-box"
-    return (
-        {
-            "dataset": job.cards[0]["dataset"],
-            "classifier": config.classifier.weights or None,
-            "training": job.training,
-            "density_model": config.pixelcnn.weights,
-            "defence": defence_name if purified else "none",
-            "attack": job.attack_name if attacked else "none",
-            "preset": job.preset if attacked else None,
-            "eps_attack": inputs.in_row(settings.eps_attack) if attacked else 0.0,
-            "eps_defend": settings.eps if purified else 0,
-            "threshold": job.threshold if purified else 0.0,
-            "threat": threat if looks else None,  # noise is no attacker
-            "source": config.classifier.weights if looks else None,
-            "through": "classifier" if looks else None,
-            "density_model_sha256": job.cards[0]["sha256"][:8],
-            "classifier_sha256": job.cards[1]["sha256"][:8] if job.classifier else None,
-        }
-        | inputs.identity(job.given)
-    )
+    defence = "purify_adaptive" if job.threshold else "purify"
+    source = config.classifier.weights if looks else None
+    row = grid.Pipeline(config.classifier.weights, (defence,) if purified else ())
+    return {
+        "dataset": job.cards[0]["dataset"],
+        "classifier": config.classifier.weights or None,
+        "training": job.training,
+        "density_model": config.pixelcnn.weights,
+        "defence": row.defence,
+        "attack": job.attack_name if attacked else "none",
+        "preset": job.preset if attacked else None,
+        "eps_attack": inputs.in_row(settings.eps_attack) if attacked else 0.0,
+        "eps_defend": settings.eps if purified else 0,
+        "threshold": job.threshold if purified else 0.0,
+        "threat": grid.threat(row, grid.Made(job.attack_name, source=source)),
+        "source": source,
+        "through": "classifier" if looks else None,
+        "density_model_sha256": job.cards[0]["sha256"][:8],
+        "classifier_sha256": job.cards[1]["sha256"][:8] if job.classifier else None,
+    } | inputs.identity(job.given)
 
 
 def _who_saw_what(config: inputs.Config, job: _Job) -> str:
