@@ -41,7 +41,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from benchmarks import common, pieces
-from pixeldefend.experiment import evaluate
+from pixeldefend.experiment.rows import read_rows
 
 # JAX takes an accelerator's memory when it is imported and used, so the process that
 # watches over the others does not touch it: what needs it is imported where it is used.
@@ -144,7 +144,7 @@ def _watch(stages: list[tuple[str, float]]) -> int:
     to.mkdir(parents=True, exist_ok=True)
     path = to / "rows.jsonl"
     # Of earlier commands too: a machine is used in several calls.
-    rows = evaluate.read_rows(path) if path.exists() else []
+    rows = read_rows(path) if path.exists() else []
     failed = []
     for name, seconds in stages:
         print(f"== {name}, {seconds:.0f} s", flush=True)
@@ -196,7 +196,7 @@ def _run(
             if line.startswith("ROW "):
                 found.append(json.loads(line[4:]))
                 rows.append(found[-1])
-                # `evaluate.write_rows` asks JAX for this process's number, and JAX
+                # `write_rows` asks JAX for this process's number, and JAX
                 # would take the device.
                 temporary = path.with_suffix(".new")
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -24,7 +24,8 @@ from absl import app, flags, logging
 
 from benchmarks import common
 from pixeldefend.defences import purification
-from pixeldefend.experiment import evaluate, files, grid, zoo
+from pixeldefend.experiment import files, grid, zoo
+from pixeldefend.experiment.rows import read_rows, write_rows
 
 _ATTACKS = ("fgsm", "bim")
 
@@ -156,7 +157,7 @@ def _measured(comparison: Comparison, name: str, workdir: pathlib.Path) -> dict:
             "evaluate.eps_attack": comparison.eps,
         }
         _run(comparison, "evaluate", evaluated, fields)
-    rows = evaluate.read_rows(evaluated / "rows.jsonl")
+    rows = read_rows(evaluated / "rows.jsonl")
     if {row["density_model_sha256"] for row in rows} - {None, card["sha256"][:8]}:
         raise SystemExit(f"{evaluated} is of other weights than {workdir}: remove it")
     training = card["training"]
@@ -173,7 +174,7 @@ def _measured(comparison: Comparison, name: str, workdir: pathlib.Path) -> dict:
         "command": training["command"],
         "curve": [
             {key: line[key] for key in ("images", "seconds", "validation_bits_per_dim")}
-            for line in evaluate.read_rows(workdir / "metrics.jsonl")
+            for line in read_rows(workdir / "metrics.jsonl")
             if "validation_bits_per_dim" in line
         ],
         "test": {key: bits[key] for key in ("bits_per_dim", "half_width_95", "n")},
@@ -239,7 +240,7 @@ def main(_: list[str]) -> None:
     speeds = _speeds(comparison, workdirs)
     rows = [row | {"speed": speeds[row["network"]]} for row in rows]
     if _TO.value:
-        evaluate.write_rows(_TO.value, rows)
+        write_rows(_TO.value, rows)
     for row in rows:
         print(json.dumps(row | {"curve": len(row["curve"])}))
 

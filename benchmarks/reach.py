@@ -17,7 +17,7 @@ import tempfile
 from absl import app, flags, logging
 
 from benchmarks import common
-from pixeldefend.experiment import evaluate
+from pixeldefend.experiment.rows import read_rows, write_rows
 
 # Images of all steps of the paper's trainings.
 IMAGES = {"pixelcnn": 400_000 * 48, "classifier": 80_000 * 128}
@@ -68,7 +68,7 @@ def _rate(training: common.Training) -> dict:
         at = pathlib.Path(folder)
         named = {f"{kind}.{name}": value for name, value in fields.items()}
         common.run_main(f"{training.dataset}.py:paper", f"train_{kind}", at, named)
-        lines = evaluate.read_rows(at / "metrics.jsonl")
+        lines = read_rows(at / "metrics.jsonl")
         card = json.loads((at / "model/card.json").read_text())
     seconds = [line["seconds"] for line in lines]
     # The first step is compiled; the last is followed by the validation.
@@ -86,10 +86,10 @@ def _rate(training: common.Training) -> dict:
 def _keep(row: dict) -> None:
     """Puts a row into the file of `--to`, in place of an older one."""
     path = pathlib.Path(_TO.value)
-    lines = evaluate.read_rows(path) if path.exists() else []
+    lines = read_rows(path) if path.exists() else []
     known = {old["training"]: old for old in lines}
     known[row["training"]] = row
-    evaluate.write_rows(path, [known[name] for name in TRAININGS if name in known])
+    write_rows(path, [known[name] for name in TRAININGS if name in known])
 
 
 def main(_: list[str]) -> None:

@@ -17,6 +17,7 @@ from pixeldefend.density import likelihood, pixelcnn
 from pixeldefend.experiment import data, evaluate, files, parallel, report, zoo
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.modes.kept import Kept, mark
+from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -123,7 +124,7 @@ def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
         less = row["less_likely_than_attacked"]
         less = "" if less is None else f"{less:.1%}"
         lines.append([name, evaluate.interval(scores), str(len(scores)), less])
-    evaluate.write_rows(folder / "rows.jsonl", rows)
+    write_rows(folder / "rows.jsonl", rows)
     header = ["", "bits/dim (mean, 95 %)", "images", "less likely than attacked"]
     print(report.table(header, lines))
     print(
@@ -280,7 +281,7 @@ def gradients(config: inputs.Config, workdir: Workdir) -> None:
             | inputs.identity(job.given)
             | inputs.provenance(workdir.hash, seconds)
         )
-    evaluate.write_rows(folder / "rows.jsonl", rows)
+    write_rows(folder / "rows.jsonl", rows)
     print(report.table(*evaluate.slope_table(rows)))
     print(f"of the cross-entropy, at {len(labels)} clean images ({job.given.source})")
     print(f"results in {folder}")

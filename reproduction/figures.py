@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from pixeldefend import detection, pixels
 from pixeldefend.density import likelihood
-from pixeldefend.experiment import data, evaluate, grid, sweeps
+from pixeldefend.experiment import data, grid, sweeps
 from pixeldefend.experiment.modes import inputs
+from pixeldefend.experiment.rows import read_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from reproduction import plots, schematics, thesis_plots
 
@@ -141,7 +142,7 @@ def _arrays(results: epath.Path, name: str) -> Arrays | None:
 def _rows(results: epath.Path, name: str) -> list[dict] | None:
     """The rows of a file, or None if there is no such file."""
     path = results / f"{name}.jsonl"
-    return evaluate.read_rows(path) if path.exists() else None
+    return read_rows(path) if path.exists() else None
 
 
 def _sets(found: Arrays, eps: str, stage: str, what: str) -> dict[str, np.ndarray]:

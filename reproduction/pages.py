@@ -24,6 +24,7 @@ from pixeldefend.experiment import (
     tables,
     zoo,
 )
+from pixeldefend.experiment.rows import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -67,7 +68,7 @@ _DENSITY_MODELS = (
 
 def read(name: str) -> list[dict]:
     """The rows of a file under `results/`."""
-    return evaluate.read_rows(RESULTS / f"{name}.jsonl")
+    return read_rows(RESULTS / f"{name}.jsonl")
 
 
 def _card(name: str) -> dict:

@@ -11,7 +11,8 @@ import pytest
 from test_main import ROOT, _environment, run_program
 
 from benchmarks import common, pieces
-from pixeldefend.experiment import evaluate, zoo
+from pixeldefend.experiment import zoo
+from pixeldefend.experiment.rows import read_rows
 
 
 def _run(*options):
@@ -27,13 +28,13 @@ def _run(*options):
 def test_the_stages_but_training_run(tmp_path):
     found = _run("--smoke", f"--to={tmp_path}", "--stages=device,correct,profile")
     assert found.returncode == 0, found.stdout + found.stderr
-    rows = evaluate.read_rows(tmp_path / "rows.jsonl")
+    rows = read_rows(tmp_path / "rows.jsonl")
     assert [row["ok"] for row in rows if row["stage"] == "correct"] == [True, True]
     assert rows[0]["device"] == "cpu" and rows[0]["jax"]
     assert any(row.get("kernels") for row in rows)
     again = _run("--smoke", f"--to={tmp_path}", "--stages=device")
     assert again.returncode == 0, again.stderr
-    both = evaluate.read_rows(tmp_path / "rows.jsonl")
+    both = read_rows(tmp_path / "rows.jsonl")
     assert both[: len(rows)] == rows and len(both) == len(rows) + 3
     assert "largest_difference" in found.stdout and "FAILED" not in found.stdout
 
@@ -53,7 +54,7 @@ def test_a_stage_ends_with_its_watcher_and_within_its_time(tmp_path):
     for pid in stage + timed:
         _until(lambda pid=pid: not _alive(pid))
     late = _run("--smoke", f"--to={tmp_path}", "--stages=purify:8")
-    rows = evaluate.read_rows(tmp_path / "rows.jsonl")
+    rows = read_rows(tmp_path / "rows.jsonl")
     assert late.returncode == 0 and rows[-1]["failed"] == "out of time", late.stdout
 
 
@@ -104,7 +105,7 @@ def trained(tmp_path_factory):
 
 def test_a_time_boxed_training_ends_with_the_rate_at_zero(trained):
     folder, box = trained
-    (row,) = evaluate.read_rows(folder / "out/rows.jsonl")
+    (row,) = read_rows(folder / "out/rows.jsonl")
     assert row["progress"] == 1 and row["seconds"] < box, "it was ended, not at its end"
     with np.load(folder / "out/cifar10-pixelcnn-0.npz") as file:
         card = json.loads(str(file["card"]))

@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 
 from pixeldefend.experiment import evaluate
+from pixeldefend.experiment.rows import accuracy
 
 
 @pytest.mark.parametrize("correct, count", [(0, 5), (5, 5), (1, 3), (9218, 10_000)])
 def test_the_interval_of_an_accuracy_is_wilsons(correct, count):
     """The ends are the shares from which the outcome is 1.96 deviations away."""
-    figures = evaluate.accuracy(np.arange(count) < correct)
+    figures = accuracy(np.arange(count) < correct)
     share = correct / count
     for end in (figures["low"], figures["high"]):
         if end in (0, 1):
@@ -18,7 +19,7 @@ def test_the_interval_of_an_accuracy_is_wilsons(correct, count):
 
 
 def test_outcomes_become_an_accuracy_and_a_line_of_a_table():
-    figures = evaluate.accuracy(np.array([True, False, True, True]))
+    figures = accuracy(np.array([True, False, True, True]))
     assert figures["n"] == 4 and figures["correct"] == 3
     assert figures["low"] < figures["accuracy"] == 0.75 < figures["high"]
     assert "75.00%" in evaluate.accuracy_table({"clean": figures})

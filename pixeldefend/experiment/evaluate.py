@@ -1,16 +1,14 @@
 """From per-image outcomes to rows and tables."""
 
 import dataclasses
-import json
 
 import numpy as np
-from etils import epath
-from scipy import stats
 
 from pixeldefend import detection as detection_
 from pixeldefend.density import likelihood
-from pixeldefend.experiment import files, report
+from pixeldefend.experiment import report
 from pixeldefend.experiment.grid import CLEAN, EVADE
+from pixeldefend.experiment.rows import accuracy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,21 +298,6 @@ def purification_table(found: dict[str, dict]) -> str:
     )
 
 
-def accuracy(correct: np.ndarray) -> dict:
-    """Outcomes `[N]` as n, correct, accuracy (a fraction) and its 95 % interval."""
-    count, right = len(correct), int(np.sum(correct))
-    ends = stats.binomtest(right, count).proportion_ci(method="wilson")
-    low, high = (round(float(bound), 4) for bound in ends)
-    fraction = round(right / count, 4)
-    return {
-        "n": count,
-        "correct": right,
-        "accuracy": fraction,
-        "low": low,
-        "high": high,
-    }
-
-
 def adaptive_accuracy(
     bits: np.ndarray, alone: np.ndarray, purified: np.ndarray, thresholds: np.ndarray
 ) -> np.ndarray:
@@ -384,22 +367,3 @@ def accuracy_table(found: dict[str, dict]) -> str:
         for title, figures in found.items()
     ]
     return report.table(["", "accuracy", "95 % (Wilson)", "images"], lines)
-
-
-def write_rows(path: epath.PathLike, rows: list[dict]) -> None:
-    """Writes rows as JSON lines, whole."""
-    with files.whole_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read_rows(path: epath.PathLike) -> list[dict]:
-    """Reads what `write_rows` wrote.
-
-    Raises:
-      ValueError: it cannot be read; the message names it.
-    """
-    path = epath.Path(path)
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error

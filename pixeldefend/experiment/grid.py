@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 from pixeldefend import attacks
+from pixeldefend.experiment import rows
 
 # What stands in front of a classifier, and the model that it takes; "" for none.
 DEFENCES = {
@@ -39,7 +40,7 @@ class Pipeline:
     @property
     def defence(self) -> str:
         """All defences in one word, for rows: "none", "squeeze", "purify+squeeze"."""
-        return "+".join(self.defences) or "none"
+        return "+".join(self.defences) or rows.NO_DEFENCE
 
     @property
     def purifies(self) -> bool:
@@ -263,17 +264,8 @@ def made_for(
 
 
 def threat(row: Pipeline, made: Made) -> str | None:
-    """Who attacks: "white-box", "grey-box", "transfer"; None for noise and for nobody.
-
-    Grey-box (the paper's "white-box"): the attacker knows the classifier, and not all
-    that is in front of it. Every row's label comes from here.
-    """
-    if made.source is None:
-        return None
-    if made.source != row.classifier:
-        return "transfer"
-    # A median alone is not all of a squeezed classifier.
-    return "white-box" if made.through == row.defences else "grey-box"
+    """Who attacks, see `rows.threat`."""
+    return rows.threat(row.classifier, made.source, row.defence, made.seen)
 
 
 @dataclasses.dataclass(frozen=True)

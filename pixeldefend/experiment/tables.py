@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 
 from pixeldefend import attacks
 from pixeldefend.experiment import grid, published, report
+from pixeldefend.experiment.rows import WORST
 
 STRONGEST = "strongest"
-WORST = "worst_per_image"
 # Presets whose accuracies the paper has; no preset: clean images.
 _THEIRS = (None, "paper", "code")
 _FIVE = {"rand", "fgsm", "bim", "deepfool", "cw"}

@@ -9,6 +9,7 @@ from pixeldefend.defences import base
 from pixeldefend.experiment import data, evaluate, files, grid, parallel, report
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.parts import Parts
+from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -164,7 +165,7 @@ def _tell(
     }
     folder = workdir.open()
     files.write_arrays(folder / "correct" / f"{given.source}.npz", **correct)
-    figures = {key: evaluate.accuracy(right) for key, right in correct.items()}
+    figures = {key: accuracy(right) for key, right in correct.items()}
     provenance = inputs.provenance(workdir.hash, seconds)
     rows = [
         identity(config, card, None if key == "clean" else name)
@@ -173,7 +174,7 @@ def _tell(
         | provenance
         for key, cell in figures.items()
     ]
-    evaluate.write_rows(folder / "rows.jsonl", rows)
+    write_rows(folder / "rows.jsonl", rows)
     sees = "white-box" if attacks.ATTACKS[name].looks else "looks at nothing"
     title = f"{name.upper()}, eps {settings.eps:g} ({sees})"
     print(

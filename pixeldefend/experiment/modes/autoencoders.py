@@ -12,7 +12,6 @@ from pixeldefend.defences import magnet, puvae
 from pixeldefend.experiment import (
     autoencoder_training,
     data,
-    evaluate,
     grid,
     parallel,
     report,
@@ -22,6 +21,7 @@ from pixeldefend.experiment import (
 from pixeldefend.experiment.modes import evaluating, inputs, programs
 from pixeldefend.experiment.modes import training as training_
 from pixeldefend.experiment.modes.programs import Tools
+from pixeldefend.experiment.rows import accuracy
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -194,7 +194,7 @@ def _figures(
     )
     moved = found["images"].astype(np.float64) - given.images
     data_dir = "" if given.source == "sample" else " --config.data_dir=DATA_DIR"
-    return evaluate.accuracy(guesses == given.labels) | {
+    return accuracy(guesses == given.labels) | {
         "rmse": round(float(np.sqrt(np.mean(moved**2, (1, 2, 3))).mean()), 3),
         "classifier": classifier,
         "command": (

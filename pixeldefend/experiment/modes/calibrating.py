@@ -9,10 +9,10 @@ import numpy as np
 
 from pixeldefend.defences import reject
 from pixeldefend.experiment import data, grid, parallel, report, zoo
-from pixeldefend.experiment.evaluate import accuracy, write_rows
 from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.experiment.modes.programs import Tools
 from pixeldefend.experiment.modes.workbench import Workbench
+from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
 
 

@@ -20,6 +20,7 @@ from pixeldefend.experiment import (
 )
 from pixeldefend.experiment.modes import attacking, inputs
 from pixeldefend.experiment.modes import training as training_
+from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -138,11 +139,11 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
     row = (
         attacking.identity(config, card, None)
         | inputs.identity(given)
-        | evaluate.accuracy(correct)
+        | accuracy(correct)
         | inputs.provenance(workdir.hash, seconds)
     )
-    evaluate.write_rows(folder / "rows.jsonl", [row])
-    print(evaluate.accuracy_table({"clean": evaluate.accuracy(correct)}))
+    write_rows(folder / "rows.jsonl", [row])
+    print(evaluate.accuracy_table({"clean": accuracy(correct)}))
     print(f"results in {folder}")
 
 
@@ -207,7 +208,7 @@ def _figures(
     guesses, _ = report.run_batches(
         mapped, f"classifying {where}", variables, given.images
     )
-    found = {"clean": evaluate.accuracy(guesses == given.labels)}
+    found = {"clean": accuracy(guesses == given.labels)}
     found["clean"]["command"] = (
         f"{command} --mode=classify --config.classify.input={where}"
     )
@@ -215,7 +216,7 @@ def _figures(
         outcomes = attacking.Outcomes(model, name, "", config.seed, settings.batch)
         for eps in sizes:
             correct = outcomes(variables, given, eps)["correct"]
-            figures = evaluate.accuracy(correct)
+            figures = accuracy(correct)
             figures["command"] = (
                 f"{command} --mode=attack --config.attack.input={where}"
                 f" --config.attack.count=0 --config.attack.name={name}"

@@ -8,10 +8,10 @@ import numpy as np
 
 from pixeldefend import detection
 from pixeldefend.experiment import data, evaluate, files, grid, parallel, report, zoo
-from pixeldefend.experiment.evaluate import accuracy
 from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.experiment.modes.programs import Tools
 from pixeldefend.experiment.modes.workbench import Workbench
+from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
 
 _DETECTOR = "detector"  # by likelihood, as an attack sees it beside the classifier
@@ -90,7 +90,7 @@ def detect(config: inputs.Config, workdir: Workdir) -> None:
     arrays["examples/labels"] = given.labels[: settings.examples]
     arrays["examples/clean"] = given.images[: settings.examples]
     files.write_arrays(folder / "detection.npz", **arrays)
-    evaluate.write_rows(folder / "rows.jsonl", rows)
+    write_rows(folder / "rows.jsonl", rows)
     bench.tidy()
     for eps in layout.eps:
         _tell(rows, eps, detector)

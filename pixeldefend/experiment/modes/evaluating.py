@@ -9,11 +9,12 @@ import numpy as np
 from pixeldefend import attacks
 from pixeldefend.defences import filters, magnet, purification, reject
 from pixeldefend.experiment import data, files, grid, parallel, report, tables, zoo
-from pixeldefend.experiment.evaluate import accuracy, summary, write_rows
+from pixeldefend.experiment.evaluate import summary
 from pixeldefend.experiment.modes import inputs, kept
 from pixeldefend.experiment.modes.defences import Shown
 from pixeldefend.experiment.modes.programs import Loaded, Tools
 from pixeldefend.experiment.modes.workbench import Workbench
+from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 

@@ -25,6 +25,7 @@ from pixeldefend.experiment import (
     zoo,
 )
 from pixeldefend.experiment.modes import inputs
+from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -113,7 +114,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         _identity(config, job, stage.name) | evaluate.stage_figures(stage) | provenance
         for stage in stages
     ]
-    evaluate.write_rows(folder / "rows.jsonl", rows)
+    write_rows(folder / "rows.jsonl", rows)
     kept.remove()  # only now is everything elsewhere
     figures = {stage.title: evaluate.stage_figures(stage) for stage in stages}
     print(evaluate.purification_table(figures))

@@ -8,10 +8,10 @@ import numpy as np
 from pixeldefend import attacks, keys
 from pixeldefend.defences import puvae
 from pixeldefend.experiment import data, files, grid, parallel, report, sweeps
-from pixeldefend.experiment.evaluate import accuracy, write_rows
 from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.experiment.modes.programs import Tools
 from pixeldefend.experiment.modes.workbench import Workbench
+from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
 
 
