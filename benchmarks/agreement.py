@@ -61,7 +61,7 @@ def _gaps(
     @jax.jit
     def scores(image: Any) -> Any:
         heads = pixelcnn.apply(exact, wide, image)
-        return conditionals.level_log_probs(exact, wide["head"], heads, image)
+        return conditionals.level_log_probs(exact.family, wide["head"], heads, image)
 
     for a, b in zip(one, other, strict=True):
         if np.array_equal(a, b):

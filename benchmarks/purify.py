@@ -88,7 +88,7 @@ def _naive_step(
     row, column = images.shape[1] // 2, images.shape[2] // 2
     heads = pixelcnn.apply(model, params, images)[:, row, column]
     pixel = images[:, row, column]
-    scores = conditionals.level_log_probs(model, params["head"], heads, pixel)
+    scores = conditionals.level_log_probs(model.family, params["head"], heads, pixel)
     distance = jnp.abs(jnp.arange(256)[None, None] - pixel.astype(jnp.int32)[..., None])
     level = jnp.argmax(jnp.where(distance <= eps, scores, -jnp.inf), axis=-1)
     return images.at[:, row, column].set(level.astype(jnp.uint8))

@@ -166,7 +166,9 @@ def test_each_level_is_at_least_as_likely_as_the_one_it_replaced(compiled):
     model, params, images, purify, _ = compiled
     found = purify(params, images, jnp.full(2, 30))
     heads = apply(model, params, found)
-    rows = np.asarray(conditionals.level_log_probs(model, params["head"], heads, found))
+    rows = np.asarray(
+        conditionals.level_log_probs(model.family, params["head"], heads, found)
+    )
     chosen = np.take_along_axis(rows, np.asarray(found)[..., None], -1)
     replaced = np.take_along_axis(rows, np.asarray(images)[..., None], -1)
     assert np.all(chosen >= replaced - 1e-5)
@@ -219,7 +221,7 @@ def naive_relax(model, params, images, eps, labels=None):
     @jax.jit
     def all_log_probs(images):
         heads = pixelcnn.apply(model, params, images, labels=labels)
-        return conditionals.level_log_probs(model, params["head"], heads, images)
+        return conditionals.level_log_probs(model.family, params["head"], heads, images)
 
     original, result = np.asarray(images), np.array(images)
     for i, j, c in np.ndindex(images.shape[1:]):
@@ -282,15 +284,13 @@ def test_straight_through_goes_on_with_purified_levels(float64):
     purified = purify(model, params, levels.astype(jnp.uint8), eps=9)
     slope = jax.jit(jax.grad(lambda levels: relax(levels)[last]))(levels)[last]
     heads = pixelcnn.apply(model, params, purified)[0, -1, -1][:, None]
-    state = conditionals.begin(model, params["head"], heads)
+    state = model.family.read(params["head"], heads)
     for channel in range(2):
         chosen = purified[0, -1, -1, channel][None].astype(jnp.float64)
-        state = conditionals.decide(model, state, channel, chosen)
+        state = model.family.condition(state, channel, chosen)
 
     def expected(level):
-        log_mass = conditionals.score(model, state, 2, jnp.asarray([level - 9]), 19)[
-            :, 0
-        ]
+        log_mass = model.family.log_mass(state, 2, jnp.asarray([level - 9]), 19)[:, 0]
         mass = np.exp(log_mass - np.max(log_mass))
         return np.sum(mass * (level - 9 + np.arange(19))) / np.sum(mass)
 

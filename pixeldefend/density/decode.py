@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from pixeldefend import pixels
-from pixeldefend.density import conditionals, layers, pixelcnn, row_solvers, stepwise
+from pixeldefend.density import layers, pixelcnn, row_solvers, stepwise
 
 # Static window widths; at run time the narrowest that holds every bound is used.
 WIDTHS = (17, 33, 65, 129, 256)
@@ -157,21 +157,21 @@ def _choosing(
     `branch` is the index of the width to use, known at run time.
     """
 
-    def pick(
-        size: int, state: conditionals.Conditionals, channel: int, here: dict
-    ) -> chex.Array:
+    family = model.family
+
+    def pick(size: int, state: Any, channel: int, here: dict) -> chex.Array:
         level, low, high = (here[name][channel] for name in ("image", "lower", "upper"))
         keys = None
         if key is not None:
             order = here["position"] * model.channels + channel
             keys = jax.vmap(jax.random.fold_in)(key[here["index"]], order)
         candidates = low[None] + jnp.arange(size, dtype=low.dtype)[:, None]
-        log_mass = conditionals.score(model, state, channel, low, size)
+        log_mass = family.log_mass(state, channel, low, size)
         log_mass = jnp.where(candidates <= high[None], log_mass, -jnp.inf)
         return choose(candidates, log_mass, level, keys).astype(level.dtype)
 
     def visit(heads: chex.Array, here: dict) -> tuple[chex.Array, chex.Array]:
-        state = conditionals.begin(model, head, heads)
+        state = family.read(head, heads)
         chosen = []
         for channel in range(model.channels):
             picks = [
@@ -179,7 +179,7 @@ def _choosing(
             ]
             level = picks[0]() if len(picks) == 1 else jax.lax.switch(branch, picks)
             chosen.append(level)
-            state = conditionals.decide(model, state, channel, level)
+            state = family.condition(state, channel, level)
         levels = jnp.stack(chosen)
         return levels, levels
 

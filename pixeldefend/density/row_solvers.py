@@ -24,7 +24,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from pixeldefend.density import conditionals, pixelcnn, stepwise
+from pixeldefend.density import pixelcnn, stepwise
 
 # Columns of a sweep. Wider ones need hardly fewer rounds, and every round costs more.
 SPAN = 16
@@ -86,7 +86,7 @@ def columns(model: pixelcnn.PixelCNN, visit: Visit, row: Problem) -> Solved:
             pixel = stepwise.Pixel(row.weights["ul"], at, left, active, row_active)
             x = pixelcnn.stream(pixel, model, 0, pixel.input(units))
             here = jax.tree.map(lambda a, k=k: a[k], inputs)
-            heads = pixelcnn.head(row.weights["head"], x, model.head_dtype).T
+            heads = pixelcnn.head_outputs(row.weights["head"], x, model.head_dtype).T
             levels, out = visit(heads, here)
             left, units = pixel.left, pixelcnn.with_ones(model, levels.T)
             saved.append(pixel.saved)
@@ -164,7 +164,7 @@ def sweeps(model: pixelcnn.PixelCNN, visit: Visit, row: Problem) -> Solved:
         units = pixelcnn.with_ones(model, guess.transpose(0, 2, 1))
         x = face.input(jnp.concatenate([state.units[None], units[:-1]]))
         x = pixelcnn.stream(face, model, 0, x).reshape(span * batch, -1)
-        heads = pixelcnn.head(row.weights["head"], x, model.head_dtype).T
+        heads = pixelcnn.head_outputs(row.weights["head"], x, model.head_dtype).T
         levels, out = visit(heads, jax.tree.map(_flat, here))
         levels, out = (
             _unflat(levels, span),
@@ -185,7 +185,7 @@ def sweeps(model: pixelcnn.PixelCNN, visit: Visit, row: Problem) -> Solved:
         )
 
     zero = jnp.int32(0)
-    heads = (conditionals.outputs(model), span * batch)
+    heads = (model.family.num_outputs, span * batch)
     _, out = jax.eval_shape(
         visit,
         jax.ShapeDtypeStruct(heads, model.head_dtype),
