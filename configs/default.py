@@ -180,7 +180,6 @@ def _purify() -> ml_collections.ConfigDict:
     purify.count = -1
     purify.batch = 128  # images at a time, per device
     purify.eps = 16  # levels, the defence's
-    purify.solver = "auto"  # scan, fixed_point; auto: as measured
     # bits/dim below which an image is left alone (adaptive); 0: purify every image; -1:
     # the one on the density model's card.
     purify.threshold = 0.0

@@ -101,7 +101,7 @@ def sample(
         lower=lowest,
         upper=lowest + jnp.uint8(pixels.LEVELS - 1),
         labels=labels,
-        width=pixels.LEVELS,
+        window=pixels.LEVELS,
     )
 
 

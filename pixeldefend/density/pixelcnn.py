@@ -89,24 +89,24 @@ class PixelCNN:
 def stream(
     face: layers.Face,
     model: PixelCNN,
-    level: int,
+    resolution: int,
     x: chex.Array,
 ) -> chex.Array:
-    """One stream from resolution `level` downwards and back, the same for both.
+    """One stream from a resolution downwards and back, the same for both.
 
     A U-net: `depth` gated blocks, half the resolution, and back with as many blocks as
     there are outputs to skip over (one more than `depth`, except at the bottom).
     """
     skips = [x]
     for k in range(model.depth):
-        x = layers.gated(face, level, f"down{k}", x)
+        x = layers.gated(face, resolution, f"down{k}", x)
         skips.append(x)
-    if level + 1 < model.levels:
-        x = face.halved(level, x, lambda y: stream(face, model, level + 1, y))
+    if resolution + 1 < model.levels:
+        x = face.halved(resolution, x, lambda y: stream(face, model, resolution + 1, y))
     else:
         skips.pop()
     for k in range(len(skips)):
-        x = layers.gated(face, level, f"up{k}", x, skips.pop())
+        x = layers.gated(face, resolution, f"up{k}", x, skips.pop())
     return x
 
 
@@ -197,7 +197,7 @@ def init(
     wide = model.head_dtype
     units = with_ones(model, images).astype(wide)
     options: dict[str, Any] = {
-        "levels": model.levels,
+        "resolutions": model.levels,
         "classes": model.classes,
         "dropout": model.dropout,
         "dtype": wide,

@@ -92,7 +92,7 @@ MODELS = {
 }
 # What else a mode reads.
 _LATENT = {"puvae": ("samples", "noise")}
-_PURIFIER = {"purify": ("eps", "solver"), "squeeze": ("colours", "preset")}
+_PURIFIER = {"purify": ("eps",), "squeeze": ("colours", "preset")}
 ALSO = {
     "compare_purifiers": {"purify": ("eps",)},
     "gradients": {"purify": ("eps",)},
