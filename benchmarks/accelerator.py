@@ -9,7 +9,7 @@ fails or runs out of time costs its own rows only.
 * `correct`: in float32 at the highest precision, the scan against the teacher-forced
   pass, and purified bytes against those of a CPU (`--prepare`).
 * `purify`: images/s of purification and of a forward pass, for models, batches, types,
-  solvers and XLA's command buffers; the most telling ones first, until time is up.
+  and XLA's command buffers; the most telling ones first, until time is up.
 * `train=NAME`: a time-boxed training, one of `TRAININGS`.
 * `profile`: which kernels a batch of purification spends its time in.
 
@@ -319,10 +319,10 @@ def _purify(model: Any) -> Any:
 
     from pixeldefend.defences import purification
 
-    width = purification.width_for(16)
+    window = purification.window_for(16)
     return jax.jit(
         lambda params, images: purification.purify(
-            model, params, images, eps=16, width=width
+            model, params, images, eps=16, window=window
         )
     )
 
@@ -385,9 +385,8 @@ def _purification() -> Iterator[dict]:
         if _SMOKE.value:
             command += ["--height=8", "--width=8", "--programs=naive_step"]
         else:
-            command += ["--programs=fixed_point", "--repeats=3"]
+            command += ["--programs=scan", "--repeats=3"]
         if (features, depth) == (24, 1) and _PREPARED.value:
-            # Its rounds to a fixed point are those of real weights.
             command += [f"--weights={pathlib.Path(_PREPARED.value) / 'pixelcnn'}"]
         options = os.environ.get("XLA_FLAGS", "")
         if buffers == "off" and not _SMOKE.value:  # a CPU's XLA may not know the name

@@ -114,9 +114,9 @@ def ties(model: Any, params: dict, one: Any, other: Any) -> list[float]:
     forward = jax.jit(lambda p, x: pixelcnn.apply(model, p, x))
     for found, expected in zip(one, other, strict=True):
         row, column, channel = np.argwhere(found != expected)[0]
-        heads = forward(params, expected[None])[:, row, column]
+        outputs = forward(params, expected[None])[:, row, column]
         levels = conditionals.level_log_probs(
-            model, params["head"], heads, expected[None, row, column]
+            model.family, params["head"], outputs, expected[None, row, column]
         )
         both = [int(image[row, column, channel]) for image in (found, expected)]
         scores = np.asarray(levels)[0, channel, both]

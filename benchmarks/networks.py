@@ -193,7 +193,7 @@ def _speeds(comparison: Comparison, workdirs: dict[str, pathlib.Path]) -> dict:
     for name, workdir in workdirs.items():
         model, params, _ = zoo.load_released(str(workdir))
         purify = functools.partial(
-            purification.purify, model, eps=eps, width=purification.width_for(eps)
+            purification.purify, model, eps=eps, window=purification.window_for(eps)
         )
         functions[name] = purify, params
     images = common.noisy(comparison.dataset, _BATCH.value)

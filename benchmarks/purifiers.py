@@ -32,10 +32,10 @@ def _programs(dataset: str, key: jax.Array) -> dict[str, tuple[Callable, Any]]:
     autoencoder, its, _ = zoo.load_released(f"{dataset}/puvae")
     reformer, of_reformer, _ = zoo.load_released(f"{dataset}/magnet")
     eps = _EPS.value
-    width = purification.width_for(eps)
+    window = purification.window_for(eps)
 
     def pixeldefend(params: Any, images: jax.Array) -> jax.Array:
-        return purification.purify(density, params, images, eps=eps, width=width)
+        return purification.purify(density, params, images, eps=eps, window=window)
 
     def nearest(params: Any, images: jax.Array) -> jax.Array:
         return puvae.purify(autoencoder, params, images, key)

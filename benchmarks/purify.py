@@ -3,14 +3,14 @@
 Times, in turn and in one process, on the same batch:
 
 * one teacher-forced forward pass (`pixelcnn.apply`, without the likelihood),
-* purification by the scan, and by sweeping to a fixed point,
+* purification by the scan,
 * one step of the naive loop, which runs the network before every position. The whole
   loop is that times the number of positions: extrapolated, not run.
 
 Ratios are medians over the repeats of ratios within a repeat, so that what slows the
-whole machine cancels. The last line is JSON. Random weights by default: the arithmetic
-does not depend on them, but the rounds of the fixed point do; `--weights` takes a
-released model and bundled images instead.
+whole machine cancels. The last line is JSON. Random weights by default, since the
+arithmetic does not depend on them; `--weights` takes a released model and bundled
+images instead.
 
   python -m benchmarks.purify --features=24 --depth=1 --batch=128
   python -m benchmarks.purify --weights=fashion_mnist/pixelcnn --batch=1
@@ -49,8 +49,8 @@ _DTYPE = flags.DEFINE_string("dtype", "float32", "of the streams")
 _EPS = flags.DEFINE_integer("eps", 16, "levels")
 _PROGRAMS = flags.DEFINE_multi_enum(
     "programs",
-    ["fixed_point", "naive_step"],
-    ["scan", "fixed_point", "naive_step"],
+    ["naive_step"],
+    ["scan", "naive_step"],
     "timed beside the forward pass and the scan; give it once for each",
 )
 _REPEATS = flags.DEFINE_integer("repeats", 7, "timed turns; 0: compile only", 0)
@@ -86,9 +86,9 @@ def _naive_step(
 ) -> chex.Array:
     """What the naive loop does at one position: all of the network, 256 levels."""
     row, column = images.shape[1] // 2, images.shape[2] // 2
-    heads = pixelcnn.apply(model, params, images)[:, row, column]
+    outputs = pixelcnn.apply(model, params, images)[:, row, column]
     pixel = images[:, row, column]
-    scores = conditionals.level_log_probs(model, params["head"], heads, pixel)
+    scores = conditionals.level_log_probs(model.family, params["head"], outputs, pixel)
     distance = jnp.abs(jnp.arange(256)[None, None] - pixel.astype(jnp.int32)[..., None])
     level = jnp.argmax(jnp.where(distance <= eps, scores, -jnp.inf), axis=-1)
     return images.at[:, row, column].set(level.astype(jnp.uint8))
@@ -105,7 +105,6 @@ def _ratios(seconds: dict[str, np.ndarray], positions: int) -> dict:
     """Medians, and lowest and highest, of what the timed programs allow."""
     compared = {
         "ratio_to_forward": ("scan", "forward", 1),
-        "ratio_fixed_point": ("fixed_point", "forward", 1),
         "ratio_naive": ("naive_step", "scan", positions),
     }
     result = {}
@@ -133,17 +132,15 @@ def _benchmark() -> None:
     model = dataclasses.replace(model, dtype=_DTYPE.value)
     eps = jnp.int32(_EPS.value)
     arguments = (params, jnp.asarray(images), eps)
-    # As the main job does it: one program for each of five widths.
-    width = purification.width_for(_EPS.value)
+    # As the main job does it: one program for each of five windows.
+    window = purification.window_for(_EPS.value)
 
-    def purify(params: dict, images: Any, eps: Any, solver: str) -> tuple:
-        options = {"eps": eps, "width": width, "solver": solver}
-        return purification.purify_with_rounds(model, params, images, **options)
+    def purify(params: dict, images: Any, eps: Any) -> Any:
+        return purification.purify(model, params, images, eps=eps, window=window)
 
     functions = {
         "forward": lambda params, images, eps: pixelcnn.apply(model, params, images),
-        "scan": lambda *arguments: purify(*arguments, "scan")[0],
-        "fixed_point": lambda *arguments: purify(*arguments, "fixed_point"),
+        "scan": purify,
         "naive_step": functools.partial(_naive_step, model),
     }
     wanted = {"scan"}
@@ -169,9 +166,6 @@ def _benchmark() -> None:
         result |= _ratios(seconds, positions)
         rate = len(images) / np.median(seconds["scan"])
         result["images_per_second"] = float(f"{rate:.4g}")
-        if "fixed_point" in programs:
-            rounds = programs["fixed_point"](*arguments)[1]
-            result["rounds_per_row"] = float(f"{np.mean(rounds):.4g}")
     result |= {
         "compile_seconds": round(compile_seconds["scan"], 1),
         "compile_seconds_cached": round(cached_seconds, 1),

@@ -42,7 +42,7 @@ def _collectives(program: Any) -> list[str]:
 
 
 def _purified(model: pixelcnn.PixelCNN, params: dict, images: np.ndarray) -> dict:
-    options = {"eps": 16, "width": purifiers.width_for(16), "solver": "scan"}
+    options = {"eps": 16, "window": purifiers.window_for(16)}
     mapped = parallel.BatchMap(
         lambda params, images: purifiers.purify(model, params, images, **options),
         _BATCH,

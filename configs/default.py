@@ -180,7 +180,6 @@ def _purify() -> ml_collections.ConfigDict:
     purify.count = -1
     purify.batch = 128  # images at a time, per device
     purify.eps = 16  # levels, the defence's
-    purify.solver = "auto"  # scan, fixed_point; auto: as measured
     # bits/dim below which an image is left alone (adaptive); 0: purify every image; -1:
     # the one on the density model's card.
     purify.threshold = 0.0
@@ -530,7 +529,7 @@ def gpu(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     model.features, model.depth, model.dropout = 64, 2, 0.0
     model.dtype = "bfloat16"
     train.hours, train.schedule, train.batch = 0.15, "anneal", 256
-    # Not clipped: with a norm of 1 far fewer bits/dim were learnt (docs/performance.md).
+    # Not clipped: with a norm of 1 far less is learnt, see docs/performance.md.
     train.learning_rate, train.warmup, train.clip = 2e-3, 300, 0.0
     train.polyak, train.flip = 0.999, config.dataset == "cifar10"
     train.log_every = 200

@@ -16,9 +16,8 @@ from pixeldefend.defences.magnet import MagNet
 from pixeldefend.defences.purification import (
     adaptive_eps,
     purify,
-    purify_with_rounds,
     relax,
-    width_for,
+    window_for,
 )
 from pixeldefend.defences.puvae import PuVAE
 from pixeldefend.density.decode import decode
@@ -54,11 +53,10 @@ __all__ = [
     "magnet",
     "p_values",
     "purify",
-    "purify_with_rounds",
     "puvae",
     "reject",
     "relax",
     "sample",
     "squeeze_features",
-    "width_for",
+    "window_for",
 ]

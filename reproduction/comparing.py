@@ -47,7 +47,7 @@ def _read(config: inputs.Config, settings: inputs.Config, name: str) -> _Job:
     inputs.check_dataset(config, config.pixelcnn.weights, card)
     classifier, variables, other = inputs.classifier(config)
     inputs.check_dataset(config, config.classifier.weights, other)
-    purification.width_for(config.purify.eps)
+    purification.window_for(config.purify.eps)
     if settings.images < 1:
         raise ValueError(f"{name}.images must be at least 1: {settings.images}")
     source = inputs.source(config, settings.input)
@@ -143,7 +143,7 @@ def _attacked_and_purified(
 ) -> dict[str, np.ndarray]:
     """Images by stage."""
     perturb = base.perturbing(move, job.logits_fn)
-    width = purification.width_for(config.purify.eps)
+    window = purification.window_for(config.purify.eps)
 
     def run(variables: dict, *arrays: jax.Array) -> dict:
         perturbed, _ = perturb(variables, *arrays)
@@ -152,7 +152,7 @@ def _attacked_and_purified(
             variables["params"],
             perturbed,
             eps=config.purify.eps,
-            width=width,
+            window=window,
         )
         return {"perturbed": perturbed, "purified": purified}
 
@@ -295,5 +295,5 @@ def _behind(config: inputs.Config, job: _Job, slope: str) -> Callable:
         job.logits_fn,
         job.model,
         slope=slope,
-        width=purification.width_for(config.purify.eps),
+        window=purification.window_for(config.purify.eps),
     )

@@ -36,8 +36,10 @@ def naive_purify(model, params, images, eps, labels=None):
 
     @jax.jit
     def all_log_probs(images):
-        heads = pixelcnn.apply(model, params, images, labels=labels)
-        return conditionals.level_log_probs(model, params["head"], heads, images)
+        outputs = pixelcnn.apply(model, params, images, labels=labels)
+        return conditionals.level_log_probs(
+            model.family, params["head"], outputs, images
+        )
 
     original = np.asarray(images, int)
     result = np.array(images)

@@ -190,8 +190,10 @@ def test_ties_are_measured_in_the_context_that_both_have(tmp_path):
     other = images.copy()
     other[0, 3, 5, 1] ^= 5
     other[0, 6, 6, 2] ^= 9  # later, and so of no account
-    heads = pixelcnn.apply(model, params, images)[:, 3, 5]
-    levels = conditionals.level_log_probs(model, params["head"], heads, images[:, 3, 5])
+    outputs = pixelcnn.apply(model, params, images)[:, 3, 5]
+    levels = conditionals.level_log_probs(
+        model.family, params["head"], outputs, images[:, 3, 5]
+    )
     both = np.asarray(levels)[0, 1, [images[0, 3, 5, 1], other[0, 3, 5, 1]]]
     (gap,) = common.ties(model, params, other, images)
     assert gap == pytest.approx(abs(both[0] - both[1]), abs=1e-5) and gap > 0

@@ -18,7 +18,7 @@ def _keys(count, seed=0):
 def test_log_prob_equals_the_sum_over_positions(float64):
     model, params, images, _ = tiny((8, 8, 3), conditionals="joint")
     rows = conditionals.level_log_probs(
-        model, params["head"], apply(model, params, images), images
+        model.family, params["head"], apply(model, params, images), images
     )
     taken = np.take_along_axis(np.asarray(rows), np.asarray(images)[..., None], -1)
     found = likelihood.log_prob(model, params, images)

@@ -69,7 +69,7 @@ def test_backwards_it_is_the_classifier_at_the_purified_image(defence):
 @pytest.mark.parametrize("slope", ["straight_through", "expectation"])
 def test_slopes_through_the_scan_are_those_of_relaxed_levels(defence, slope):
     model, variables, images = defence
-    seen = attacks.behind_purifier(network, model, slope=slope, width=19)
+    seen = attacks.behind_purifier(network, model, slope=slope, window=19)
     straight = slope == "straight_through"
     moved = images.astype(jnp.float32).clip(1, 254) + 0.3
 
@@ -82,7 +82,7 @@ def test_slopes_through_the_scan_are_those_of_relaxed_levels(defence, slope):
             images,
             eps=9,
             straight_through=straight,
-            width=19,
+            window=19,
         )
         return network(variables["classifier"], relaxed)
 

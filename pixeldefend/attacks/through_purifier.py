@@ -25,8 +25,7 @@ def behind_purifier(
     *,
     slope: str = "bpda",
     adaptive: bool = False,
-    width: int | None = None,
-    solver: str = "scan",
+    window: int | None = None,
 ) -> LogitsFn:
     """The whole defence forwards, and backwards what an attacker makes of it.
 
@@ -46,8 +45,7 @@ def behind_purifier(
       model: the density model's description.
       slope: one of `SLOPES`.
       adaptive: leave images below a threshold alone, see `purification.adaptive_eps`.
-      width: as for `purification.purify`.
-      solver: likewise, of "bpda"; the others have to scan.
+      window: as for `purification.purify`.
 
     Returns:
       `logits_fn(variables, images) -> [B, K]` of floating levels, which are rounded
@@ -64,16 +62,14 @@ def behind_purifier(
 
     def purified(params: Any, images: chex.Array, eps: chex.Array) -> chex.Array:
         if slope == "expectation":
-            return purification.relax(model, params, images, eps=eps, width=width)
+            return purification.relax(model, params, images, eps=eps, window=window)
         whole = _instead(images, jnp.round(images))
         if slope == "straight_through":
             return purification.relax(
-                model, params, whole, eps=eps, straight_through=True, width=width
+                model, params, whole, eps=eps, straight_through=True, window=window
             )
         levels = jax.lax.stop_gradient(whole).astype(jnp.uint8)
-        found = purification.purify(
-            model, params, levels, eps=eps, width=width, solver=solver
-        )
+        found = purification.purify(model, params, levels, eps=eps, window=window)
         return _instead(images, found.astype(images.dtype))
 
     def defended(variables: dict, images: chex.Array) -> chex.Array:

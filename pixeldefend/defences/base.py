@@ -108,8 +108,7 @@ def perturb_and_purify(
     attack: Callable | None,
     logits_fn: LogitsFn | None,
     *,
-    width: int | None = None,
-    solver: str = "scan",
+    window: int | None = None,
 ) -> Callable[..., dict]:
     """The main job as one pure function, so that it compiles to one program.
 
@@ -118,8 +117,7 @@ def perturb_and_purify(
       attack: see `attacks.named`; None for none.
       logits_fn: of the classifier that is attacked and defended; None where there is
         none, which only an attack that does not look at it can do without.
-      width: static bound on `2 eps + 1`, see `purification.width_for`; None for any.
-      solver: see `purification.purify`.
+      window: static bound on `2 eps + 1`, see `purification.window_for`; None for any.
 
     Returns:
       `defend(variables, clean, labels, indices) -> dict`: `variables` holds `params`,
@@ -154,7 +152,7 @@ def perturb_and_purify(
             threshold=variables["threshold"],
         )
         images["purified"] = purification.purify(
-            model, params, images["perturbed"], eps=eps, width=width, solver=solver
+            model, params, images["perturbed"], eps=eps, window=window
         )
         found = {name: images[name] for name in ("perturbed", "purified")} | {
             "eps": eps

@@ -12,11 +12,6 @@ import numpy as np
 from pixeldefend import pixels
 from pixeldefend.density import decode, pixelcnn
 
-# Largest batch per device at which sweeping over rows beats the scan. On CPUs it never
-# did with a trained model; on other backends nothing was measured.
-BREAK_EVEN = {"cpu": 0}
-SOLVERS = ("auto", *decode.SOLVERS)
-
 
 def purify(
     model: pixelcnn.PixelCNN,
@@ -25,8 +20,7 @@ def purify(
     *,
     eps: chex.Array | int,
     labels: chex.Array | None = None,
-    solver: str = "scan",
-    width: int | None = None,
+    window: int | None = None,
 ) -> chex.Array:
     """Greedy decoding within the L-infinity ball of radius `eps` around each image.
 
@@ -40,22 +34,29 @@ def purify(
       images: levels `[B, H, W, C]`, uint8.
       eps: whole levels 0..255, a number or `[B]`; data, so one program serves all.
       labels: integers `[B]` for a class-conditional model.
-      solver: "scan", "fixed_point" or "auto", see `decode.decode`; all give the same
-        answer, but for near-ties in floating point. "auto" takes the fixed point where
-        it was measured to be faster, see `faster_solver`.
-      width: static bound on `2 max(eps) + 1`, see `decode.decode` and `width_for`;
-        None for any eps, with the width of the largest in the batch (which may decide
-        a float32 near-tie differently than another width would).
+      window: static bound on `2 max(eps) + 1`, see `decode.decode` and `window_for`;
+        None for any eps, with the window of the largest in the batch (which may decide
+        a float32 near-tie differently than another window would).
 
     Returns:
       Purified levels `[B, H, W, C]`, uint8.
 
     Raises:
       TypeError: images or eps of a type that holds no whole levels.
-      ValueError: eps out of range, an unknown solver, or shapes that do not fit.
+      ValueError: eps out of range, too narrow a window, or shapes that do not fit.
     """
-    options = {"eps": eps, "labels": labels, "solver": solver, "width": width}
-    return purify_with_rounds(model, params, images, **options)[0]
+    lower, upper = bounds(images, eps)
+    _check_window(window, eps)
+    return decode.decode(
+        model,
+        params,
+        images,
+        likeliest,
+        lower=lower,
+        upper=upper,
+        labels=labels,
+        window=window,
+    )
 
 
 def relax(
@@ -66,7 +67,7 @@ def relax(
     eps: chex.Array | int,
     labels: chex.Array | None = None,
     straight_through: bool = False,
-    width: int | None = None,
+    window: int | None = None,
 ) -> chex.Array:
     """`purify` with a slope: each level is the mean of the allowed ones, not the mode.
 
@@ -86,7 +87,7 @@ def relax(
       straight_through: go on with the levels of `purify` and take only the slope of
         the expectation (Bengio et al. 2013); of whole images the result is then that of
         `purify`.
-      width: as for `purify`.
+      window: as for `purify`.
 
     Returns:
       Floating levels `[B, H, W, C]`, of the type of `images`.
@@ -97,7 +98,7 @@ def relax(
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"images must be floating levels 0..255: {images.dtype}")
-    _check_width(width, eps)
+    _check_window(window, eps)
     radius = _radius(images, eps).astype(images.dtype)
     return decode.decode(
         model,
@@ -107,65 +108,19 @@ def relax(
         lower=jnp.maximum(images - radius, 0),
         upper=jnp.minimum(images + radius, pixels.LEVELS - 1),
         labels=labels,
-        width=width,
+        window=window,
     )
 
 
-def purify_with_rounds(
-    model: pixelcnn.PixelCNN,
-    params: dict,
-    images: chex.Array,
-    *,
-    eps: chex.Array | int,
-    labels: chex.Array | None = None,
-    solver: str = "fixed_point",
-    width: int | None = None,
-) -> tuple[chex.Array, chex.Array]:
-    """`purify`, and the rounds `[H]`, int32, that each row took.
+def window_for(eps: int) -> int:
+    """The narrowest of the scan's windows that serves `eps`.
 
-    See `decode.decode_with_rounds`; arguments and errors as for `purify`, but here
-    "fixed_point" is the default, whose rounds are worth knowing.
-    """
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}: {solver!r}")
-    if solver == "auto":
-        solver = faster_solver(len(images), jax.default_backend())
-    lower, upper = bounds(images, eps)
-    _check_width(width, eps)
-    return decode.decode_with_rounds(
-        model,
-        params,
-        images,
-        likeliest,
-        lower=lower,
-        upper=upper,
-        labels=labels,
-        width=width,
-        solver=solver,
-    )
-
-
-def width_for(eps: int) -> int:
-    """The narrowest of the scan's window widths that serves `eps`.
-
-    With it as `width`, a program is compiled once for each of the five widths instead
-    of once for all eps, holds a fifth of the windows, and treats an image alike
-    whatever the eps of those beside it. For the host: `eps` is one known number.
+    With it as `window`, a program is compiled once for each of the five windows instead
+    of once for all eps, holds a fifth of them, and treats an image alike whatever the
+    eps of those beside it. For the host: `eps` is one known number.
     """
     needed = min(2 * int(check_eps(eps)) + 1, pixels.LEVELS)
-    return next(width for width in decode.WIDTHS if width >= needed)
-
-
-def faster_solver(batch: int, backend: str) -> str:
-    """The fixed point where it was measured to be faster, else the scan.
-
-    So far that is nowhere: see docs/performance.md.
-
-    Args:
-      batch: images on one device.
-      backend: `jax.default_backend()`: "cpu", "gpu", "tpu".
-    """
-    return "fixed_point" if batch <= BREAK_EVEN.get(backend, 0) else "scan"
+    return next(window for window in decode.WINDOWS if window >= needed)
 
 
 def likeliest(
@@ -235,13 +190,13 @@ def _radius(images: chex.Array, eps: chex.Array | int) -> chex.Array:
     return radius.astype(jnp.int32).reshape((-1,) + (1,) * (images.ndim - 1))
 
 
-def _check_width(width: int | None, eps: chex.Array | int) -> None:
-    """Raises ValueError where a width is too narrow for an eps that is known."""
-    if width is None or isinstance(eps, jax.core.Tracer):
+def _check_window(window: int | None, eps: chex.Array | int) -> None:
+    """Raises ValueError where a window is too narrow for an eps that is known."""
+    if window is None or isinstance(eps, jax.core.Tracer):
         return
     needed = min(2 * int(np.max(np.asarray(eps))) + 1, pixels.LEVELS)
-    if width < needed:
-        raise ValueError(f"width must be at least {needed} for this eps: {width}")
+    if window < needed:
+        raise ValueError(f"window must be at least {needed} for this eps: {window}")
 
 
 def check_eps(eps: chex.Array | int) -> chex.Array:

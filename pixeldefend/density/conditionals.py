@@ -1,17 +1,19 @@
-"""The conditionals: log-mass of candidate levels, for all three kinds.
+"""Families of conditionals: what the head's outputs say about the 256 levels.
 
-At each position the network's head gives a vector of P outputs; the conditionals turn
-it into one distribution over 256 levels per channel, in the order red, green, blue,
-each given the channels before it. All three kinds sum to one exactly:
+At each position the network's head gives a vector of P outputs; a family turns it into
+one distribution over 256 levels per channel, in the order red, green, blue, each given
+the channels before it. All of them sum to one exactly:
 
-* `"independent"`: what PixelDefend's authors trained and purified with. A mixture of
-  logistics per channel with the *prior* component weights, on 256 bins whose edges
-  divide -1..1 evenly. Green's means shift by red, blue's by red and green.
-* `"joint"`: PixelCNN++'s own likelihood. One component explains all channels, so the
-  weights of the later channels are reweighted by how well each component explained the
-  earlier ones; bins reach 1/255 around each level. Published bits/dim mean this.
-* `"softmax"`: 256 free logits per channel, plus tables indexed by the earlier channels
-  of the pixel.
+* `LogisticMixture(shared=False)`, `"independent"`: what PixelDefend's authors trained
+  and purified with. A mixture of logistics per channel with the *prior* component
+  weights, on 256 bins whose edges divide -1..1 evenly. Green's means shift by red,
+  blue's by red and green.
+* `LogisticMixture(shared=True)`, `"joint"`: PixelCNN++'s own likelihood. One component
+  explains all channels, so the weights of the later channels are reweighted by how well
+  each component explained the earlier ones; bins reach 1/255 around each level.
+  Published bits/dim mean this.
+* `Softmax`, `"softmax"`: 256 free logits per channel, plus tables indexed by the
+  earlier channels of the pixel.
 
 The outermost bins are open towards infinity, which is what makes the sums exact.
 
@@ -26,7 +28,8 @@ Bins: PixelCNN++ (Salimans et al. 2017) section 2.1 for "joint". The mass of a b
 cancels nor needs the approximations of the released codes.
 """
 
-from typing import Protocol
+import dataclasses
+from typing import Any, Protocol
 
 import chex
 import flax.struct
@@ -39,259 +42,356 @@ CONDITIONALS = ("independent", "joint", "softmax")
 # Floor of the log-scales, as in PixelCNN++: 1/1100 of the range of units.
 MIN_LOG_SCALE = -7.0
 
+State = Any  # a pytree, of a family's own: `MixtureState`, `SoftmaxState`
 
-class Described(Protocol):
-    """What is read here of a model's description."""
 
-    conditionals: str
-    mixtures: int
+class Family(Protocol):
+    """One way to read a head; hashable, so static under `jax.jit`.
+
+    A state is what is known about N positions, some channels of which may be decided.
+
+    Attributes:
+      channels: C, of the images.
+      dtype: of all log-probabilities.
+    """
+
     channels: int
-    head_dtype: jnp.dtype
+    dtype: jnp.dtype
+
+    @property
+    def num_outputs(self) -> int:
+        """P, the number of head outputs per position."""
+
+    def head_parameters(self) -> dict:
+        """What the head has beside its last layer, as training begins."""
+
+    def read(self, head: dict, outputs: chex.Array) -> State:
+        """Reads head outputs `[P, N]`; no channel is decided yet.
+
+        `head` is the head's parameters, `params["head"]`.
+        """
+
+    def log_mass(
+        self, state: State, channel: int, first: chex.Array, count: int
+    ) -> chex.Array:
+        """Log-mass of a window of levels, up to a constant per position.
+
+        The constant depends neither on the candidate nor on `first`; subtract
+        `normaliser` where it matters. An argmax, or a softmax over all levels, needs
+        none.
+
+        Args:
+          state: with all earlier channels decided.
+          channel: 0 to C - 1.
+          first: the lowest candidate `[N]`, integer or floating levels.
+          count: S, static.
+
+        Returns:
+          `[S, N]` nats. Candidates above 255 have no meaning; the caller masks them.
+        """
+
+    def normaliser(self, state: State, channel: int) -> chex.Array:
+        """Log of the total mass over all levels, `[N]`, to subtract from `log_mass`."""
+
+    def condition(self, state: State, channel: int, level: chex.Array) -> State:
+        """Conditions the later channels on this one's `level [N]`."""
 
 
-@flax.struct.dataclass
-class Conditionals:
-    """What is known about N positions, some channels of which may be decided.
-
-    For the mixtures:
-      log_weights: `[M, N]` component weights, up to a constant per position; for
-        "joint" already reweighted by the decided channels.
-      means: `[C, M, N]` in units; shifted by the decided channels.
-      inverse_scales: `[C, M, N]`.
-      coefficients: `[C (C - 1) / 2, M, N]`: green from red, blue from red, from green.
-    For "softmax":
-      logits: `[C, 256, N]`, up to a constant per position and channel; the decided
-        channels' tables are already added.
-      tables: `[C (C - 1) / 2, 256, 256]`, rows indexed by the earlier channel's level.
-    """
-
-    log_weights: chex.Array | None = None
-    means: chex.Array | None = None
-    inverse_scales: chex.Array | None = None
-    coefficients: chex.Array | None = None
-    logits: chex.Array | None = None
-    tables: chex.Array | None = None
+def named(name: str, *, mixtures: int, channels: int, dtype: jnp.dtype) -> Family:
+    """The family that a model's description names, one of `CONDITIONALS`."""
+    if name == "softmax":
+        return Softmax(channels, dtype)
+    return LogisticMixture(mixtures, channels, name == "joint", dtype)
 
 
-def outputs(model: Described) -> int:
-    """P, the number of head outputs per position."""
-    if model.conditionals == "softmax":
-        return pixels.LEVELS * model.channels
-    pairs = model.channels * (model.channels - 1) // 2
-    return model.mixtures * (1 + 2 * model.channels + pairs)
+def _pairs(channels: int) -> int:
+    """How many pairs of an earlier and a later channel there are."""
+    return channels * (channels - 1) // 2
 
 
-def init_tables(model: Described) -> dict:
-    """Further head parameters: "softmax" begins without dependence on channels."""
-    pairs = model.channels * (model.channels - 1) // 2
-    if model.conditionals != "softmax" or not pairs:
-        return {}
-    shape = (pairs, pixels.LEVELS, pixels.LEVELS)
-    return {"tables": jnp.zeros(shape, model.head_dtype)}
+def _later(channel: int, channels: int) -> list[tuple[int, int]]:
+    """Each later channel, and the place of its pair with `channel` among all pairs."""
+    return [(c, _pairs(c) + channel) for c in range(channel + 1, channels)]
 
 
-def begin(model: Described, head: dict, heads: chex.Array) -> Conditionals:
-    """Reads head outputs `[P, N]`; no channel is decided yet.
-
-    Args:
-      model: the description.
-      head: the head's parameters (for the tables of "softmax").
-      heads: `[P, N]`.
-    """
-    chex.assert_shape(heads, (outputs(model), None))
-    channels, mixtures = model.channels, model.mixtures
-    if model.conditionals == "softmax":
-        logits = heads.reshape(channels, pixels.LEVELS, -1)
-        return Conditionals(logits=logits, tables=head.get("tables"))
-    split = heads.reshape(-1, mixtures, heads.shape[-1])
-    scales = jnp.maximum(split[1 + channels : 1 + 2 * channels], MIN_LOG_SCALE)
-    return Conditionals(
-        log_weights=jax.nn.log_softmax(split[0], axis=0),
-        means=split[1 : 1 + channels],
-        inverse_scales=jnp.exp(-scales),
-        coefficients=jnp.tanh(split[1 + 2 * channels :]),
-    )
-
-
-def _bins(model: Described, first: chex.Array, count: int) -> chex.Array:
-    """Edges `[count + 1, N]`, in units, of the bins of levels `first [N]` onwards."""
-    steps = _window(first.astype(model.head_dtype), count + 1)
-    if model.conditionals == "independent":
-        return steps / 128.0 - 1.0
-    return (steps - 0.5 - pixels.HALF_RANGE) / pixels.HALF_RANGE
-
-
-def _window(first: chex.Array, count: int) -> chex.Array:
-    """The candidates `[count, N]` of a window."""
+def _candidates(first: chex.Array, count: int) -> chex.Array:
+    """The levels `[count, N]` of a window."""
     return jnp.arange(count, dtype=first.dtype)[:, None] + first[None]
 
 
-def _component_log_mass(
-    model: Described,
-    state: Conditionals,
-    channel: int,
-    first: chex.Array,
-    count: int,
-) -> tuple[chex.Array, chex.Array]:
-    """Per component, as exponent `[S, M, N]` and remaining factor `[S, M, N]` (<= 1).
+# ----------------------------------------------------------------------------------
+# Mixtures of logistics
 
-    The mass of a bin is exp(exponent) * factor. The exponent is linear in the level and
-    carries the whole dynamic range; the factor costs one exponential per bin edge.
+
+@flax.struct.dataclass
+class MixtureState:
+    """The mixtures of N positions.
+
+    Attributes:
+      log_weights: `[M, N]` component weights, up to a constant per position; where
+        components are shared, reweighted by the decided channels.
+      means: `[C, M, N]` in units; shifted by the decided channels.
+      inverse_scales: `[C, M, N]`.
+      coefficients: `[C (C - 1) / 2, M, N]`: green from red, blue from red, from green.
     """
-    inverse = state.inverse_scales[channel]
-    edges = _bins(model, first, count)
-    scaled = (edges[:, None] - state.means[channel][None]) * inverse[None]
-    low, high = scaled[:-1], scaled[1:]
-    decays = jnp.exp(-jnp.abs(scaled))
-    levels = _window(first.astype(edges.dtype), count)[:, None]
-    at_bottom, at_top = levels < 0.5, levels > pixels.LEVELS - 1.5
-    inside = -jnp.expm1(-inverse * _bin_width(model))[None]
-    # sigmoid(-low) and sigmoid(high), one for a bin open on that side.
-    exponent = jnp.where(at_bottom, 0.0, -jnp.maximum(low, 0.0))
-    exponent += jnp.where(at_top, 0.0, -jnp.maximum(-high, 0.0))
-    divisor = 1.0 + jnp.where(at_bottom, 0.0, decays[:-1])
-    divisor *= 1.0 + jnp.where(at_top, 0.0, decays[1:])
-    factor = jnp.where(at_bottom | at_top, 1.0, inside) / divisor
-    return exponent, factor
+
+    log_weights: chex.Array
+    means: chex.Array
+    inverse_scales: chex.Array
+    coefficients: chex.Array
 
 
-def _bin_width(model: Described) -> float:
-    return 1 / 128 if model.conditionals == "independent" else 1 / pixels.HALF_RANGE
+@dataclasses.dataclass(frozen=True)
+class LogisticMixture:
+    """Mixtures of discretised logistics, a `Family`.
 
-
-def score(
-    model: Described,
-    state: Conditionals,
-    channel: int,
-    first: chex.Array,
-    count: int,
-) -> chex.Array:
-    """Log-mass of a window of levels, up to a constant per position.
-
-    The constant depends neither on the candidate nor on `first`; subtract `normaliser`
-    where it matters. An argmax, or a softmax over all levels, needs none.
-
-    Args:
-      model: the description.
-      state: with all earlier channels decided.
-      channel: 0 to C - 1.
-      first: the lowest candidate `[N]`, integer or floating levels.
-      count: S, static.
-
-    Returns:
-      `[S, N]` nats. Candidates above 255 have no meaning; the caller masks them.
+    Attributes:
+      mixtures: components M.
+      channels: C, of the images.
+      shared: whether one component explains all channels of a pixel ("joint",
+        PixelCNN++'s) or each channel draws its own ("independent", PixelDefend's).
+      dtype: of all log-probabilities.
     """
-    if model.conditionals == "softmax":
-        return _gather(state.logits[channel], first, count)
-    exponent, factor = _component_log_mass(model, state, channel, first, count)
-    exponent += state.log_weights[None]
-    largest = jax.lax.stop_gradient(jnp.max(exponent, axis=1, keepdims=True))
-    total = jnp.sum(jnp.exp(exponent - largest) * factor, axis=1)
-    return jnp.log(total) + largest[:, 0]
+
+    mixtures: int
+    channels: int
+    shared: bool
+    dtype: jnp.dtype
+
+    @property
+    def num_outputs(self) -> int:
+        """M weights, then means and log-scales by channel, coefficients by pair."""
+        return self.mixtures * (1 + 2 * self.channels + _pairs(self.channels))
+
+    def head_parameters(self) -> dict:
+        """None: the outputs say all."""
+        return {}
+
+    def read(self, head: dict, outputs: chex.Array) -> MixtureState:
+        """See `Family.read`."""
+        del head
+        chex.assert_shape(outputs, (self.num_outputs, None))
+        channels = self.channels
+        split = outputs.reshape(-1, self.mixtures, outputs.shape[-1])
+        log_scales = jnp.maximum(split[1 + channels : 1 + 2 * channels], MIN_LOG_SCALE)
+        return MixtureState(
+            log_weights=jax.nn.log_softmax(split[0], axis=0),
+            means=split[1 : 1 + channels],
+            inverse_scales=jnp.exp(-log_scales),
+            coefficients=jnp.tanh(split[1 + 2 * channels :]),
+        )
+
+    def log_mass(
+        self, state: MixtureState, channel: int, first: chex.Array, count: int
+    ) -> chex.Array:
+        """See `Family.log_mass`."""
+        exponent, factor = self._component_mass(state, channel, first, count)
+        exponent += state.log_weights[None]
+        largest = jax.lax.stop_gradient(jnp.max(exponent, axis=1, keepdims=True))
+        total = jnp.sum(jnp.exp(exponent - largest) * factor, axis=1)
+        return jnp.log(total) + largest[:, 0]
+
+    def normaliser(self, state: MixtureState, channel: int) -> chex.Array:
+        """See `Family.normaliser`; that of the weights, for every channel."""
+        del channel
+        return jax.nn.logsumexp(state.log_weights, axis=0)
+
+    def condition(
+        self, state: MixtureState, channel: int, level: chex.Array
+    ) -> MixtureState:
+        """See `Family.condition`: shifts means and reweights shared components."""
+        later = _later(channel, self.channels)
+        if not later:
+            return state
+        log_weights, means = state.log_weights, state.means
+        if self.shared:
+            exponent, factor = self._component_mass(state, channel, level, 1)
+            log_weights = log_weights + exponent[0] + jnp.log(factor[0])
+        units = pixels.to_units(level, self.dtype)
+        for c, pair in later:
+            means = means.at[c].add(state.coefficients[pair] * units[None])
+        return state.replace(log_weights=log_weights, means=means)
+
+    def _component_mass(
+        self, state: MixtureState, channel: int, first: chex.Array, count: int
+    ) -> tuple[chex.Array, chex.Array]:
+        """By component: an exponent `[S, M, N]` and a factor `[S, M, N]` (<= 1).
+
+        The mass of a bin is exp(exponent) * factor. The exponent is linear in the level
+        and carries the whole dynamic range; the factor costs one exponential per edge.
+        """
+        inverse = state.inverse_scales[channel]
+        edges = self._edges(first, count)
+        scaled = (edges[:, None] - state.means[channel][None]) * inverse[None]
+        low, high = scaled[:-1], scaled[1:]
+        decays = jnp.exp(-jnp.abs(scaled))
+        levels = _candidates(first.astype(edges.dtype), count)[:, None]
+        at_bottom, at_top = levels < 0.5, levels > pixels.LEVELS - 1.5
+        inside = -jnp.expm1(-inverse * self._bin_width)[None]
+        # sigmoid(-low) and sigmoid(high), one for a bin open on that side.
+        exponent = jnp.where(at_bottom, 0.0, -jnp.maximum(low, 0.0))
+        exponent += jnp.where(at_top, 0.0, -jnp.maximum(-high, 0.0))
+        divisor = 1.0 + jnp.where(at_bottom, 0.0, decays[:-1])
+        divisor *= 1.0 + jnp.where(at_top, 0.0, decays[1:])
+        factor = jnp.where(at_bottom | at_top, 1.0, inside) / divisor
+        return exponent, factor
+
+    def _edges(self, first: chex.Array, count: int) -> chex.Array:
+        """Edges `[count + 1, N]`, in units, of the bins of levels `first [N]` on."""
+        steps = _candidates(first.astype(self.dtype), count + 1)
+        if self.shared:
+            return (steps - 0.5 - pixels.HALF_RANGE) / pixels.HALF_RANGE
+        return steps / 128.0 - 1.0
+
+    @property
+    def _bin_width(self) -> float:
+        return 1 / pixels.HALF_RANGE if self.shared else 1 / 128
 
 
-def normaliser(model: Described, state: Conditionals, channel: int) -> chex.Array:
-    """Log of the total mass over all 256 levels, `[N]`, to subtract from `score`."""
-    if model.conditionals == "softmax":
+# ----------------------------------------------------------------------------------
+# Softmax
+
+
+@flax.struct.dataclass
+class SoftmaxState:
+    """The logits of N positions.
+
+    Attributes:
+      logits: `[C, 256, N]`, up to a constant per position and channel; the decided
+        channels' tables are already added.
+      tables: `[C (C - 1) / 2, 256, 256]`, rows indexed by the earlier channel's level;
+        None for one channel.
+    """
+
+    logits: chex.Array
+    tables: chex.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax:
+    """A logit for each level of each channel, a `Family`.
+
+    Attributes:
+      channels: C, of the images.
+      dtype: of all log-probabilities.
+    """
+
+    channels: int
+    dtype: jnp.dtype
+
+    @property
+    def num_outputs(self) -> int:
+        """256 logits a channel."""
+        return pixels.LEVELS * self.channels
+
+    def head_parameters(self) -> dict:
+        """The tables, zero: training begins without dependence on channels."""
+        shape = (_pairs(self.channels), pixels.LEVELS, pixels.LEVELS)
+        return {"tables": jnp.zeros(shape, self.dtype)} if shape[0] else {}
+
+    def read(self, head: dict, outputs: chex.Array) -> SoftmaxState:
+        """See `Family.read`."""
+        chex.assert_shape(outputs, (self.num_outputs, None))
+        logits = outputs.reshape(self.channels, pixels.LEVELS, -1)
+        return SoftmaxState(logits=logits, tables=head.get("tables"))
+
+    def log_mass(
+        self, state: SoftmaxState, channel: int, first: chex.Array, count: int
+    ) -> chex.Array:
+        """See `Family.log_mass`; between whole levels, interpolated logits."""
+        return _take_window(state.logits[channel], first, count)
+
+    def normaliser(self, state: SoftmaxState, channel: int) -> chex.Array:
+        """See `Family.normaliser`."""
         return jax.nn.logsumexp(state.logits[channel], axis=0)
-    return jax.nn.logsumexp(state.log_weights, axis=0)
 
-
-def decide(
-    model: Described, state: Conditionals, channel: int, level: chex.Array
-) -> Conditionals:
-    """Conditions the later channels on this one's `level [N]`."""
-    # Row of the pair (earlier, later) among the coefficients or tables.
-    later = {c: c * (c - 1) // 2 + channel for c in range(channel + 1, model.channels)}
-    if not later:
-        return state
-    if model.conditionals == "softmax":
+    def condition(
+        self, state: SoftmaxState, channel: int, level: chex.Array
+    ) -> SoftmaxState:
+        """See `Family.condition`: adds this channel's tables to the later logits."""
         logits = state.logits
-        for c, pair in later.items():
+        for c, pair in _later(channel, self.channels):
             logits = logits.at[c].add(_table_rows(state.tables[pair], level).T)
         return state.replace(logits=logits)
-    log_weights, means = state.log_weights, state.means
-    if model.conditionals == "joint":
-        exponent, factor = _component_log_mass(model, state, channel, level, 1)
-        log_weights = log_weights + exponent[0] + jnp.log(factor[0])
-    units = pixels.to_units(level, model.head_dtype)
-    for c, pair in later.items():
-        means = means.at[c].add(state.coefficients[pair] * units[None])
-    return state.replace(log_weights=log_weights, means=means)
+
+
+def _below(level: chex.Array, dtype: jnp.dtype) -> tuple[chex.Array, chex.Array]:
+    """The whole level below each floating one, and how far above it that is, 0..1."""
+    below = jnp.clip(jnp.floor(level), 0, pixels.LEVELS - 2).astype(jnp.int32)
+    return below, (level - below.astype(level.dtype)).astype(dtype)
 
 
 def _table_rows(table: chex.Array, level: chex.Array) -> chex.Array:
     """Rows `[N, 256]` of a table; between levels, linear interpolation."""
     if jnp.issubdtype(level.dtype, jnp.integer):
         return table[level.astype(jnp.int32)]
-    below = jnp.clip(jnp.floor(level), 0, pixels.LEVELS - 2).astype(jnp.int32)
-    part = (level - below.astype(level.dtype))[:, None].astype(table.dtype)
-    return table[below] * (1 - part) + table[below + 1] * part
+    below, part = _below(level, table.dtype)
+    return table[below] * (1 - part[:, None]) + table[below + 1] * part[:, None]
 
 
-def _gather(logits: chex.Array, first: chex.Array, count: int) -> chex.Array:
-    """`[S, N]` of logits `[256, N]`; floating levels are interpolated."""
+def _take_window(logits: chex.Array, first: chex.Array, count: int) -> chex.Array:
+    """`[S, N]` of logits `[256, N]`; between levels, linear interpolation."""
     if jnp.issubdtype(first.dtype, jnp.integer):
-        rows = jnp.clip(_window(first.astype(jnp.int32), count), 0, pixels.LEVELS - 1)
-        return jnp.take_along_axis(logits, rows, axis=0)
-    below = jnp.clip(jnp.floor(first), 0, pixels.LEVELS - 2).astype(jnp.int32)
-    part = (first - below.astype(first.dtype)).astype(logits.dtype)
-    whole = _gather(logits, below, count + 1)
+        levels = _candidates(first.astype(jnp.int32), count)
+        levels = jnp.clip(levels, 0, pixels.LEVELS - 1)
+        return jnp.take_along_axis(logits, levels, axis=0)
+    below, part = _below(first, logits.dtype)
+    whole = _take_window(logits, below, count + 1)
     return whole[:-1] * (1 - part)[None] + whole[1:] * part[None]
 
 
-def _columns(images: chex.Array) -> chex.Array:
+def _positions_last(images: chex.Array) -> chex.Array:
     """Levels `[..., C]` as `[C, N]`; integers wide enough to count beyond 255."""
     levels = images.reshape(-1, images.shape[-1]).T
     return levels.astype(jnp.int32) if images.dtype == jnp.uint8 else levels
 
 
 def level_log_probs(
-    model: Described, head: dict, heads: chex.Array, images: chex.Array
+    family: Family, head: dict, outputs: chex.Array, images: chex.Array
 ) -> chex.Array:
     """The conditionals of every position and channel over all levels.
 
     Args:
-      model: the description.
+      family: of the model, `model.family`.
       head: the head's parameters, `params["head"]`.
-      heads: head outputs `[..., P]` from `pixelcnn.apply`.
+      outputs: head outputs `[..., P]` from `pixelcnn.apply`.
       images: levels `[..., C]`: the earlier channels that the later are given.
 
     Returns:
       Log-probabilities `[..., C, 256]` in nats, each row summing to one.
     """
-    shape = heads.shape[:-1]
-    levels = _columns(images)
-    state = begin(model, head, heads.reshape(-1, heads.shape[-1]).T)
+    shape = outputs.shape[:-1]
+    levels = _positions_last(images)
+    state = family.read(head, outputs.reshape(-1, outputs.shape[-1]).T)
     first = jnp.zeros(levels.shape[1], jnp.int32)
-    rows = []
-    for channel in range(model.channels):
-        row = score(model, state, channel, first, pixels.LEVELS)
-        rows.append((row - normaliser(model, state, channel)[None]).T)
-        state = decide(model, state, channel, levels[channel])
-    return jnp.stack(rows, axis=-2).reshape(*shape, model.channels, pixels.LEVELS)
+    found = []
+    for channel in range(family.channels):
+        log_mass = family.log_mass(state, channel, first, pixels.LEVELS)
+        found.append((log_mass - family.normaliser(state, channel)[None]).T)
+        state = family.condition(state, channel, levels[channel])
+    return jnp.stack(found, axis=-2).reshape(*shape, family.channels, pixels.LEVELS)
 
 
 def log_prob(
-    model: Described, head: dict, heads: chex.Array, images: chex.Array
+    family: Family, head: dict, outputs: chex.Array, images: chex.Array
 ) -> chex.Array:
     """Log-probability of each position's pixel, without forming 256 candidates.
 
     Args:
-      model: the description.
+      family: of the model, `model.family`.
       head: the head's parameters, `params["head"]`.
-      heads: head outputs `[..., P]`.
+      outputs: head outputs `[..., P]`.
       images: levels `[..., C]`, `uint8` or floating 0..255.
 
     Returns:
       `[...]` nats, the sum over channels of `level_log_probs` at the image's levels.
     """
-    shape = heads.shape[:-1]
-    levels = _columns(images)
-    state = begin(model, head, heads.reshape(-1, heads.shape[-1]).T)
-    total = jnp.zeros(levels.shape[1], model.head_dtype)
-    for channel in range(model.channels):
-        total += score(model, state, channel, levels[channel], 1)[0]
-        total -= normaliser(model, state, channel)
-        state = decide(model, state, channel, levels[channel])
+    shape = outputs.shape[:-1]
+    levels = _positions_last(images)
+    state = family.read(head, outputs.reshape(-1, outputs.shape[-1]).T)
+    total = jnp.zeros(levels.shape[1], family.dtype)
+    for channel in range(family.channels):
+        total += family.log_mass(state, channel, levels[channel], 1)[0]
+        total -= family.normaliser(state, channel)
+        state = family.condition(state, channel, levels[channel])
     return total.reshape(shape)

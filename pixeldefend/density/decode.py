@@ -1,33 +1,70 @@
-"""The one scan over raster positions, row by row.
+"""The one scan over raster positions: rows, and within a row columns.
 
 `decode` visits the positions of an image row by row, left to right, and at each one
 lets a policy choose the levels of the channels, one after the other, given all that was
 chosen before. Sampling, purification and its soft version differ in the policy alone.
 
-The scan is nested. The outer `lax.scan` runs over groups of `2 ** (levels - 1)` rows,
-its body unrolled over the rows of a group, so that each resolution is evaluated on
-exactly its own grid. At the start of a row everything that looks upwards is computed
-for the whole row (`stepwise.Row`, `stepwise.row_terms`). What looks to the left
-is added in one of two ways, see `row_solvers`: an inner `lax.scan` over groups of
-columns, unrolled in the same way, or sweeps over the row.
+The scan is nested. The outer `lax.scan` runs over groups of `2 ** (resolutions - 1)`
+rows, its body unrolled over the rows of a group, so that each resolution is evaluated
+on exactly its own grid. At the start of a row everything that looks upwards is computed
+for the whole row (`stepwise.Row`, `stepwise.row_terms`). What looks to the left is
+added by an inner `lax.scan` over groups of columns, unrolled in the same way
+(`stepwise.Pixel`).
+
+Layouts: outside the batch is first, inside rows are first and the batch is last but for
+features, which matrix products want last:
+
+| what | where | layout |
+|---|---|---|
+| images, bounds, chosen levels | outside | `[B, H, W, C]` |
+| the same | scanned over | `[H, W, C, B]` |
+| units of a row, of a pixel | `Row`, `Pixel` | `[W, B, C + 1]`, `[B, C + 1]` |
+| features, terms, memory of a row | `Row`, `row_terms` | `[W, B, .]` |
+| features of a position | `Pixel` | `[B, .]` |
+| head outputs | `visit`, the family | `[P, B]` |
+| candidates, their log-mass | the policy | `[S, B]` |
+| levels of a channel | the policy | `[B]` |
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import chex
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from pixeldefend import pixels
-from pixeldefend.density import conditionals, layers, pixelcnn, row_solvers, stepwise
+from pixeldefend.density import layers, layout, pixelcnn, stepwise
 
-# Static window widths; at run time the narrowest that holds every bound is used.
-WIDTHS = (17, 33, 65, 129, 256)
+# Static sizes of windows; at run time the narrowest that holds every bound is used.
+WINDOWS = (17, 33, 65, 129, 256)
 
 Choose = Callable[[chex.Array, chex.Array, chex.Array, chex.PRNGKey | None], chex.Array]
-SOLVERS = {"scan": row_solvers.columns, "fixed_point": row_solvers.sweeps}
+
+
+@flax.struct.dataclass
+class Place:
+    """What a visitor is given at each position, beside the head's outputs.
+
+    Attributes:
+      image: its levels, `[C, B]` at a position.
+      lower: lowest allowed levels, likewise; None for a visitor that chooses nothing.
+      upper: highest allowed ones, likewise.
+      index: of the position in raster order, a number; None without keys.
+    """
+
+    image: chex.Array
+    lower: chex.Array | None = None
+    upper: chex.Array | None = None
+    index: chex.Array | None = None
+
+
+# `visit(outputs [P, B], place) -> (levels [C, B], found)`; `found` is a pytree of
+# `[..., B]`, and of all positions together what the scan returns.
+Visit = Callable[[chex.Array, Place], tuple[chex.Array, Any]]
 
 
 def decode(
@@ -40,8 +77,7 @@ def decode(
     lower: chex.Array,
     upper: chex.Array,
     labels: chex.Array | None = None,
-    width: int | None = None,
-    solver: str = "scan",
+    window: int | None = None,
 ) -> chex.Array:
     """Decodes images in raster order, each level chosen by a policy within bounds.
 
@@ -50,9 +86,9 @@ def decode(
       params: from `pixelcnn.init` or a released model.
       images: levels `[B, H, W, C]`, handed to the policy; `uint8`, or floating for a
         policy that returns expectations.
-      choose: `choose(candidates, log_mass, level, keys) -> level [N]`, with
-        candidates `[S, N]`, their log-mass `[S, N]` (nats up to a constant per column,
-        minus infinity out of bounds), the image's own level `[N]` and keys `[N]`.
+      choose: `choose(candidates, log_mass, level, keys) -> level [B]`, with
+        candidates `[S, B]`, their log-mass `[S, B]` (nats up to a constant per column,
+        minus infinity out of bounds), the image's own level `[B]` and keys `[B]`.
         Candidates are floating where the bounds are: the lowest level and whole steps
         upwards from there.
       key: keys `[B]`, one per image, folded with the position before `choose` sees
@@ -61,52 +97,15 @@ def decode(
         floating images.
       upper: highest allowed levels, inclusive, likewise.
       labels: integers `[B]` for a class-conditional model.
-      width: S, static: at least the widest `upper - lower + 1`. None chooses among
-        `WIDTHS` at run time, so that one program serves all bounds. Too narrow a width
-        cuts the upper levels off, which nobody notices.
-      solver: how a row is solved: "scan", column by column, or "fixed_point", by
-        sweeping over some columns at once until their guesses are right. Same levels
-        (but for ties in floating point); see `row_solvers`. Derivatives only by "scan".
+      window: S, static: at least the largest `upper - lower + 1`. None chooses among
+        `WINDOWS` at run time, so that one program serves all bounds. Too narrow a
+        window cuts the upper levels off, which nobody notices.
 
     Returns:
       The chosen levels `[B, H, W, C]`: `uint8`, or floating where `images` is.
 
     Raises:
-      ValueError: shapes or labels that the model cannot take, an unknown solver.
-    """
-    return decode_with_rounds(
-        model,
-        params,
-        images,
-        choose,
-        key,
-        lower=lower,
-        upper=upper,
-        labels=labels,
-        width=width,
-        solver=solver,
-    )[0]
-
-
-def decode_with_rounds(
-    model: pixelcnn.PixelCNN,
-    params: dict,
-    images: chex.Array,
-    choose: Choose,
-    key: chex.PRNGKey | None = None,
-    *,
-    lower: chex.Array,
-    upper: chex.Array,
-    labels: chex.Array | None = None,
-    width: int | None = None,
-    solver: str = "scan",
-) -> tuple[chex.Array, chex.Array]:
-    """`decode`, and how many steps came one after the other.
-
-    Returns:
-      The levels as from `decode`, and int32 `[H]`: the rounds that each row took, W
-      for "scan"; for "fixed_point" at least those of the image that needs most, since
-      all images move on together.
+      ValueError: shapes or labels that the model cannot take, or no such window.
     """
     pixelcnn.check_images(model, images, labels)
     for name, bound in (("lower", lower), ("upper", upper)):
@@ -116,32 +115,27 @@ def decode_with_rounds(
                 f"{name} must be integers {list(images.shape)}, or like floating "
                 f"images: {bound.dtype} {list(bound.shape)}"
             )
-    fits = isinstance(width, int) and 1 <= width <= pixels.LEVELS
-    if width is not None and not fits:
+    fits = isinstance(window, int) and 1 <= window <= pixels.LEVELS
+    if window is not None and not fits:
         raise ValueError(
-            f"width must be a whole number from 1 to {pixels.LEVELS}: {width!r}"
+            f"window must be a whole number from 1 to {pixels.LEVELS}: {window!r}"
         )
     whole = jnp.issubdtype(images.dtype, jnp.integer)
     if jnp.issubdtype(lower.dtype, jnp.integer):
         lower, upper = lower.astype(jnp.int32), upper.astype(jnp.int32)
-    widths = WIDTHS if width is None else (width,)
+    windows = WINDOWS if window is None else (window,)
     needed = jnp.max(upper - lower) + 1
-    branch = sum((needed > narrower).astype(jnp.int32) for narrower in widths[:-1])
-    inputs = {
-        "image": _rows_first(images.astype(jnp.int32) if whole else images),
-        "lower": _rows_first(lower),
-        "upper": _rows_first(upper),
-    }
-    if key is not None:
-        batch, height, columns, _ = images.shape
-        grid = (height, columns, batch)
-        inputs["index"] = jnp.broadcast_to(jnp.arange(batch), grid)
-        position = jnp.arange(height * columns).reshape(height, columns, 1)
-        inputs["position"] = jnp.broadcast_to(position, grid)
-    visit = _choosing(model, params["head"], choose, key, widths, branch)
-    levels, rounds = _scan(model, params, visit, inputs, labels, solver)
-    levels = levels.transpose(3, 0, 1, 2)
-    return (levels.astype(jnp.uint8) if whole else levels), rounds
+    branch = sum((needed > narrower).astype(jnp.int32) for narrower in windows[:-1])
+    _, height, width, _ = images.shape
+    places = Place(
+        image=_rows_first(images.astype(jnp.int32) if whole else images),
+        lower=_rows_first(lower),
+        upper=_rows_first(upper),
+        index=None if key is None else jnp.arange(height * width).reshape(height, -1),
+    )
+    visit = _choosing(model, params["head"], choose, key, windows, branch)
+    levels = _scan(model, params, visit, places, labels).transpose(3, 0, 1, 2)
+    return levels.astype(jnp.uint8) if whole else levels
 
 
 def _choosing(
@@ -149,37 +143,38 @@ def _choosing(
     head: dict,
     choose: Choose,
     key: chex.PRNGKey | None,
-    widths: tuple[int, ...],
+    windows: tuple[int, ...],
     branch: chex.Array | int,
-) -> row_solvers.Visit:
+) -> Visit:
     """What `decode` does at a position: the channels, one after the other.
 
-    `branch` is the index of the width to use, known at run time.
+    `branch` says which of the windows to use, known at run time.
     """
+    family = model.family
 
-    def pick(
-        size: int, state: conditionals.Conditionals, channel: int, here: dict
-    ) -> chex.Array:
-        level, low, high = (here[name][channel] for name in ("image", "lower", "upper"))
+    def pick(window: int, state: Any, channel: int, place: Place) -> chex.Array:
+        level = place.image[channel]
+        low, high = place.lower[channel], place.upper[channel]
         keys = None
         if key is not None:
-            order = here["position"] * model.channels + channel
-            keys = jax.vmap(jax.random.fold_in)(key[here["index"]], order)
-        candidates = low[None] + jnp.arange(size, dtype=low.dtype)[:, None]
-        log_mass = conditionals.score(model, state, channel, low, size)
+            order = place.index * model.channels + channel
+            keys = jax.vmap(jax.random.fold_in, (0, None))(key, order)
+        candidates = low[None] + jnp.arange(window, dtype=low.dtype)[:, None]
+        log_mass = family.log_mass(state, channel, low, window)
         log_mass = jnp.where(candidates <= high[None], log_mass, -jnp.inf)
         return choose(candidates, log_mass, level, keys).astype(level.dtype)
 
-    def visit(heads: chex.Array, here: dict) -> tuple[chex.Array, chex.Array]:
-        state = conditionals.begin(model, head, heads)
+    def visit(outputs: chex.Array, place: Place) -> tuple[chex.Array, chex.Array]:
+        state = family.read(head, outputs)
         chosen = []
         for channel in range(model.channels):
             picks = [
-                functools.partial(pick, size, state, channel, here) for size in widths
+                functools.partial(pick, window, state, channel, place)
+                for window in windows
             ]
             level = picks[0]() if len(picks) == 1 else jax.lax.switch(branch, picks)
             chosen.append(level)
-            state = conditionals.decide(model, state, channel, level)
+            state = family.condition(state, channel, level)
         levels = jnp.stack(chosen)
         return levels, levels
 
@@ -192,21 +187,18 @@ def teacher_forced(
     images: chex.Array,
     *,
     labels: chex.Array | None = None,
-    solver: str = "scan",
 ) -> chex.Array:
     """`pixelcnn.apply` by way of the scan: the same outputs `[B, H, W, P]`, slowly.
 
     For checking one against the other, and for timing the scan without its policy.
-    `solver` as for `decode`.
     """
     pixelcnn.check_images(model, images, labels)
 
-    def visit(heads: chex.Array, here: dict) -> tuple[chex.Array, chex.Array]:
-        return here["image"], heads
+    def visit(outputs: chex.Array, place: Place) -> tuple[chex.Array, chex.Array]:
+        return place.image, outputs
 
-    inputs = {"image": _rows_first(images)}
-    heads, _ = _scan(model, params, visit, inputs, labels, solver)
-    return heads.transpose(3, 0, 1, 2)
+    outputs = _scan(model, params, visit, Place(_rows_first(images)), labels)
+    return outputs.transpose(3, 0, 1, 2)
 
 
 def _rows_first(images: chex.Array) -> chex.Array:
@@ -217,53 +209,150 @@ def _rows_first(images: chex.Array) -> chex.Array:
 def _scan(
     model: pixelcnn.PixelCNN,
     params: dict,
-    visit: row_solvers.Visit,
-    inputs: dict,
+    visit: Visit,
+    places: Place,
     labels: chex.Array | None,
-    solver: str,
-) -> tuple[Any, chex.Array]:
+) -> Any:
     """Runs `visit` at every position in raster order.
 
     Args:
       model: the description.
       params: of the network.
-      visit: see `row_solvers`.
-      inputs: of the visitor, a pytree of `[H, W, ..., B]`.
+      visit: see `Visit`.
+      places: `[H, W, ...]`.
       labels: integers `[B]` or None.
-      solver: how a row is solved, a key of `SOLVERS`.
 
     Returns:
-      The visitor's `out`, `[H, W, ..., B]`, and the rounds that each row took `[H]`.
+      What the visitor found, `[H, W, ..., B]`.
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}: {solver!r}")
-    _, width, channels, batch = inputs["image"].shape
+    _, width, channels, batch = places.image.shape
     folded = layers.fold(params, jnp.dtype(model.dtype), labels)
-    weights = stepwise.layout(folded)
+    weights = layout.lay_out(folded)
     group = 2 ** (model.levels - 1)
     dark = jnp.zeros((width, batch, channels + 1), jnp.dtype(model.dtype))
-    memory = {
-        name: stepwise.empty_memory(folded[name], width, batch) for name in ("u", "ul")
-    }
+    empty = [layout.empty_memory(folded[name], width, batch) for name in ("u", "ul")]
 
-    def rows(carry: tuple, inputs: dict) -> tuple[tuple, tuple]:
-        memory, before, above = carry
-        outs = []
+    def rows(carry: tuple, places: Place) -> tuple[tuple, Any]:
+        (u_memory, ul_memory), before, above = carry
+        found = []
         for k in range(group):
-            active = stepwise.active_levels(model.levels, k)
-            u = stepwise.Row(weights["u"], memory["u"], active)
+            active = stepwise.active_resolutions(model.levels, k)
+            u = stepwise.Row(weights.u, u_memory, active)
             pixelcnn.stream(u, model, 0, u.input(before, above))
-            given = stepwise.row_terms(weights["ul"], memory["ul"], u, above)
-            here = jax.tree.map(lambda a, k=k: a[k], inputs)
-            row = row_solvers.Problem(weights, given, memory["ul"], here)
-            solved = SOLVERS[solver](model, visit, row)
-            memory = {"u": u.saved, "ul": solved.memory}
-            before, above = above, solved.units
-            outs.append((solved.out, solved.rounds))
-        return (memory, before, above), jax.tree.map(lambda *a: jnp.stack(a), *outs)
+            terms = stepwise.row_terms(weights.ul, ul_memory, u, above)
+            here = jax.tree.map(lambda a, k=k: a[k], places)
+            seen, units, of_row = _scan_row(model, weights, visit, terms, here)
+            u_memory, ul_memory = u.memory, _remembered(ul_memory, seen)
+            before, above = above, units
+            found.append(of_row)
+        return ((u_memory, ul_memory), before, above), _stacked(found)
 
-    first = (memory, dark, dark)
     # Derivatives compute each row again and keep what rows hand on, nothing else.
-    remembered = jax.checkpoint(rows, prevent_cse=False)
-    _, outs = jax.lax.scan(remembered, first, row_solvers.grouped(inputs, group))
-    return row_solvers.ungrouped(outs)
+    body = jax.checkpoint(rows, prevent_cse=False)
+    first = (tuple(empty), dark, dark)
+    _, found = jax.lax.scan(body, first, _grouped(places, group))
+    return _ungrouped(found)
+
+
+def _scan_row(
+    model: pixelcnn.PixelCNN,
+    weights: layout.Network,
+    visit: Visit,
+    terms: layout.Stream,
+    places: Place,
+) -> tuple[layout.Resolutions, chex.Array, Any]:
+    """Runs `visit` along one row, column by column.
+
+    Args:
+      model: the description.
+      weights: from `layout.lay_out`.
+      visit: see `Visit`.
+      terms: of this row, from `stepwise.row_terms`.
+      places: `[W, ...]`.
+
+    Returns:
+      What the rows below need of this one's `ul`, its units `[W, B, C + 1]` and what
+      the visitor found, `[W, ..., B]`.
+    """
+    row_active = len(terms.resolutions)
+    group = 2 ** (row_active - 1)
+    batch = terms.input.shape[1]
+
+    def columns(carry: tuple, xs: tuple) -> tuple[tuple, tuple]:
+        left, units = carry
+        terms, places = xs
+        seen: list[layout.Resolutions] = []
+        all_units, found = [], []
+        for k in range(group):
+            active = min(row_active, stepwise.active_resolutions(model.levels, k))
+            at = _column(terms, k, group)
+            pixel = stepwise.Pixel(weights.ul, at, left, active, row_active)
+            x = pixelcnn.stream(pixel, model, 0, pixel.input(units))
+            outputs = pixelcnn.head_outputs(weights.head, x, model.head_dtype).T
+            here = jax.tree.map(lambda a, k=k: a[k], places)
+            levels, of_position = visit(outputs, here)
+            left, units = pixel.handed, pixelcnn.with_ones(model, levels.T)
+            seen.append(pixel.memory)
+            all_units.append(units)
+            found.append(of_position)
+        # Of each resolution, from the columns on its grid.
+        memory = tuple(
+            _stacked([one[k] for one in seen if k < len(one)])
+            for k in range(row_active)
+        )
+        return (left, units), (memory, jnp.stack(all_units), _stacked(found))
+
+    dark = jnp.zeros((batch, model.channels + 1), jnp.dtype(model.dtype))
+    groups = len(terms.input) // group
+    _, ys = jax.lax.scan(
+        jax.checkpoint(columns, prevent_cse=False),  # as for rows
+        (stepwise.nothing_handed_on(terms.resolutions), dark),
+        (_split(terms, groups), _grouped(places, group)),
+    )
+    return _ungrouped(ys)
+
+
+def _column(terms: layout.Stream, k: int, group: int) -> layout.Stream:
+    """Terms at column `k` of a group; None for those whose grid does not contain it.
+
+    How many entries a term has in a group tells its resolution.
+    """
+
+    def at(term: chex.Array) -> chex.Array | None:
+        stride = group // len(term)
+        return None if k % stride else term[k // stride]
+
+    return jax.tree.map(at, terms)
+
+
+def _remembered(
+    memory: layout.Resolutions, seen: layout.Resolutions
+) -> layout.Resolutions:
+    """The memory of `ul` after a row that belongs to as many resolutions as `seen`.
+
+    At the deepest of these nothing was halved, so there is nothing new to double.
+    """
+    deepest = dataclasses.replace(seen[-1], double=memory[len(seen) - 1].double)
+    return (*seen[:-1], deepest, *memory[len(seen) :])
+
+
+def _stacked(trees: list) -> Any:
+    """Stacks trees, leaf by leaf, leaving out what all but the first may lack."""
+    return jax.tree.map(
+        lambda *leaves: jnp.stack([leaf for leaf in leaves if leaf is not None]), *trees
+    )
+
+
+def _split(tree: Any, groups: int) -> Any:
+    """`[N, ...]` to `[groups, N / groups, ...]`, leaf by leaf."""
+    return jax.tree.map(lambda a: a.reshape(groups, -1, *a.shape[1:]), tree)
+
+
+def _grouped(tree: Any, size: int) -> Any:
+    """`[N, ...]` to `[N / size, size, ...]`, leaf by leaf."""
+    return jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), tree)
+
+
+def _ungrouped(tree: Any) -> Any:
+    """The inverse of `_grouped`."""
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)

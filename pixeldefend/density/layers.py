@@ -10,8 +10,8 @@ stream's layers; the wiring in `pixelcnn.py` is written once against this interf
   from what was kept of the rows above: the raster scan.
 
 A stream's parameters are a dict: the input layers by name, and `levels`, a tuple with
-one dict of layers for each resolution. A layer is `direction`, `scale`, `bias` (weight
-norm); `fold` turns it into `kernel`, `bias`.
+one dict of layers for each resolution, the full one first. A layer is `direction`,
+`scale`, `bias` (weight norm); `fold` turns it into `kernel`, `bias`.
 
 Layers follow Salimans et al., PixelCNN++ (ICLR 2017) and its released code.
 """
@@ -45,30 +45,37 @@ def concat_elu(x: chex.Array) -> chex.Array:
 
 
 class Face(Protocol):
-    """One way of evaluating the layers of a stream."""
+    """One way of evaluating the layers of a stream.
 
-    def conv(self, level: int, name: str, x: chex.Array) -> chex.Array:
-        """Causal convolution of `x`, bias added."""
+    Layers are called by their resolution, 0 the full one, and the name of their block
+    within it.
+    """
 
-    def add_sides(
-        self, level: int, name: str, y: chex.Array, skip: chex.Array | None
+    def first(
+        self, resolution: int, block: str, x: chex.Array, skip: chex.Array | None
     ) -> chex.Array:
-        """Adds to `y` the 1x1 layer over the `u` stream (for `ul`) and the skip."""
+        """First convolution of a block and, added, the 1x1 layer over its side inputs.
+
+        Side inputs are the `u` stream (for `ul`) and the skip; biases are added.
+        """
 
     def drop(self, x: chex.Array) -> chex.Array:
         """Element-wise dropout, while training."""
 
-    def keep(self, level: int, name: str, x: chex.Array) -> chex.Array:
+    def second(self, resolution: int, block: str, x: chex.Array) -> chex.Array:
+        """Second convolution of a block, `[..., 2F]`: value and gate; bias added."""
+
+    def keep(self, resolution: int, block: str, x: chex.Array) -> chex.Array:
         """Keeps a block's output where the other stream needs it, and returns it."""
 
-    def halved(self, level: int, x: chex.Array, inner: Linear) -> chex.Array:
+    def halved(self, resolution: int, x: chex.Array, inner: Linear) -> chex.Array:
         """Runs `inner` at half the resolution of `x` and comes back."""
 
 
 def gated(
     face: Face,
-    level: int,
-    name: str,
+    resolution: int,
+    block: str,
     x: chex.Array,
     skip: chex.Array | None = None,
 ) -> chex.Array:
@@ -76,20 +83,19 @@ def gated(
 
     Args:
       face: evaluates the layers.
-      level: resolution, 0 the full one.
-      name: of the block within the resolution.
+      resolution: 0 the full one.
+      block: its name within the resolution.
       x: `[..., F]`.
       skip: `[..., F]`, from the block of the same resolution on the way down.
 
     Returns:
       `[..., F]`.
     """
-    y = face.conv(level, f"{name}.conv1", concat_elu(x))
-    y = face.add_sides(level, name, y, skip)
+    y = face.first(resolution, block, concat_elu(x), skip)
     # The second nonlinearity applies whether or not there was a side input.
     y = face.drop(concat_elu(y))
-    value, gate = jnp.split(face.conv(level, f"{name}.conv2", y), 2, axis=-1)
-    return face.keep(level, name, x + value * jax.nn.sigmoid(gate))
+    value, gate = jnp.split(face.second(resolution, block, y), 2, axis=-1)
+    return face.keep(resolution, block, x + value * jax.nn.sigmoid(gate))
 
 
 # ----------------------------------------------------------------------------------
@@ -236,7 +242,7 @@ class Image:
 
     def layer(
         self,
-        level: int,
+        resolution: int,
         name: str,
         shape: tuple[int, ...],
         linear: Linear,
@@ -244,7 +250,7 @@ class Image:
     ) -> chex.Array:
         """Applies `linear` with the layer's kernel, and adds its bias."""
         del shape, gain  # Only `Init` needs them.
-        weights = self.weights["levels"][level][name]
+        weights = self.weights["levels"][resolution][name]
         return linear(weights["kernel"]) + weights["bias"][:, None, None, :]
 
     def input(self, units: chex.Array, features: int) -> chex.Array:
@@ -255,28 +261,22 @@ class Image:
         return _convolve(units, self.weights["input"])
 
     @property
-    def window(self) -> tuple[int, int]:
+    def extent(self) -> tuple[int, int]:
+        """Rows and columns of the stream's kernels."""
         return (2, 3) if self.above is None else (2, 2)
 
-    def conv(self, level: int, name: str, x: chex.Array) -> chex.Array:
-        # The second convolution of a block makes value and gate.
-        second = name.endswith("conv2")
-        features = x.shape[-1] // 2
-        shape = (*self.window, x.shape[-1], features * (2 if second else 1))
-        return self.layer(
-            level, name, shape, lambda w: _convolve(x, w), 0.1 if second else 1.0
-        )
-
-    def add_sides(
-        self, level: int, name: str, y: chex.Array, skip: chex.Array | None
+    def first(
+        self, resolution: int, block: str, x: chex.Array, skip: chex.Array | None
     ) -> chex.Array:
-        sides = [] if self.above is None else [self.above.outputs[level, name]]
+        shape = (*self.extent, x.shape[-1], x.shape[-1] // 2)
+        y = self.layer(resolution, f"{block}.conv1", shape, lambda w: _convolve(x, w))
+        sides = [] if self.above is None else [self.above.outputs[resolution, block]]
         sides += [] if skip is None else [skip]
         if not sides:
             return y
-        x = jnp.concatenate([concat_elu(side) for side in sides], axis=-1)
-        shape = (x.shape[-1], y.shape[-1])
-        return y + self.layer(level, f"{name}.side", shape, lambda w: x @ w)
+        side = jnp.concatenate([concat_elu(side) for side in sides], axis=-1)
+        shape = (side.shape[-1], y.shape[-1])
+        return y + self.layer(resolution, f"{block}.side", shape, lambda w: side @ w)
 
     def drop(self, x: chex.Array) -> chex.Array:
         if not self.dropout:
@@ -284,15 +284,20 @@ class Image:
         kept = jax.random.bernoulli(self.next_key(), 1 - self.dropout, x.shape)
         return jnp.where(kept, x / (1 - self.dropout), jnp.zeros_like(x))
 
-    def keep(self, level: int, name: str, x: chex.Array) -> chex.Array:
+    def second(self, resolution: int, block: str, x: chex.Array) -> chex.Array:
+        shape = (*self.extent, x.shape[-1], x.shape[-1])
+        name = f"{block}.conv2"
+        return self.layer(resolution, name, shape, lambda w: _convolve(x, w), 0.1)
+
+    def keep(self, resolution: int, block: str, x: chex.Array) -> chex.Array:
         if self.above is None:
-            self.outputs[level, name] = x
+            self.outputs[resolution, block] = x
         return x
 
-    def halved(self, level: int, x: chex.Array, inner: Linear) -> chex.Array:
+    def halved(self, resolution: int, x: chex.Array, inner: Linear) -> chex.Array:
         features = x.shape[-1]
-        shape = (*self.window, features, features)
-        y = self.layer(level, "halve", shape, lambda w: _convolve(x, w, stride=2))
+        shape = (*self.extent, features, features)
+        y = self.layer(resolution, "halve", shape, lambda w: _convolve(x, w, stride=2))
         y = inner(y)
 
         def double(kernel: chex.Array) -> chex.Array:
@@ -300,7 +305,7 @@ class Image:
             pair = jnp.stack(rows, axis=2)
             return pair.reshape(x.shape)
 
-        return self.layer(level, "double", shape, double)
+        return self.layer(resolution, "double", shape, double)
 
 
 class Init(Image):
@@ -310,7 +315,7 @@ class Init(Image):
         self,
         above: "Init | None" = None,
         *,
-        levels: int,
+        resolutions: int,
         classes: int,
         dropout: float,
         dtype: jnp.dtype,
@@ -321,7 +326,7 @@ class Init(Image):
         self.draw = key
         self.classes = classes
         self.dtype = dtype
-        self.params: dict = {"levels": tuple({} for _ in range(levels))}
+        self.params: dict = {"levels": tuple({} for _ in range(resolutions))}
 
     def make(
         self, shape: tuple[int, ...], linear: Linear, gain: float
@@ -340,20 +345,22 @@ class Init(Image):
 
     def layer(
         self,
-        level: int,
+        resolution: int,
         name: str,
         shape: tuple[int, ...],
         linear: Linear,
         gain: float = 1.0,
     ) -> chex.Array:
         """Makes the layer, then applies it."""
-        y, layer = self.make(shape, linear, gain)
-        self.params["levels"][level][name] = layer
-        if self.classes and name.endswith("conv2"):
-            # Zero: the classes begin alike, and the scales above stay right.
-            table = jnp.zeros((self.classes, shape[-1]), y.dtype)
-            label = name.replace("conv2", "label")
-            self.params["levels"][level][label] = {"table": table}
+        y, self.params["levels"][resolution][name] = self.make(shape, linear, gain)
+        return y
+
+    def second(self, resolution: int, block: str, x: chex.Array) -> chex.Array:
+        """Makes the labels' table too; zero, the classes begin alike."""
+        y = super().second(resolution, block, x)
+        if self.classes:
+            table = jnp.zeros((self.classes, y.shape[-1]), y.dtype)
+            self.params["levels"][resolution][f"{block}.label"] = {"table": table}
         return y
 
     def input(self, units: chex.Array, features: int) -> chex.Array:

@@ -31,8 +31,8 @@ def log_prob(
     Raises:
       ValueError: shapes or labels that the model cannot take.
     """
-    heads = pixelcnn.apply(model, params, images, labels=labels)
-    per_pixel = conditionals.log_prob(model, params["head"], heads, images)
+    outputs = pixelcnn.apply(model, params, images, labels=labels)
+    per_pixel = conditionals.log_prob(model.family, params["head"], outputs, images)
     return jnp.sum(per_pixel, axis=(1, 2))
 
 
@@ -61,8 +61,8 @@ def loss(
 ) -> chex.Array:
     """Training loss: mean bits per dimension of `batch["images"]`, dropout on."""
     images, labels = batch["images"], batch["labels"] if model.classes else None
-    heads = pixelcnn.apply(model, params, images, labels=labels, key=key)
-    nats = conditionals.log_prob(model, params["head"], heads, images)
+    outputs = pixelcnn.apply(model, params, images, labels=labels, key=key)
+    nats = conditionals.log_prob(model.family, params["head"], outputs, images)
     return jnp.mean(to_bits_per_dim(jnp.sum(nats, axis=(1, 2)), images.shape[1:]))
 
 
@@ -101,7 +101,7 @@ def sample(
         lower=lowest,
         upper=lowest + jnp.uint8(pixels.LEVELS - 1),
         labels=labels,
-        width=pixels.LEVELS,
+        window=pixels.LEVELS,
     )
 
 

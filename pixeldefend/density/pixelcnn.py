@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from pixeldefend import pixels
 from pixeldefend.density import conditionals, layers
+from pixeldefend.density.conditionals import Family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,28 +75,38 @@ class PixelCNN:
         """Type of the parameters, the head and all log-probabilities."""
         return pixels.at_least_float32(self.dtype)
 
+    @property
+    def family(self) -> Family:
+        """The conditionals that `conditionals` names, for this model's head."""
+        return conditionals.named(
+            self.conditionals,
+            mixtures=self.mixtures,
+            channels=self.channels,
+            dtype=self.head_dtype,
+        )
+
 
 def stream(
     face: layers.Face,
     model: PixelCNN,
-    level: int,
+    resolution: int,
     x: chex.Array,
 ) -> chex.Array:
-    """One stream from resolution `level` downwards and back, the same for both.
+    """One stream from a resolution downwards and back, the same for both.
 
     A U-net: `depth` gated blocks, half the resolution, and back with as many blocks as
     there are outputs to skip over (one more than `depth`, except at the bottom).
     """
     skips = [x]
     for k in range(model.depth):
-        x = layers.gated(face, level, f"down{k}", x)
+        x = layers.gated(face, resolution, f"down{k}", x)
         skips.append(x)
-    if level + 1 < model.levels:
-        x = face.halved(level, x, lambda y: stream(face, model, level + 1, y))
+    if resolution + 1 < model.levels:
+        x = face.halved(resolution, x, lambda y: stream(face, model, resolution + 1, y))
     else:
         skips.pop()
     for k in range(len(skips)):
-        x = layers.gated(face, level, f"up{k}", x, skips.pop())
+        x = layers.gated(face, resolution, f"up{k}", x, skips.pop())
     return x
 
 
@@ -108,8 +119,14 @@ def with_ones(model: PixelCNN, images: chex.Array) -> chex.Array:
     return jnp.concatenate([units, jnp.ones_like(units[..., :1])], axis=-1)
 
 
-def head(weights: dict, x: chex.Array, dtype: jnp.dtype) -> chex.Array:
-    """The last layer: `[..., F]` of the `ul` stream to `[..., P]`, see `mixture`."""
+def head_outputs(weights: dict, x: chex.Array, dtype: jnp.dtype) -> chex.Array:
+    """The last layer: `[..., F]` of the `ul` stream to `[..., P]`, for the family.
+
+    Args:
+      weights: of the head, from `layers.fold`.
+      x: `[..., F]`.
+      dtype: that the layer computes in.
+    """
     layer = weights["output"]
     bias = layer["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
     return jax.nn.elu(x.astype(dtype)) @ layer["kernel"] + bias
@@ -134,7 +151,7 @@ def apply(
 
     Returns:
       Head outputs `[B, H, W, P]`, at least float32: the parameters of each position's
-      conditionals, which `mixture` reads.
+      conditionals, which `model.family` reads.
 
     Raises:
       ValueError: shapes or labels that the model cannot take.
@@ -147,7 +164,7 @@ def apply(
     stream(u, model, 0, u.input(units, model.features))
     ul = layers.Image(weights["ul"], u, dropout=model.dropout, key=keys[1])
     x = stream(ul, model, 0, ul.input(units, model.features))
-    return head(weights["head"], x, model.head_dtype)
+    return head_outputs(weights["head"], x, model.head_dtype)
 
 
 def init(
@@ -180,7 +197,7 @@ def init(
     wide = model.head_dtype
     units = with_ones(model, images).astype(wide)
     options: dict[str, Any] = {
-        "levels": model.levels,
+        "resolutions": model.levels,
         "classes": model.classes,
         "dropout": model.dropout,
         "dtype": wide,
@@ -190,13 +207,12 @@ def init(
     ul = layers.Init(u, key=ul_key, **options)
     x = jax.nn.elu(stream(ul, model, 0, ul.input(units, model.features)))
     last = layers.Init(key=head_key, **options)
-    shape = (model.features, conditionals.outputs(model))
+    shape = (model.features, model.family.num_outputs)
     _, output = last.make(shape, lambda w: x @ w, 1.0)
-    tables = conditionals.init_tables(model)
     return {
         "u": u.params,
         "ul": ul.params,
-        "head": {"output": output, **tables},
+        "head": {"output": output, **model.family.head_parameters()},
     }
 
 

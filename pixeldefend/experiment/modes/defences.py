@@ -222,7 +222,6 @@ class Defences:
             mapped,
             weights=tools.density_model.card["sha256"],
             eps_defend=tools.eps_defend,
-            solver=tools.solver,
             images=zoo.fingerprint(images),
         )
         return self._kept.once(

@@ -112,8 +112,7 @@ def tools_for(
     model = None
     models = set().union(*(row.models for row in pipelines))
     if "density_model" in models:
-        inputs.check_solver(config.purify.solver)
-        purification.width_for(config.purify.eps)
+        purification.window_for(config.purify.eps)
         model = Loaded(*inputs.density_model(config))
         inputs.check_dataset(config, config.pixelcnn.weights, model.card)
         if any("purify_adaptive" in row.defences for row in pipelines):
@@ -138,7 +137,6 @@ def tools_for(
         classifiers=loaded,
         density_model=model,
         eps_defend=config.purify.eps,
-        solver=config.purify.solver,
         threshold=threshold,
         colours=config.squeeze.colours,
         median=config.squeeze.preset,

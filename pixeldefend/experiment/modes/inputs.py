@@ -7,7 +7,6 @@ import numpy as np
 from etils import epath
 
 from pixeldefend import __version__, attacks
-from pixeldefend.defences import purification
 from pixeldefend.density import likelihood, pixelcnn
 from pixeldefend.experiment import data, parallel, processes, train, zoo
 from pixeldefend.experiment.parts import Parts
@@ -211,14 +210,6 @@ def threshold(given: float, weights: str, card: dict) -> float:
             f"{given}"
         )
     return float(given)
-
-
-def check_solver(solver: str) -> None:
-    """Raises ValueError for an unknown solver; the message lists the known ones."""
-    if solver not in purification.SOLVERS:
-        raise ValueError(
-            f"unknown solver {solver!r}: one of {', '.join(purification.SOLVERS)}"
-        )
 
 
 def check_save_seconds(seconds: float) -> None:

@@ -58,8 +58,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
             job.density_model,
             job.attack,
             classifiers.logits_fn(job.classifier) if job.classifier else None,
-            width=purification.width_for(settings.eps),
-            solver=settings.solver,
+            window=purification.window_for(settings.eps),
         )
         mapped = parallel.BatchMap(defend, settings.batch)
         if job.given.own:
@@ -237,7 +236,6 @@ def _check(settings: inputs.Config) -> None:
         )
     attacks.check_eps(settings.eps_attack, "purify.eps_attack")
     inputs.check_save_seconds(settings.save_seconds)
-    inputs.check_solver(settings.solver)
     parallel.check_batch(settings.batch, "purify.batch")
 
 

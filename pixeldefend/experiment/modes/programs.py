@@ -31,7 +31,6 @@ class Tools:
       classifiers: by the name of their weights.
       density_model: None where nothing is purified.
       eps_defend: levels.
-      solver: see `purification.purify`.
       threshold: bits/dim below which the adaptive defence leaves an image alone.
       colours: of the squeezed images.
       median: preset of `filters.median`.
@@ -47,7 +46,6 @@ class Tools:
     classifiers: dict[str, Loaded]
     density_model: Loaded | None
     eps_defend: int
-    solver: str
     threshold: float
     colours: int
     median: str
@@ -104,8 +102,7 @@ def network(tools: Tools, made: Made) -> tuple[Any, Callable, Any]:
             density_model,
             slope=made.slope,
             adaptive=name == "purify_adaptive",
-            width=purification.width_for(tools.eps_defend),
-            solver=tools.solver,
+            window=purification.window_for(tools.eps_defend),
         )
         variables = {
             "classifier": variables,
@@ -279,7 +276,7 @@ def cut(tools: Tools, made: Made) -> Program:
 def purify(tools: Tools) -> Program:
     """Purified images, and the scores of both."""
     model, params, _ = tools.density_model
-    width = purification.width_for(tools.eps_defend)
+    window = purification.window_for(tools.eps_defend)
 
     def run(variables: dict, images: jax.Array) -> dict:
         params = variables["params"]
@@ -288,8 +285,7 @@ def purify(tools: Tools) -> Program:
             params,
             images,
             eps=variables["eps"],
-            width=width,
-            solver=tools.solver,
+            window=window,
         )
         return {
             "images": purified,

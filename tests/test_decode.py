@@ -12,9 +12,7 @@ from models import apply, naive_purify, tiny
 from pixeldefend.defences import purification
 from pixeldefend.density import conditionals, decode, likelihood, pixelcnn
 
-purify = jax.jit(
-    purification.purify, static_argnums=0, static_argnames=("width", "solver")
-)
+purify = jax.jit(purification.purify, static_argnums=0, static_argnames="window")
 CONFIGURATIONS = [
     ((8, 8, 1), {"levels": 3, "conditionals": "independent", "depth": 2}),
     ((4, 8, 3), {"levels": 3, "conditionals": "joint"}),
@@ -25,18 +23,12 @@ CONFIGURATIONS = [
 ]
 
 
-SOLVERS = ("scan", "fixed_point")
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("shape, options", CONFIGURATIONS)
-def test_the_scan_computes_what_the_network_does(shape, options, solver, float64):
+def test_the_scan_computes_what_the_network_does(shape, options, float64):
     model, params, images, labels = tiny(shape, **options)
     whole = apply(model, params, images, labels=labels)
-    teacher_forced = jax.jit(
-        decode.teacher_forced, static_argnums=0, static_argnames="solver"
-    )
-    cached = teacher_forced(model, params, images, labels=labels, solver=solver)
+    teacher_forced = jax.jit(decode.teacher_forced, static_argnums=0)
+    cached = teacher_forced(model, params, images, labels=labels)
     scale = np.abs(whole).max()
     np.testing.assert_allclose(cached / scale, whole / scale, atol=1e-13)
 
@@ -46,93 +38,16 @@ def test_purify_equals_the_naive_decoder(shape, options, float64):
     model, params, images, labels = tiny(shape, **options)
     expected = naive_purify(model, params, images, 20, labels)
     assert np.any(expected != np.asarray(images)), "the test would prove nothing"
-    for solver in SOLVERS:
-        options = {"labels": labels, "solver": solver, "width": 41}
-        found = purify(model, params, images, eps=20, **options)
-        assert found.dtype == jnp.uint8
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_a_row_takes_no_more_rounds_than_it_has_columns(float64):
-    model, params, images, _ = tiny((4, 24, 1), levels=2)
-    counted = jax.jit(
-        purification.purify_with_rounds,
-        static_argnums=0,
-        static_argnames=("width", "solver"),
-    )
-    options = {"width": 41, "solver": "fixed_point"}
-    found, rounds = counted(model, params, images, eps=20, **options)
-    assert rounds.shape == (4,) and np.all(rounds >= 2) and np.all(rounds <= 24)
-    scanned, steps = counted(model, params, images, eps=20, width=41, solver="scan")
-    np.testing.assert_array_equal(steps, 24)
-    np.testing.assert_array_equal(found, scanned)
-    # Nothing may change: every sweep settles all of its 16 columns.
-    kept, rounds = counted(model, params, images, eps=0, **options)
-    np.testing.assert_array_equal(rounds, 2)
-    np.testing.assert_array_equal(kept, images)
-
-
-def test_both_solvers_draw_the_same_samples(float64):
-    model, params, images, _ = tiny((4, 8, 3), levels=2, conditionals="joint")
-    keys = jax.random.split(jax.random.key(3), 2)
-    lower, upper = purification.bounds(images, 255)
-
-    def drawn(solver):
-        return decode.decode(
-            model,
-            params,
-            images,
-            likelihood.draw,
-            keys,
-            lower=lower,
-            upper=upper,
-            width=256,
-            solver=solver,
-        )
-
-    scanned, swept = (jax.jit(drawn, static_argnums=0)(s) for s in SOLVERS)
-    np.testing.assert_array_equal(scanned, swept)
-    assert np.any(scanned != images)
-
-
-def test_levels_that_are_not_numbers_do_not_keep_a_row_unsettled():
-    model, params, images, _ = tiny((4, 8, 1), levels=3)
-
-    def broken(candidates, log_mass, level, keys):
-        del candidates, log_mass, keys
-        return jnp.full_like(level, jnp.nan)
-
-    lower, upper = purification.bounds(images, 2)
-    found, rounds = decode.decode_with_rounds(
-        model,
-        params,
-        images.astype(jnp.float32),
-        broken,
-        lower=lower,
-        upper=upper,
-        solver="fixed_point",
-        width=5,
-    )
-    assert np.all(np.isnan(found)) and np.all(rounds <= 8)
+    found = purify(model, params, images, eps=20, labels=labels, window=41)
+    assert found.dtype == jnp.uint8
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(
-    "eps, width", [(0, 17), (8, 17), (9, 33), (127, 256), (255, 256)]
+    "eps, window", [(0, 17), (8, 17), (9, 33), (127, 256), (255, 256)]
 )
-def test_the_width_for_an_eps_is_the_narrowest_that_holds_its_window(eps, width):
-    assert purification.width_for(eps) == width
-
-
-def test_auto_takes_a_solver_that_exists():
-    for backend in ("cpu", "gpu", "tpu", "something new"):
-        for batch in (1, 128):
-            found = purification.faster_solver(batch, backend)
-            assert found in decode.SOLVERS
-    model, params, images, _ = tiny((4, 4, 1), levels=1)
-    chosen = purify(model, params, images, eps=9, width=33, solver="auto")
-    np.testing.assert_array_equal(
-        chosen, purify(model, params, images, eps=9, width=33)
-    )
+def test_the_window_for_an_eps_is_the_narrowest_that_holds_its_ball(eps, window):
+    assert purification.window_for(eps) == window
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +80,10 @@ def test_eps_zero_is_the_identity(compiled):
 def test_each_level_is_at_least_as_likely_as_the_one_it_replaced(compiled):
     model, params, images, purify, _ = compiled
     found = purify(params, images, jnp.full(2, 30))
-    heads = apply(model, params, found)
-    rows = np.asarray(conditionals.level_log_probs(model, params["head"], heads, found))
+    outputs = apply(model, params, found)
+    rows = np.asarray(
+        conditionals.level_log_probs(model.family, params["head"], outputs, found)
+    )
     chosen = np.take_along_axis(rows, np.asarray(found)[..., None], -1)
     replaced = np.take_along_axis(rows, np.asarray(images)[..., None], -1)
     assert np.all(chosen >= replaced - 1e-5)
@@ -180,9 +97,9 @@ def test_purification_makes_images_likelier(compiled):
     assert np.all(after > before)
 
 
-def test_a_static_width_changes_nothing(compiled):
+def test_a_static_window_changes_nothing(compiled):
     model, params, images, purify_any, _ = compiled
-    fixed = purify(model, params, images, eps=16, width=33)
+    fixed = purify(model, params, images, eps=16, window=33)
     np.testing.assert_array_equal(fixed, purify_any(params, images, jnp.full(2, 16)))
 
 
@@ -218,8 +135,10 @@ def naive_relax(model, params, images, eps, labels=None):
 
     @jax.jit
     def all_log_probs(images):
-        heads = pixelcnn.apply(model, params, images, labels=labels)
-        return conditionals.level_log_probs(model, params["head"], heads, images)
+        outputs = pixelcnn.apply(model, params, images, labels=labels)
+        return conditionals.level_log_probs(
+            model.family, params["head"], outputs, images
+        )
 
     original, result = np.asarray(images), np.array(images)
     for i, j, c in np.ndindex(images.shape[1:]):
@@ -235,7 +154,7 @@ def naive_relax(model, params, images, eps, labels=None):
 def test_relaxed_levels_are_those_of_a_naive_loop(shape, options, float64):
     model, params, images, labels = tiny(shape, **({"levels": 1} | options))
     images = images.astype(jnp.float64)
-    found = jax.jit(functools.partial(purification.relax, model, eps=9, width=19))(
+    found = jax.jit(functools.partial(purification.relax, model, eps=9, window=19))(
         params, images=images, labels=labels
     )
     expected = naive_relax(model, params, images, 9, labels)
@@ -255,7 +174,7 @@ def test_slopes_of_relaxed_levels_are_those_of_differences(shape, options, float
     @jax.jit
     def value(images):
         relaxed = purification.relax(
-            model, params, images, eps=9, labels=labels, width=19
+            model, params, images, eps=9, labels=labels, window=19
         )
         return jnp.sum(weights * relaxed)
 
@@ -272,7 +191,7 @@ def test_straight_through_goes_on_with_purified_levels(float64):
     model, params, images, _ = tiny((2, 3, 3), levels=1)
     levels = images.astype(jnp.float64)
     relax = functools.partial(
-        purification.relax, model, params, eps=9, straight_through=True, width=19
+        purification.relax, model, params, eps=9, straight_through=True, window=19
     )
     purified = purify(model, params, images, eps=9)
     np.testing.assert_array_equal(relax(levels), purified)
@@ -281,16 +200,15 @@ def test_straight_through_goes_on_with_purified_levels(float64):
     levels = levels.at[last].set(120.0)
     purified = purify(model, params, levels.astype(jnp.uint8), eps=9)
     slope = jax.jit(jax.grad(lambda levels: relax(levels)[last]))(levels)[last]
-    heads = pixelcnn.apply(model, params, purified)[0, -1, -1][:, None]
-    state = conditionals.begin(model, params["head"], heads)
+    family = model.family
+    outputs = pixelcnn.apply(model, params, purified)[0, -1, -1][:, None]
+    state = family.read(params["head"], outputs)
     for channel in range(2):
         chosen = purified[0, -1, -1, channel][None].astype(jnp.float64)
-        state = conditionals.decide(model, state, channel, chosen)
+        state = family.condition(state, channel, chosen)
 
     def expected(level):
-        log_mass = conditionals.score(model, state, 2, jnp.asarray([level - 9]), 19)[
-            :, 0
-        ]
+        log_mass = family.log_mass(state, 2, jnp.asarray([level - 9]), 19)[:, 0]
         mass = np.exp(log_mass - np.max(log_mass))
         return np.sum(mass * (level - 9 + np.arange(19))) / np.sum(mass)
 
@@ -346,19 +264,28 @@ def test_a_wrong_eps_is_refused(eps, error):
         purification.purify(model, params, images, eps=eps)
 
 
-def test_wrong_images_bounds_and_solvers_are_refused():
+def test_wrong_images_bounds_and_windows_are_refused():
     model, params, images, _ = tiny((4, 4, 1), levels=1)
     with pytest.raises(TypeError, match="uint8"):
         purification.purify(model, params, np.asarray(images) / 255.0, eps=1)
-    with pytest.raises(ValueError, match="solver"):
-        purification.purify(model, params, images, eps=1, solver="magic")
-    with pytest.raises(ValueError, match="width must be at least 33"):
-        purification.purify(model, params, images, eps=16, width=17)
+    with pytest.raises(ValueError, match="window must be at least 33"):
+        purification.purify(model, params, images, eps=16, window=17)
     lower, upper = purification.bounds(images, 3)
     with pytest.raises(ValueError, match="lower"):
         decode.decode(
             model, params, images, purification.likeliest, lower=lower[:1], upper=upper
         )
+    for window in (0, 257, 17.0):
+        with pytest.raises(ValueError, match="window must be a whole number"):
+            decode.decode(
+                model,
+                params,
+                images,
+                purification.likeliest,
+                lower=lower,
+                upper=upper,
+                window=window,
+            )
 
 
 def test_the_model_may_run_in_bfloat16():
