@@ -87,7 +87,7 @@ def _brute(attack, problem, i, strengths):
 def test_blur_is_that_of_scipy(rng, sigma, shape):
     images = rng.uniform(0, 255, (2, *shape)).astype(np.float32)
     sigma = min(sigma, max(shape))
-    found = corruption.blurred(jnp.asarray(images), sigma=jnp.asarray([sigma, 1.0]))
+    found = corruption.blur(jnp.asarray(images), sigma=jnp.asarray([sigma, 1.0]))
     for image, got, deviation in zip(images, found, (sigma, 1.0), strict=True):
         expected = ndimage.gaussian_filter(image, (deviation, deviation, 0))
         np.testing.assert_allclose(got, expected, atol=1e-3)
