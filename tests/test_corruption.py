@@ -99,7 +99,7 @@ def test_noise_grows_and_turns_all_channels_of_a_pixel(problem):
     before = np.zeros(images.shape[:3], bool)
     for strength in (0.0, 0.2, 0.5, 0.8, 1.0):
         attempt = jnp.zeros(8, jnp.int32)
-        found = corruption._speckled(levels, keys, attempt, jnp.full(8, strength))
+        found = corruption._speckle(levels, keys, attempt, jnp.full(8, strength))
         turned = np.asarray(found != levels)
         assert np.all(turned == turned[..., :1])
         turned = turned[..., 0]
