@@ -1,7 +1,7 @@
 """L-BFGS-B on the likelihood: the purifier that PixelDefend was measured against.
 
-On the host, since the search is scipy's; the values and slopes that it asks for are
-computed on the device, for many searches at a time.
+On the host, since the search is scipy's; the values and gradients that it asks for
+are computed on the device, for many searches at a time.
 """
 
 import threading
@@ -30,7 +30,7 @@ def climb(
 
     Args:
       value_and_grad: of floating levels `[N, H, W, C]`, values `[N]` to be raised and
-        slopes like the levels; images are independent of each other.
+        gradients like the levels; images are independent of each other.
       starts: floating levels `[N, H, W, C]`.
       lower: lowest levels, `[H, W, C]` or like the starts.
       upper: highest levels, likewise.
@@ -54,21 +54,21 @@ def climb(
     failures: list[BaseException] = []
 
     def search(i: int) -> None:
-        def of(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            value, slope = meeting.ask(i, flat.reshape(starts.shape[1:]))
-            return -float(value), -np.ravel(slope).astype(np.float64)
+        def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = meeting.ask(i, flat.reshape(starts.shape[1:]))
+            return -float(value), -np.ravel(gradient).astype(np.float64)
 
         try:
-            found = scipy.optimize.minimize(
-                of,
+            result = scipy.optimize.minimize(
+                objective,
                 starts[i].ravel(),
                 jac=True,
                 method="L-BFGS-B",
                 bounds=scipy.optimize.Bounds(lower[i].ravel(), upper[i].ravel()),
                 options={"maxiter": iterations},
             )
-            ended[i] = found.x.reshape(starts.shape[1:])
-            asked[i] = found.nfev
+            ended[i] = result.x.reshape(starts.shape[1:])
+            asked[i] = result.nfev
         except BaseException as error:  # raised again where it is heard
             failures.append(error)
         finally:
@@ -97,15 +97,15 @@ def climb(
 def _values(
     value_and_grad: ValueAndGrad, images: dict[int, np.ndarray], starts: np.ndarray
 ) -> dict[int, tuple]:
-    """Values and slopes of some images, by search."""
+    """Values and gradients of some images, by search."""
     stacked = np.stack(list(images.values())).astype(starts.dtype)
     # Of a few sizes only, so that few programs are compiled.
     size = len(starts)
     while size // 2 >= len(stacked):
         size //= 2
     filled = np.concatenate([stacked, np.repeat(stacked[:1], size - len(stacked), 0)])
-    values, slopes = jax.device_get(value_and_grad(filled))
-    return {i: (values[k], slopes[k]) for k, i in enumerate(images)}
+    values, gradients = jax.device_get(value_and_grad(filled))
+    return {i: (values[k], gradients[k]) for k, i in enumerate(images)}
 
 
 class _Meeting:
@@ -119,7 +119,7 @@ class _Meeting:
         self._changed = threading.Condition()
 
     def ask(self, i: int, image: np.ndarray) -> tuple:
-        """The value and slope at `image`, for search `i`."""
+        """The value and gradient at `image`, for search `i`."""
         with self._changed:
             self._asked[i] = image
             self._changed.notify_all()

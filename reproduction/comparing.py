@@ -2,6 +2,7 @@
 and what an attacker's gradients find behind that."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from pixeldefend import attacks, likelihood_ascent
-from pixeldefend.attacks.walk import slope_of_loss, slope_of_score
+from pixeldefend.attacks import gradients as attack_gradients
 from pixeldefend.defences import base, purification
 from pixeldefend.density import likelihood, pixelcnn
 from pixeldefend.experiment import data, evaluate, files, parallel, report, zoo
@@ -188,12 +189,9 @@ def _searched(
     settings = config.compare_purifiers
     kept = Kept(folder)
 
-    def score(params: Any, images: jax.Array) -> jax.Array:
-        return likelihood.log_prob(job.model, params, images)
-
     def climbing(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        slopes, values = slope_of_score(score, params, images)
-        return values, slopes
+        log_prob = functools.partial(likelihood.log_prob, job.model, params)
+        return attack_gradients.score(log_prob, images)
 
     mapped = parallel.BatchMap(climbing, parallel.batch_for(128, settings.starts))
 
@@ -262,7 +260,9 @@ def gradients(config: inputs.Config, workdir: Workdir) -> None:
         def run(
             variables: dict, images: jax.Array, labels: jax.Array, of: Any = logits_fn
         ) -> jax.Array:
-            return slope_of_loss(of, variables, images.astype(jnp.float32), labels)[0]
+            network = functools.partial(of, variables)
+            levels = images.astype(jnp.float32)
+            return attack_gradients.cross_entropy(network, levels, labels)[1]
 
         mapped = parallel.BatchMap(run, batch)
         slopes[name], seconds = report.run_batches(

@@ -87,7 +87,7 @@ def _brute(attack, problem, i, strengths):
 def test_blur_is_that_of_scipy(rng, sigma, shape):
     images = rng.uniform(0, 255, (2, *shape)).astype(np.float32)
     sigma = min(sigma, max(shape))
-    found = corruption.blurred(jnp.asarray(images), sigma=jnp.asarray([sigma, 1.0]))
+    found = corruption.blur(jnp.asarray(images), sigma=jnp.asarray([sigma, 1.0]))
     for image, got, deviation in zip(images, found, (sigma, 1.0), strict=True):
         expected = ndimage.gaussian_filter(image, (deviation, deviation, 0))
         np.testing.assert_allclose(got, expected, atol=1e-3)
@@ -99,7 +99,7 @@ def test_noise_grows_and_turns_all_channels_of_a_pixel(problem):
     before = np.zeros(images.shape[:3], bool)
     for strength in (0.0, 0.2, 0.5, 0.8, 1.0):
         attempt = jnp.zeros(8, jnp.int32)
-        found = corruption._speckled(levels, keys, attempt, jnp.full(8, strength))
+        found = corruption._speckle(levels, keys, attempt, jnp.full(8, strength))
         turned = np.asarray(found != levels)
         assert np.all(turned == turned[..., :1])
         turned = turned[..., 0]

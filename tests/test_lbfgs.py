@@ -8,8 +8,9 @@ import pytest
 from scipy import optimize
 
 from pixeldefend import attacks
-from pixeldefend.attacks import outcome
-from pixeldefend.attacks.lanes import where
+from pixeldefend.attacks import gradients, outcome
+from pixeldefend.attacks.batched_while import select
+from pixeldefend.attacks.box_lbfgs import BoxLBFGS
 
 module = importlib.import_module("pixeldefend.attacks.lbfgs")
 SHAPE = (5, 4, 2)
@@ -92,30 +93,32 @@ def _scipy(variables, image, target, constant):
     return found, value / 1e6
 
 
-def _minimum(
-    variables,
-    images,
-    targets,
-    constant,
-    steps=200,
-    tolerance=1e-5,
-    misled=lambda begun: begun,
-):
+def _minimise(network, given, constant, minimiser, misled=lambda begun: begun):
     """What the attack's minimisation comes to for one constant, once begun."""
-    given = outcome.task(logits_fn, variables, images, targets, jnp.inf, False)
-    constant = jnp.full(len(images), constant, jnp.float32)
+    constant = jnp.full(len(given.images), constant, jnp.float32)
 
-    def look(shown):
-        return module._crossed(logits_fn, variables, shown, given.labels)[:2]
+    def objective(shown):
+        loss, gradient, _ = gradients.cross_entropy(network, shown, given.labels)
+        return module._objective(given, constant, shown, loss, gradient)
 
     def turn(_, at):
-        shown = module._trial(at)
-        value, slope = module._objective(given, constant, shown, *look(shown))
-        onward = module._advanced(at, shown, value, slope, steps, tolerance)
-        return where(at.over, at, onward)
+        trial = minimiser.trial(at)
+        onward = minimiser.advance(at, trial, *objective(trial))
+        return select(at.done, at, onward)
 
-    begun = misled(module._begun(given, constant, *look(given.images), 8))
-    return jax.jit(lambda: jax.lax.fori_loop(0, 2 * steps, turn, begun))()
+    def run():
+        begun = misled(minimiser.init(given.images, *objective(given.images)))
+        return jax.lax.fori_loop(0, 2 * minimiser.iterations, turn, begun)
+
+    return jax.jit(run)()
+
+
+def _minimum(variables, images, targets, constant, **options):
+    network = functools.partial(logits_fn, variables)
+    given = outcome.prepare(network, images, targets, jnp.inf, False)
+    curvature = module._curvature(given.images)
+    minimiser = BoxLBFGS(curvature, history=8, tolerance=1e-5, iterations=200)
+    return _minimise(network, given, constant, minimiser, **options)
 
 
 def _uphill(begun):
@@ -129,7 +132,7 @@ def test_a_history_that_leads_uphill_is_dropped(problem):
     variables, images, labels = problem
     given = variables, images, (labels + 1) % 3, 1e-3
     misled, straight = _minimum(*given, misled=_uphill), _minimum(*given)
-    assert np.all(misled.over) and np.all(misled.taken > 0)
+    assert np.all(misled.done) and np.all(misled.iterations > 0)
     np.testing.assert_allclose(misled.value, straight.value, rtol=1e-4)
 
 
@@ -138,12 +141,12 @@ def test_the_minimum_for_a_constant_is_that_of_scipy(constant, problem):
     variables, images, labels = problem
     targets = (labels + 1) % 3
     at = _minimum(variables, images, targets, constant)
-    assert np.all(at.over)
+    assert np.all(at.done)
     held = 0
     for i in range(len(images)):
         target = int(targets[i])
         function = _objective(variables, images[i], target, constant)
-        found = np.asarray(at.here[i], float).reshape(-1)
+        found = np.asarray(at.point[i], float).reshape(-1)
         expected, least = _scipy(variables, images[i], target, constant)
         value = function(found)[0]
         start = function(np.asarray(images[i], float).reshape(-1))[0]
@@ -158,25 +161,12 @@ def test_the_box_holds_values_that_would_leave_it(rng):
     # a minimum with bounds must hold at every value.
     weights = jnp.asarray(rng.normal(size=(SIZE, 2)) / 20, jnp.float32)
     images = jnp.asarray(rng.choice([0, 3, 120, 252, 255], (3, *SHAPE)), jnp.uint8)
-    given = outcome.task(
-        linear, weights, images, jnp.asarray([0, 0, 1]), jnp.inf, False
-    )
-    constant = jnp.full(3, 0.1)
-
-    def look(shown):
-        return module._crossed(linear, weights, shown, given.labels)[:2]
-
-    @jax.jit
-    def turn(at):
-        shown = module._trial(at)
-        value, slope = module._objective(given, constant, shown, *look(shown))
-        onward = module._advanced(at, shown, value, slope, 100, 1e-7)
-        return where(at.over, at, onward)
-
-    at = module._begun(given, constant, *look(given.images), 5)
-    for _ in range(60):
-        at = turn(at)
-    here, slope = np.asarray(at.here), np.asarray(at.slope)
+    network = functools.partial(linear, weights)
+    given = outcome.prepare(network, images, jnp.asarray([0, 0, 1]), jnp.inf, False)
+    curvature = module._curvature(given.images)
+    minimiser = BoxLBFGS(curvature, history=5, tolerance=1e-7, iterations=100)
+    at = _minimise(network, given, 0.1, minimiser)
+    here, slope = np.asarray(at.point), np.asarray(at.gradient)
     steepest = np.max(np.abs(slope))
     inside = (here > 0) & (here < 255)
     assert np.max(np.abs(slope[inside])) < 0.02 * steepest

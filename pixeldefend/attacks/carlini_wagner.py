@@ -4,17 +4,19 @@ Both work in the paper's units, in which the range of a value is 1 (constants an
 tolerances published elsewhere are in these).
 """
 
+import functools
 from typing import Any
 
 import chex
 import jax.numpy as jnp
+import optax
 from flax import struct
 
 from pixeldefend import pixels
-from pixeldefend.attacks import norms, outcome, rounding
-from pixeldefend.attacks.box_descent import Descent, Here, descended, look, started
-from pixeldefend.attacks.lanes import until_done, where
-from pixeldefend.attacks.outcome import Info, LogitsFn, Task
+from pixeldefend.attacks import box_descent, norms, outcome, rounding
+from pixeldefend.attacks.batched_while import batched_while, select
+from pixeldefend.attacks.box_descent import Descent
+from pixeldefend.attacks.outcome import Info, LogitsFn, Network, Task
 
 _RANGE = pixels.LEVELS - 1
 # What of the constant counts as no loss at all.
@@ -98,15 +100,10 @@ def cw_linf(
     label, weighted by a constant, and all that perturbations exceed a bound tau. As
     soon as both vanish, tau falls to `decrease_factor` times the perturbation or
     itself, whichever is smaller, and the search goes on from there with Adam afresh.
-    While they do not, the constant grows, up to `largest_const`. The last success is
-    returned. Images wait for no other (`lanes.until_done`).
+    While they do not, the constant grows. The last success is returned.
 
     Args:
-      logits_fn: `logits_fn(variables, images) -> [B, K]`, of floating levels.
-      variables: for `logits_fn`, any pytree.
-      images: levels `[B, H, W, C]`, `uint8` or floating.
-      labels: integers `[B]` to get away from; None for the predicted ones.
-      key: not used.
+      logits_fn: this and what is not listed as for `fgsm`.
       eps: levels, a number or `[B]`; the result is cut to this ball.
       steps: of Adam with each constant, at most.
       step_size: of Adam, in the space of the tanh.
@@ -114,68 +111,42 @@ def cw_linf(
       largest_const: constants from here on are not tried.
       const_factor: by which the constant grows.
       decrease_factor: by which tau falls; it ends at 1/256 of the range.
-      lanes: images at once; see `lanes.until_done`.
-      quantise: return whole levels, `uint8`, that still succeed (`rounding.rounded`);
-        False returns floating ones. It presumes that `images` are whole levels.
-      keep_failed: return what is left after the cut to the ball also where the label
-        is still found; False returns the clean image there.
+      lanes: images at once; see `batched_while`.
+      quantise: return whole levels that still succeed (`rounding.quantise_fooling`).
+      keep_failed: return what the cut to the ball leaves also where that fails.
 
     Returns:
-      Levels `[B, H, W, C]`, within eps of `images` and within 0..255, and what was
-      done. Images that were not taken for their label come back as they are.
+      As for `fgsm`. Images that were not taken for their label come back as they are.
 
     Raises:
-      ValueError: wrong shapes, negative eps, labels out of range, not at least one
-        step, a constant that does not grow or a bound that does not fall.
+      ValueError: as for `fgsm`; not at least one step, a constant that does not grow or
+        a bound that does not fall.
     """
     del key
+    network, adam = functools.partial(logits_fn, variables), optax.adam(step_size)
     outcome.check_at_least("steps", steps, 1)
     if not const_factor > 1 or not 0 < decrease_factor < 1:
         raise ValueError(
             "const_factor must be above 1 and decrease_factor between 0 and 1: "
             f"{const_factor}, {decrease_factor}"
         )
-    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
+    task = outcome.prepare(network, images, labels, eps, quantise)
 
-    def step(given: Task, state: _Shrinking) -> _Shrinking:
-        def cost(moved: chex.Array) -> chex.Array:
-            excess = jnp.abs(moved - given.images) / _RANGE - norms.each(state.tau)
-            return jnp.sum(jnp.maximum(excess, 0), (1, 2, 3))
-
-        here = look(
-            logits_fn, variables, given, state.descent.point, cost, state.const, 0.0
-        )
-        solved = here.fooled & (here.loss < _SOLVED * state.const)
-        size = norms.linf(here.moved - given.images) / _RANGE
-        tau = decrease_factor * jnp.minimum(state.tau, size)
-        descent = descended(state.descent, here.slope, step_size)
-        failed = ~solved & (descent.steps >= steps)
-        const = jnp.where(failed, const_factor * state.const, state.const)
-        # Adam goes on with the new constant, as in the authors' code.
-        descent = descent.replace(steps=jnp.where(failed, 0, descent.steps))
-        return _Shrinking(
-            descent=where(solved, started(here.moved), descent),
-            const=const,
-            tau=jnp.where(solved, tau, state.tau),
-            best=where(solved, here.moved, state.best),
-            taken=state.taken + 1,
-            done=(failed & (const >= largest_const)) | (solved & (tau <= 1 / 256)),
-        )
-
-    full = jnp.ones_like(given.radius)
-    first = _Shrinking(
-        descent=started(given.images),
-        const=initial_const * full,
-        tau=full,
-        best=given.images,
-        taken=jnp.zeros_like(given.queries),
-        done=outcome.fooled(logits_fn(variables, given.images), given.labels),
+    step = functools.partial(
+        _shrink, network, adam, steps, largest_const, const_factor, decrease_factor
     )
-    last = until_done(step, given, first, lanes=lanes)
-    return rounding.ended(
-        logits_fn,
-        variables,
-        given,
+    first = _Shrinking(
+        descent=box_descent.init(adam, task.images),
+        const=jnp.full_like(task.radius, initial_const),
+        tau=jnp.ones_like(task.radius),
+        best=task.images,
+        taken=jnp.zeros_like(task.queries),
+        done=outcome.is_fooled(network(task.images), task.labels),
+    )
+    last = batched_while(step, task, first, lanes=lanes)
+    return rounding.finish(
+        network,
+        task,
         last.best,
         last.taken,
         last.taken + 1,
@@ -208,15 +179,10 @@ def cw_l2(
 
     Carlini & Wagner (2017), section VI.A. Minimised are the squared distance and,
     weighted by a constant, the margin of the label. The constant is multiplied by 10
-    until it succeeds, then bisected; the nearest success of all is returned. Images
-    wait for no other (`lanes.until_done`).
+    until it succeeds, then bisected; the nearest success of all is returned.
 
     Args:
-      logits_fn: as for `cw_linf`.
-      variables: for `logits_fn`.
-      images: as for `cw_linf`.
-      labels: as for `cw_linf`.
-      key: not used.
+      logits_fn: this and what is not listed as for `cw_linf`.
       eps: levels, a number or `[B]`, in L2; the result is cut to this ball.
       search_steps: how many constants are tried.
       steps: of Adam with each constant, at most.
@@ -225,51 +191,31 @@ def cw_l2(
       confidence: by how much another logit must exceed the label's.
       abort_early: leave a constant when the image's loss has not fallen by 0.01 % in a
         tenth of the steps.
-      lanes: as for `cw_linf`.
       quantise: as for `cw_linf`; of the confidence only the sign is kept.
-      keep_failed: as for `cw_linf`.
 
     Returns:
       As for `cw_linf`; the distance is that of L2.
 
     Raises:
-      ValueError: wrong shapes, negative eps, labels out of range, not at least one step
-        or constant, negative confidence.
+      ValueError: as for `fgsm`; not at least one step or constant, negative confidence.
     """
     del key
+    network, adam = functools.partial(logits_fn, variables), optax.adam(step_size)
     outcome.check_at_least("steps", steps, 1)
     outcome.check_at_least("search_steps", search_steps, 1)
     if confidence < 0:
         raise ValueError(f"confidence must not be negative: {confidence}")
-    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
+    task = outcome.prepare(network, images, labels, eps, quantise)
 
-    def step(given: Task, state: _Bisection) -> _Bisection:
-        def cost(moved: chex.Array) -> chex.Array:
-            return jnp.sum(((moved - given.images) / _RANGE) ** 2, (1, 2, 3))
-
-        point, const = state.descent.point, state.const
-        here = look(logits_fn, variables, given, point, cost, const, confidence)
-        state = _noted(state, given, here)
-        descent = descended(state.descent, here.slope, step_size)
-        over = descent.steps >= steps
-        if abort_early:
-            state, stuck = _checked(state, here.loss, -(-steps // 10))
-            over |= stuck
-        state = state.replace(descent=descent, taken=state.taken + 1)
-        # Afresh from the image itself.
-        next_ = _next_constant(state, search_steps).replace(
-            descent=started(given.images)
-        )
-        state = where(over, next_, state)
-        return state.replace(done=state.searched >= search_steps)
-
-    first = _unsearched(given, started(given.images), initial_const)
-    clean = outcome.fooled(logits_fn(variables, given.images), given.labels)
-    last = until_done(step, given, first.replace(done=clean), lanes=lanes)
-    return rounding.ended(
-        logits_fn,
-        variables,
-        given,
+    step = functools.partial(
+        _bisect, network, adam, search_steps, steps, confidence, abort_early
+    )
+    first = _init(task, box_descent.init(adam, task.images), initial_const)
+    clean = outcome.is_fooled(network(task.images), task.labels)
+    last = batched_while(step, task, first.replace(done=clean), lanes=lanes)
+    return rounding.finish(
+        network,
+        task,
         last.best,
         last.taken,
         last.taken + 1,
@@ -280,10 +226,78 @@ def cw_l2(
     )
 
 
-def _unsearched(given: Task, descent: Descent, const: float) -> _Bisection:
+def _shrink(
+    network: Network,
+    adam: optax.GradientTransformation,
+    steps: int,
+    largest_const: float,
+    const_factor: float,
+    decrease_factor: float,
+    task: Task,
+    state: _Shrinking,
+) -> _Shrinking:
+    """One step of Adam under `cw_linf`, and what follows for tau and the constant."""
+
+    def cost(moved: chex.Array) -> chex.Array:
+        excess = jnp.abs(moved - task.images) / _RANGE - norms.each(state.tau)
+        return jnp.sum(jnp.maximum(excess, 0), (1, 2, 3))
+
+    moved, fooled, loss, gradient = box_descent.look(
+        network, task, state.descent.point, cost, state.const, 0.0
+    )
+    solved = fooled & (loss < _SOLVED * state.const)
+    size = norms.linf(moved - task.images) / _RANGE
+    tau = decrease_factor * jnp.minimum(state.tau, size)
+    descent = box_descent.advance(adam, state.descent, gradient)
+    failed = ~solved & (descent.steps >= steps)
+    const = jnp.where(failed, const_factor * state.const, state.const)
+    # Adam goes on with the new constant, as in the authors' code.
+    descent = descent.replace(steps=jnp.where(failed, 0, descent.steps))
+    return _Shrinking(
+        descent=select(solved, box_descent.init(adam, moved), descent),
+        const=const,
+        tau=jnp.where(solved, tau, state.tau),
+        best=select(solved, moved, state.best),
+        taken=state.taken + 1,
+        done=(failed & (const >= largest_const)) | (solved & (tau <= 1 / 256)),
+    )
+
+
+def _bisect(
+    network: Network,
+    adam: optax.GradientTransformation,
+    search_steps: int,
+    steps: int,
+    confidence: float,
+    abort_early: bool,
+    task: Task,
+    state: _Bisection,
+) -> _Bisection:
+    """One step of Adam under `cw_l2`, and the next constant after the last one."""
+
+    def cost(moved: chex.Array) -> chex.Array:
+        return jnp.sum(((moved - task.images) / _RANGE) ** 2, (1, 2, 3))
+
+    moved, fooled, loss, gradient = box_descent.look(
+        network, task, state.descent.point, cost, state.const, confidence
+    )
+    state = _keep_nearest(state, task, moved, fooled)
+    descent = box_descent.advance(adam, state.descent, gradient)
+    over = descent.steps >= steps
+    if abort_early:
+        state, stuck = _check_progress(state, loss, -(-steps // 10))
+        over |= stuck
+    state = state.replace(descent=descent, taken=state.taken + 1)
+    # Afresh from the image itself.
+    anew = box_descent.init(adam, task.images)
+    state = select(over, _next_constant(state, search_steps, anew), state)
+    return state.replace(done=state.searched >= search_steps)
+
+
+def _init(task: Task, descent: Descent, const: float) -> _Bisection:
     """Nothing tried yet."""
-    zeros = jnp.zeros_like(given.radius)
-    none = jnp.zeros_like(given.queries)
+    zeros = jnp.zeros_like(task.radius)
+    none = jnp.zeros_like(task.queries)
     return _Bisection(
         descent=descent,
         const=zeros + const,
@@ -291,7 +305,7 @@ def _unsearched(given: Task, descent: Descent, const: float) -> _Bisection:
         upper=zeros + jnp.inf,
         succeeded=none > 0,
         previous=zeros + jnp.inf,
-        best=given.images,
+        best=task.images,
         nearest=zeros + jnp.inf,
         searched=none,
         taken=none,
@@ -299,18 +313,20 @@ def _unsearched(given: Task, descent: Descent, const: float) -> _Bisection:
     )
 
 
-def _noted(state: _Bisection, given: Task, here: Here) -> _Bisection:
+def _keep_nearest(
+    state: _Bisection, task: Task, moved: chex.Array, fooled: chex.Array
+) -> _Bisection:
     """Keeps the image, where it succeeds and none was nearer."""
-    distance = norms.l2(here.moved - given.images)
-    nearer = here.fooled & (distance < state.nearest)
+    distance = norms.l2(moved - task.images)
+    nearer = fooled & (distance < state.nearest)
     return state.replace(
-        succeeded=state.succeeded | here.fooled,
-        best=where(nearer, here.moved, state.best),
+        succeeded=state.succeeded | fooled,
+        best=select(nearer, moved, state.best),
         nearest=jnp.where(nearer, distance, state.nearest),
     )
 
 
-def _checked(
+def _check_progress(
     state: _Bisection, loss: chex.Array, every: int
 ) -> tuple[_Bisection, chex.Array]:
     """Every so many steps: has the loss not fallen since? `[B]` bool."""
@@ -319,7 +335,9 @@ def _checked(
     return state.replace(previous=jnp.where(now, loss, state.previous)), stuck
 
 
-def _next_constant(state: _Bisection, search_steps: int) -> _Bisection:
+def _next_constant(
+    state: _Bisection, search_steps: int, descent: Descent
+) -> _Bisection:
     """Between those that failed and those that succeeded, or ten times as large."""
     upper = jnp.where(state.succeeded, state.const, state.upper)
     lower = jnp.where(state.succeeded, state.lower, state.const)
@@ -330,6 +348,7 @@ def _next_constant(state: _Bisection, search_steps: int) -> _Bisection:
         final = (searched == search_steps - 1) & jnp.isfinite(upper)
         const = jnp.where(final, upper, const)
     return state.replace(
+        descent=descent,
         const=const,
         lower=lower,
         upper=upper,

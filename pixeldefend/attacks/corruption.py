@@ -3,6 +3,7 @@
 No gradients and no ball: one number, the strength, is searched (`weakest.py`).
 """
 
+import functools
 from typing import Any
 
 import chex
@@ -35,20 +36,16 @@ def gaussian_blur(
     """Blurs an image until it is misclassified.
 
     Norm: L2. The Gaussian's standard deviation is the strength times the longer side of
-    the image, as in foolbox 1 and 2; see `blurred`.
+    the image, as in foolbox 1 and 2; see `blur`.
 
     Args:
-      logits_fn: `logits_fn(variables, images) -> [B, K]`, of floating levels.
-      variables: for `logits_fn`, any pytree.
-      images: levels `[B, H, W, C]`, `uint8` or floating.
-      labels: integers `[B]` to get away from; None for the predicted ones.
-      key: not used.
+      logits_fn: this and what is not listed as for `fgsm`.
       eps: levels, a number or `[B]`: an image farther than this is no success.
       grid: how many strengths divide an interval.
       refinements: how often the interval below the weakest strength that fools is
         divided again.
       at_once: strengths of an image in one call of the network.
-      lanes: images in one call; see `lanes.until_done`.
+      lanes: images in one call; see `batched_while`.
       quantise: return whole levels, `uint8`, which are also what the search judges;
         False returns, and judges, floating ones.
       keep_failed: return the strongest corruption within eps where none fools; False
@@ -59,23 +56,22 @@ def gaussian_blur(
       tried. An image that is misclassified already is returned as it is.
 
     Raises:
-      ValueError: wrong shapes, negative eps, labels out of range; less than one
-        strength in the grid or at once, or less than no refinements.
+      ValueError: as for `fgsm`; less than one strength in the grid or at once, or less
+        than no refinements.
     """
     del key
+    network = functools.partial(logits_fn, variables)
     longest = max(images.shape[1:3])
 
     def corrupt(
         images: chex.Array, keys: None, attempt: chex.Array, strength: chex.Array
     ) -> chex.Array:
         del keys, attempt
-        return blurred(images, sigma=strength * longest)
+        return blur(images, sigma=strength * longest)
 
-    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
+    task = outcome.prepare(network, images, labels, eps, quantise)
     search = Strengths(grid, refinements, at_once, quantise)
-    return weakest(
-        corrupt, logits_fn, variables, given, None, search, lanes, keep_failed
-    )
+    return weakest(corrupt, network, task, None, search, lanes, keep_failed)
 
 
 def contrast_reduction(
@@ -101,6 +97,7 @@ def contrast_reduction(
     `gaussian_blur`.
     """
     del key
+    network = functools.partial(logits_fn, variables)
 
     def corrupt(
         images: chex.Array, keys: None, attempt: chex.Array, strength: chex.Array
@@ -108,11 +105,9 @@ def contrast_reduction(
         del keys, attempt
         return images + norms.each(strength) * (MIDDLE - images)
 
-    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
+    task = outcome.prepare(network, images, labels, eps, quantise)
     search = Strengths(grid, refinements, at_once, quantise)
-    return weakest(
-        corrupt, logits_fn, variables, given, None, search, lanes, keep_failed
-    )
+    return weakest(corrupt, network, task, None, search, lanes, keep_failed)
 
 
 def salt_and_pepper(
@@ -140,19 +135,9 @@ def salt_and_pepper(
     repetitions is returned.
 
     Args:
-      logits_fn: as for `gaussian_blur`.
-      variables: for `logits_fn`.
-      images: as for `gaussian_blur`.
-      labels: as for `gaussian_blur`.
+      logits_fn: this and what is not listed as for `gaussian_blur`.
       key: `[B]`, one an image.
-      eps: as for `gaussian_blur`.
       repetitions: how many draws are tried.
-      grid: as for `gaussian_blur`.
-      refinements: as for `gaussian_blur`.
-      at_once: as for `gaussian_blur`.
-      lanes: as for `gaussian_blur`.
-      quantise: as for `gaussian_blur`.
-      keep_failed: as for `gaussian_blur`.
 
     Returns:
       As `gaussian_blur`.
@@ -160,15 +145,14 @@ def salt_and_pepper(
     Raises:
       ValueError: as for `gaussian_blur`; no keys; less than one repetition.
     """
+    network = functools.partial(logits_fn, variables)
     outcome.check_key(key, len(images))
-    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
+    task = outcome.prepare(network, images, labels, eps, quantise)
     search = Strengths(grid, refinements, at_once, quantise, repetitions)
-    return weakest(
-        _speckled, logits_fn, variables, given, key, search, lanes, keep_failed
-    )
+    return weakest(_speckle, network, task, key, search, lanes, keep_failed)
 
 
-def blurred(images: chex.Array, *, sigma: chex.Array) -> chex.Array:
+def blur(images: chex.Array, *, sigma: chex.Array) -> chex.Array:
     """A Gaussian blur of height and width; channels stay apart.
 
     The image is mirrored at its edges, edge values twice, as often as the kernel
@@ -214,7 +198,7 @@ def _mixing(size: int, sigma: chex.Array, reach: int) -> chex.Array:
     )
 
 
-def _speckled(
+def _speckle(
     images: chex.Array, keys: chex.PRNGKey, attempt: chex.Array, strength: chex.Array
 ) -> chex.Array:
     def draw(key: chex.PRNGKey, attempt: chex.Array) -> chex.Array:

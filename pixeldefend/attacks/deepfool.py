@@ -1,5 +1,6 @@
 """DeepFool: to the nearest decision boundary, as if the network were linear."""
 
+import functools
 from typing import Any
 
 import chex
@@ -9,8 +10,8 @@ from flax import struct
 
 from pixeldefend import pixels
 from pixeldefend.attacks import norms, outcome, rounding
-from pixeldefend.attacks.lanes import until_done
-from pixeldefend.attacks.outcome import Info, LogitsFn
+from pixeldefend.attacks.batched_while import batched_while
+from pixeldefend.attacks.outcome import Info, LogitsFn, Network
 
 # Added to the length of every step, in levels, so that steps do not die out in front
 # of the boundary.
@@ -56,16 +57,11 @@ def deepfool(
 
     Moosavi-Dezfooli et al. (2016), algorithm 2, and its section on other norms; cut to
     the ball at the end as PixelDefend, section 2.1, has it. An image stops as soon as
-    it is not taken for its label, and its place is taken by another image
-    (`lanes.until_done`). A step costs one forward pass, one backward pass for each
-    candidate but the label, and a forward pass to see where it led.
+    it is not taken for its label. A step costs one forward pass, one backward pass for
+    each candidate but the label, and a forward pass to see where it led.
 
     Args:
-      logits_fn: `logits_fn(variables, images) -> [B, K]`, of floating levels.
-      variables: for `logits_fn`, any pytree.
-      images: levels `[B, H, W, C]`, `uint8` or floating.
-      labels: integers `[B]` to get away from; None for the predicted ones.
-      key: not used.
+      logits_fn: this and what is not listed as for `fgsm`.
       eps: levels, a number or `[B]`, in `norm`; the result is cut to this ball.
       norm: "linf" or "l2", which distances are smallest.
       steps: how many at most.
@@ -80,57 +76,37 @@ def deepfool(
         step would move it outside, which promises what the cut takes back. Images with
         much black or white need fewer steps, each of them longer; the distance may
         be somewhat larger.
-      lanes: images at once (`lanes.until_done`); None for an eighth of them, but at
-        least 4.
-      quantise: return whole levels, `uint8`, that still succeed (`rounding.rounded`);
-        False returns floating ones. It presumes that `images` are whole levels.
-      keep_failed: return the moved image also where the label is still found; False
-        returns the clean one there.
+      lanes: images at once; None for an eighth, but at least 4; see `batched_while`.
+      quantise: return whole levels that still succeed (`rounding.quantise_fooling`).
 
     Returns:
-      Levels `[B, H, W, C]`, within eps of `images` and within 0..255, and what was
-      done. Images that were not taken for their label come back as they are.
+      As for `fgsm`. Images that were not taken for their label come back as they are.
 
     Raises:
-      ValueError: wrong shapes, negative eps, labels out of range, unknown norm, not at
-        least one step or two candidates.
+      ValueError: as for `fgsm`; unknown norm, not at least one step or two candidates.
     """
     del key
+    network = functools.partial(logits_fn, variables)
     ball = norms.named(norm)
     outcome.check_at_least("steps", steps, 1)
     outcome.check_at_least("candidates", candidates, 2)
-    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
-
-    def step(rows: tuple, walk: _Walk) -> _Walk:
-        given, rivals = rows
-        total = walk.total + _step(
-            logits_fn, variables, walk.moved, given.labels, rivals, ball, bounded
-        )
-        moved = given.images + (1 + overshoot) * total
-        if not rescale:
-            moved = norms.among_levels(moved)
-        fooled = outcome.surely_fooled(logits_fn(variables, moved), given.labels)
-        taken = walk.steps + 1
-        return _Walk(moved, total, taken, fooled | (taken >= steps))
-
-    logits = logits_fn(variables, given.images)
+    task = outcome.prepare(network, images, labels, eps, quantise)
+    logits = network(task.images)
     first = _Walk(
-        moved=given.images,
-        total=jnp.zeros_like(given.images),
-        steps=jnp.zeros_like(given.queries),
-        done=outcome.fooled(logits, given.labels),
+        moved=task.images,
+        total=jnp.zeros_like(task.images),
+        steps=jnp.zeros_like(task.queries),
+        done=outcome.is_fooled(logits, task.labels),
     )
-    if lanes is None:
-        # Each lane is a batch of its own: one backward pass for each candidate.
-        lanes = max(len(images) // 8, 4)
-    rows = given, _rivals(logits, given.labels, candidates)
-    last = until_done(step, rows, first, lanes=lanes)
-    found = _stretched(last.moved) if rescale else last.moved
-    return rounding.ended(
-        logits_fn,
-        variables,
-        given,
-        found,
+    # Each lane is a batch of its own: one backward pass for each candidate.
+    lanes = max(len(images) // 8, 4) if lanes is None else lanes
+    constants = task, _rivals(logits, task.labels, candidates)
+    step = functools.partial(_step, network, ball, steps, overshoot, rescale, bounded)
+    last = batched_while(step, constants, first, lanes=lanes)
+    return rounding.finish(
+        network,
+        task,
+        _stretch(last.moved) if rescale else last.moved,
         last.steps,
         2 * last.steps + 1,
         norm=ball,
@@ -149,8 +125,30 @@ def _rivals(logits: chex.Array, labels: chex.Array, candidates: int) -> chex.Arr
 
 
 def _step(
-    logits_fn: LogitsFn,
-    variables: Any,
+    network: Network,
+    norm: norms.Norm,
+    steps: int,
+    overshoot: float,
+    rescale: bool,
+    bounded: bool,
+    constants: tuple,
+    walk: _Walk,
+) -> _Walk:
+    """To the nearest boundary and a little farther; `constants` are task and rivals."""
+    task, rivals = constants
+    total = walk.total + _to_boundary(
+        network, walk.moved, task.labels, rivals, norm, bounded
+    )
+    moved = task.images + (1 + overshoot) * total
+    if not rescale:
+        moved = norms.clip_levels(moved)
+    fooled = outcome.is_surely_fooled(network(moved), task.labels)
+    count = walk.steps + 1
+    return _Walk(moved, total, count, fooled | (count >= steps))
+
+
+def _to_boundary(
+    network: Network,
     moved: chex.Array,
     labels: chex.Array,
     rivals: chex.Array,
@@ -158,27 +156,28 @@ def _step(
     bounded: bool,
 ) -> chex.Array:
     """`[B, H, W, C]`, to the nearest boundary between the label and a rival."""
-    logits, back = jax.vjp(lambda images: logits_fn(variables, images), moved)
+    logits, back = jax.vjp(network, moved)
     classes, kind = logits.shape[-1], logits.dtype
     own = jax.nn.one_hot(labels, classes, dtype=kind)
     leads = jax.nn.one_hot(rivals.T, classes, dtype=kind) - own[None]
-    slopes = jax.vmap(back)(leads)[0]
+    gradients = jax.vmap(back)(leads)[0]
     if bounded:
         top = pixels.LEVELS - 1
-        stuck = (moved <= 0)[None] & (slopes < 0) | (moved >= top)[None] & (slopes > 0)
-        slopes = jnp.where(stuck, 0, slopes)
+        stuck = (moved <= 0)[None] & (gradients < 0)
+        stuck |= (moved >= top)[None] & (gradients > 0)
+        gradients = jnp.where(stuck, 0, gradients)
     gaps = jnp.sum(leads * logits[None], -1).astype(moved.dtype)
-    steepness = jax.vmap(norm.dual)(slopes)
+    steepness = jax.vmap(norm.dual)(gradients)
     steep = steepness > 0
     reach = jnp.where(steep, jnp.abs(gaps) / jnp.where(steep, steepness, 1), jnp.inf)
     nearest = jnp.argmin(reach, 0)
     each = jnp.arange(len(moved))
     reach = reach[nearest, each]
     length = jnp.where(jnp.isfinite(reach), reach + _LEAST, 0)
-    return norms.each(length) * norm.direction(slopes[nearest, each])
+    return norms.each(length) * norm.direction(gradients[nearest, each])
 
 
-def _stretched(moved: chex.Array) -> chex.Array:
+def _stretch(moved: chex.Array) -> chex.Array:
     """Least and largest value of each image to 0 and 255, where it leaves them."""
     least = jnp.min(moved, (1, 2, 3), keepdims=True)
     largest = jnp.max(moved, (1, 2, 3), keepdims=True)

@@ -1,13 +1,18 @@
 """Attacks that have to get past a detector as well as a classifier."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax.numpy as jnp
 
-from pixeldefend.attacks import norms, outcome, walk
-from pixeldefend.attacks.outcome import Info, LogitsFn, Task
-from pixeldefend.attacks.walk import ScoreFn
+from pixeldefend.attacks import gradients, norms, outcome
+from pixeldefend.attacks.ascent import ascend, limit_radius, to_levels
+from pixeldefend.attacks.outcome import Info, LogitsFn, Network, Task
+
+# `score_fn(variables, images) -> [B]`, of floating levels.
+ScoreFn = Callable[[Any, chex.Array], chex.Array]
 
 
 def evade(
@@ -32,23 +37,18 @@ def evade(
     once it is not, a sign step up the detector's score; it stops where it is not taken
     for its label and its score is no less than the threshold. No weight between the two
     aims has to be found. Bryniarski et al., Evading Adversarial Example Detection
-    Defenses with Orthogonal Projected Gradient Descent (ICLR 2022), section 4.1. Slopes
-    are taken at the image as it would be returned.
+    Defenses with Orthogonal Projected Gradient Descent (ICLR 2022), section 4.1.
+    Gradients are taken at the image as it would be returned.
 
     Args:
-      logits_fn: as for `fgsm`.
+      logits_fn: this and what is not listed as for `fgsm`.
       score_fn: `score_fn(variables, images) -> [B]` of floating levels, such as the
         log-probability of a density model; the detector rejects low scores.
       variables: for both.
-      images: as for `fgsm`.
-      labels: likewise.
-      key: not used.
-      eps: levels, a number or `[B]`.
       threshold: the least score that the detector lets pass, a number or `[B]`.
       steps: how many at most.
       relative_step: size of a step as a share of eps.
-      lanes: images at once; see `lanes.until_done`.
-      quantise: as for `fgsm`.
+      lanes: images at once; see `batched_while`.
       keep_failed: return the image of the last step also where it fails.
 
     Returns:
@@ -59,41 +59,51 @@ def evade(
       ValueError: as for `pgd`.
     """
     del key
+    network = functools.partial(logits_fn, variables)
+    detector = functools.partial(score_fn, variables)
     outcome.check_at_least("steps", steps, 1)
     outcome.check_share("relative_step", relative_step)
-    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
-    given = walk.in_reach(norms.LINF, given)
-    bar = jnp.broadcast_to(jnp.asarray(threshold, given.radius.dtype), (len(images),))
+    task = outcome.prepare(network, images, labels, eps, quantise)
+    task = limit_radius(norms.LINF, task)
+    bar = jnp.broadcast_to(jnp.asarray(threshold, task.radius.dtype), (len(images),))
 
-    def look(given: Task, bar: chex.Array, shown: chex.Array) -> tuple:
-        up_loss, logits = walk.slope_of_loss(logits_fn, variables, shown, given.labels)
-        up_score, score = walk.slope_of_score(score_fn, variables, shown)
-        fooled = outcome.surely_fooled(logits, given.labels)
-        # Not by a rounding error, which falls differently in another batch.
-        noise = 64 * jnp.finfo(score.dtype).eps * jnp.abs(score)
-        slope = jnp.where(norms.each(fooled), up_score, up_loss)
-        return slope, fooled & (score - noise > bar)
-
-    way = walk.walk(
+    ascent = ascend(
         norms.LINF,
-        look,
-        given,
-        given.images,
+        functools.partial(_look, network, detector, quantise),
+        task,
+        task.images,
         bar,
         steps=steps,
-        relative_step=relative_step,
-        quantise=quantise,
+        length=relative_step * task.radius,
         lanes=lanes,
     )
-    found = walk.whole(norms.LINF, given, way.moved, quantise)
-    return outcome.concluded(
-        logits_fn,
-        variables,
-        given,
-        found,
-        way.steps,
-        way.queries,
+    adversarial = to_levels(norms.LINF, task, ascent.moved, quantise)
+    return outcome.conclude(
+        network,
+        task,
+        adversarial,
+        ascent.steps,
+        ascent.queries,
         size=norms.linf,
         keep_failed=keep_failed,
-        passes=score_fn(variables, found.astype(given.images.dtype)) >= bar,
+        passes=detector(adversarial.astype(task.images.dtype)) >= bar,
     )
+
+
+def _look(
+    network: Network,
+    detector: Callable[[chex.Array], chex.Array],
+    quantise: bool,
+    task: Task,
+    bar: chex.Array,
+    moved: chex.Array,
+) -> tuple[chex.Array, chex.Array]:
+    """See `ascent.Look`: up the loss, then up the score, until both are deceived."""
+    shown = to_levels(norms.LINF, task, moved, quantise).astype(moved.dtype)
+    _, up_loss, logits = gradients.cross_entropy(network, shown, task.labels)
+    score, up_score = gradients.score(detector, shown)
+    fooled = outcome.is_surely_fooled(logits, task.labels)
+    # Not by a rounding error, which falls differently in another batch.
+    noise = 64 * jnp.finfo(score.dtype).eps * jnp.abs(score)
+    gradient = jnp.where(norms.each(fooled), up_score, up_loss)
+    return gradient, fooled & (score - noise > bar)

@@ -1,5 +1,6 @@
 """RAND: noise that looks at no classifier. Norm: L-infinity."""
 
+import functools
 from typing import Any
 
 import chex
@@ -23,29 +24,24 @@ def rand(
     """`uniform_noise` as an attack: judged by a classifier that it does not look at.
 
     Args:
-      logits_fn: `logits_fn(variables, images) -> [B, K]`, of floating levels.
-      variables: for `logits_fn`, any pytree.
+      logits_fn: this and what is not listed as for `fgsm`.
       images: levels `[B, H, W, C]`, uint8.
-      labels: integers `[B]` to get away from; None for the predicted ones.
       key: `[B]`, one an image.
       eps: levels, a number or `[B]`; its fraction has no effect.
-      keep_failed: return the noisy image also where the label is still found; False
-        returns the clean one there.
 
     Returns:
       Levels `[B, H, W, C]`, uint8, within eps of `images`, and what was done.
 
     Raises:
-      ValueError: wrong shapes, negative eps, labels out of range, no keys.
+      ValueError: as for `fgsm`; no keys.
     """
-    given = outcome.task(logits_fn, variables, images, labels, eps, True)
+    network = functools.partial(logits_fn, variables)
+    task = outcome.prepare(network, images, labels, eps, True)
     outcome.check_key(key, len(images))
-    found = uniform_noise(images, key, eps=eps)
-    return outcome.concluded(
-        logits_fn,
-        variables,
-        given,
-        found,
+    return outcome.conclude(
+        network,
+        task,
+        uniform_noise(images, key, eps=eps),
         1,
         0,
         size=norms.linf,
@@ -72,9 +68,9 @@ def uniform_noise(
     whole = jnp.floor(jnp.minimum(eps, 255)).astype(jnp.int32)
     radius = jnp.broadcast_to(whole, images.shape[:1])
 
-    def noisy(image: chex.Array, key: chex.PRNGKey, radius: chex.Array) -> chex.Array:
+    def perturb(image: chex.Array, key: chex.PRNGKey, radius: chex.Array) -> chex.Array:
         # Fixed type: the draws would differ under double precision.
         noise = jax.random.randint(key, image.shape, -radius, radius + 1, jnp.int32)
         return jnp.clip(image.astype(jnp.int32) + noise, 0, 255).astype(jnp.uint8)
 
-    return jax.vmap(noisy)(images, key, radius)
+    return jax.vmap(perturb)(images, key, radius)

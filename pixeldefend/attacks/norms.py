@@ -23,9 +23,9 @@ class Norm:
     Attributes:
       name: "linf" or "l2", as rows and configs have it.
       size: `size(moved) -> [B]`.
-      dual: `dual(slope) -> [B]`: how fast a linear loss rises along `direction`.
-      direction: `direction(slope) -> [B, H, W, C]`, of size one (zero for a slope of
-        zero), along which a linear loss rises fastest.
+      dual: `dual(gradient) -> [B]`: how fast a linear loss rises along `direction`.
+      direction: `direction(gradient) -> [B, H, W, C]`, of size one (zero where the
+        gradient is), along which a linear loss rises fastest.
       project: `project(start, moved, radius)`: the nearest levels in the ball around
         `start` and within 0..255.
       widest: `widest(images) -> float`: no two images are farther apart.
@@ -51,28 +51,28 @@ def each(values: chex.Array) -> chex.Array:
     return values[:, None, None, None]
 
 
-def among_levels(moved: chex.Array) -> chex.Array:
+def clip_levels(moved: chex.Array) -> chex.Array:
     """Cut to 0..255."""
     return jnp.clip(moved, 0, pixels.LEVELS - 1)
 
 
-def _numbers(start: chex.Array, moved: chex.Array) -> chex.Array:
-    """A network with slopes that are no numbers moves nothing by them."""
+def _replace_nan(start: chex.Array, moved: chex.Array) -> chex.Array:
+    """`start` where `moved` is no number, as gradients that are none make it."""
     return jnp.where(jnp.isnan(moved), start, moved)
 
 
 def _linf_project(
     start: chex.Array, moved: chex.Array, radius: chex.Array
 ) -> chex.Array:
-    moved = _numbers(start, moved)
-    return among_levels(jnp.clip(moved, start - each(radius), start + each(radius)))
+    moved = _replace_nan(start, moved)
+    return clip_levels(jnp.clip(moved, start - each(radius), start + each(radius)))
 
 
 def _linf_draw(keys: chex.PRNGKey, start: chex.Array, radius: chex.Array) -> chex.Array:
     def noise(key: chex.PRNGKey) -> chex.Array:
         return jax.random.uniform(key, start.shape[1:], start.dtype, -1, 1)
 
-    return among_levels(start + each(radius) * jax.vmap(noise)(keys))
+    return clip_levels(start + each(radius) * jax.vmap(noise)(keys))
 
 
 def _linf_whole(start: chex.Array, moved: chex.Array, radius: chex.Array) -> chex.Array:
@@ -95,19 +95,19 @@ def l2(moved: chex.Array) -> chex.Array:
     return jnp.sqrt(jnp.sum(moved**2, _AXES))
 
 
-def _l2_direction(slope: chex.Array) -> chex.Array:
-    # By its largest value first, so that tiny slopes do not vanish when squared.
-    largest = each(jnp.max(jnp.abs(slope), _AXES))
-    slope = slope / jnp.where(largest > 0, largest, 1)
-    size = each(l2(slope))
-    return slope / jnp.where(size > 0, size, 1)
+def _l2_direction(gradient: chex.Array) -> chex.Array:
+    # By its largest value first, so that tiny gradients do not vanish when squared.
+    largest = each(jnp.max(jnp.abs(gradient), _AXES))
+    gradient = gradient / jnp.where(largest > 0, largest, 1)
+    size = each(l2(gradient))
+    return gradient / jnp.where(size > 0, size, 1)
 
 
 def _l2_project(start: chex.Array, moved: chex.Array, radius: chex.Array) -> chex.Array:
-    moved = _numbers(start, moved)
+    moved = _replace_nan(start, moved)
     size = l2(moved - start)
     shrunk = jnp.where(size > radius, radius / jnp.where(size > 0, size, 1), 1)
-    return among_levels(start + (moved - start) * each(shrunk))
+    return clip_levels(start + (moved - start) * each(shrunk))
 
 
 def _l2_draw(keys: chex.PRNGKey, start: chex.Array, radius: chex.Array) -> chex.Array:
@@ -119,7 +119,7 @@ def _l2_draw(keys: chex.PRNGKey, start: chex.Array, radius: chex.Array) -> chex.
         share = jax.random.uniform(length, (), start.dtype) ** (1 / toward.size)
         return share * toward / jnp.linalg.norm(toward.reshape(-1))
 
-    return among_levels(start + each(radius) * jax.vmap(noise)(keys))
+    return clip_levels(start + each(radius) * jax.vmap(noise)(keys))
 
 
 def _l2_whole(start: chex.Array, moved: chex.Array, radius: chex.Array) -> chex.Array:
@@ -130,8 +130,8 @@ def _l2_whole(start: chex.Array, moved: chex.Array, radius: chex.Array) -> chex.
     rounded so, while their squares fit.
     """
     count = len(start)
-    moved = _numbers(start, moved)
-    change = (among_levels(moved) - start).reshape(count, -1)
+    moved = _replace_nan(start, moved)
+    change = (clip_levels(moved) - start).reshape(count, -1)
     near = jnp.trunc(change)
     rest = jnp.abs(change) - jnp.abs(near)
     # Squares are whole numbers, exact in float32 up to 2^24: 258 values by 255 levels,

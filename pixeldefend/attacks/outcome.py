@@ -14,6 +14,9 @@ from pixeldefend import pixels
 # `logits_fn(variables, images) -> [B, K]`, of floating levels `[B, H, W, C]`.
 LogitsFn = Callable[[Any, chex.Array], chex.Array]
 
+# The same with its variables bound, as attacks have it inside.
+Network = Callable[[chex.Array], chex.Array]
+
 
 @struct.dataclass
 class Info:
@@ -51,9 +54,8 @@ class Task:
     queries: chex.Array
 
 
-def task(
-    logits_fn: LogitsFn,
-    variables: Any,
+def prepare(
+    network: Network,
     images: chex.Array,
     labels: chex.Array | None,
     eps: chex.Array | float,
@@ -62,8 +64,7 @@ def task(
     """Checks and prepares what an attack is given.
 
     Args:
-      logits_fn: see `LogitsFn`.
-      variables: any pytree, for `logits_fn`.
+      network: see `Network`.
       images: levels `[B, H, W, C]`, `uint8` or floating.
       labels: integers `[B]`, or None for the predicted ones, which tell nothing about
         the true ones.
@@ -81,7 +82,7 @@ def task(
     check_levels(images, quantise)
     images = floating(images)
     count = len(images)
-    shape = jax.eval_shape(logits_fn, variables, images).shape
+    shape = jax.eval_shape(network, images).shape
     if len(shape) != 2 or shape[0] != count:
         raise ValueError(
             f"logits_fn must return [B, K] for {count} images: {list(shape)}"
@@ -94,7 +95,7 @@ def task(
         )
     queries = jnp.zeros(count, jnp.int32)
     if labels is None:
-        labels = jnp.argmax(logits_fn(variables, images), -1)
+        labels = jnp.argmax(network(images), -1)
         queries += 1
     elif jnp.shape(labels) != (count,):
         raise ValueError(
@@ -104,6 +105,39 @@ def task(
         check_labels(labels, shape[1])
     radius = jnp.broadcast_to(jnp.asarray(eps, images.dtype), (count,))
     return Task(images, jnp.asarray(labels).astype(jnp.int32), radius, queries)
+
+
+def with_targets(
+    network: Network, task: Task, targets: chex.Array | None
+) -> tuple[Task, chex.Array, chex.Array]:
+    """The class to aim each image at, and what the network says of the image.
+
+    Args:
+      network: see `Network`.
+      task: what the attack was given.
+      targets: integers `[B]`, or None for the runners-up: the classes that the network
+        finds likeliest but for the labels.
+
+    Returns:
+      `task` with the query that was made, targets int32 `[B]`, logits `[B, K]`.
+
+    Raises:
+      ValueError: targets of a wrong shape, or, where they are no tracers, that the
+        network does not know.
+    """
+    logits = network(task.images)
+    task = task.replace(queries=task.queries + 1)
+    if targets is None:
+        other = jax.nn.one_hot(task.labels, logits.shape[1], dtype=bool)
+        runners_up = jnp.argmax(jnp.where(other, -jnp.inf, logits), -1)
+        return task, runners_up.astype(jnp.int32), logits
+    if jnp.shape(targets) != task.labels.shape:
+        raise ValueError(
+            f"targets must be [{len(task.labels)}], one for each image: "
+            f"{list(jnp.shape(targets))}"
+        )
+    check_labels(targets, logits.shape[1])
+    return task, jnp.asarray(targets).astype(jnp.int32), logits
 
 
 def floating(images: chex.Array) -> chex.Array:
@@ -121,10 +155,10 @@ def check_levels(images: chex.Array, whole: bool) -> None:
     """Raises ValueError for values that are no levels; tracers pass."""
     if isinstance(images, jax.core.Tracer) or images.dtype == jnp.uint8:
         return
-    found = np.asarray(images)
-    if not np.all((found >= 0) & (found <= pixels.LEVELS - 1)):
+    levels = np.asarray(images)
+    if not np.all((levels >= 0) & (levels <= pixels.LEVELS - 1)):
         raise ValueError("images must be levels 0 to 255")
-    if whole and np.any(found != np.round(found)):
+    if whole and np.any(levels != np.round(levels)):
         raise ValueError(
             "images must be whole levels 0 to 255 (not 0 to 1), or quantise False"
         )
@@ -152,10 +186,10 @@ def check_share(name: str, value: float) -> None:
 def check_key(key: chex.PRNGKey | None, count: int) -> None:
     """Raises ValueError where a random attack has no key for each of its images."""
     if key is None or jnp.shape(key)[:1] != (count,):
-        found = "none" if key is None else list(jnp.shape(key))
+        given = "none" if key is None else list(jnp.shape(key))
         raise ValueError(
             f"a random attack needs keys [{count}], one for each image "
-            f"(jax.random.split(key, {count})): {found}"
+            f"(jax.random.split(key, {count})): {given}"
         )
 
 
@@ -163,11 +197,11 @@ def check_labels(labels: chex.Array, classes: int) -> None:
     """Raises ValueError for labels other than 0..classes-1; tracers pass."""
     if isinstance(labels, jax.core.Tracer):
         return
-    found = np.asarray(labels)
-    if not np.issubdtype(found.dtype, np.integer):
-        raise ValueError(f"labels must be integers: {found.dtype}")
-    if found.size and not 0 <= found.min() <= found.max() < classes:
-        wrong = found[(found < 0) | (found >= classes)][0]
+    values = np.asarray(labels)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"labels must be integers: {values.dtype}")
+    if values.size and not 0 <= values.min() <= values.max() < classes:
+        wrong = values[(values < 0) | (values >= classes)][0]
         raise ValueError(f"labels must be 0 to {classes - 1}: {wrong}")
 
 
@@ -188,7 +222,7 @@ def check_logits(logits_fn: LogitsFn, variables: Any, images: chex.Array) -> Non
         raise ValueError(f"logits of {bad} of {len(images)} images are not finite")
 
 
-def fooled(logits: chex.Array, labels: chex.Array) -> chex.Array:
+def is_fooled(logits: chex.Array, labels: chex.Array) -> chex.Array:
     """`[B]` bool: finite logits `[B, K]` whose largest is not that of the label."""
     other = jnp.argmax(logits, -1).astype(labels.dtype) != labels
     return other & jnp.all(jnp.isfinite(logits), -1)
@@ -201,8 +235,8 @@ def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
     return label - jnp.max(jnp.where(own, -jnp.inf, logits), -1)
 
 
-def surely_fooled(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """`[B]` bool: `fooled`, and not by a rounding error.
+def is_surely_fooled(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """`[B]` bool: `is_fooled`, and not by a rounding error.
 
     Attacks that go no further than they must end next to a tie, which falls differently
     when the image is judged in a batch of another shape.
@@ -211,11 +245,10 @@ def surely_fooled(logits: chex.Array, labels: chex.Array) -> chex.Array:
     return margin(logits, labels) < -noise
 
 
-def concluded(
-    logits_fn: LogitsFn,
-    variables: Any,
-    given: Task,
-    found: chex.Array,
+def conclude(
+    network: Network,
+    task: Task,
+    adversarial: chex.Array,
     steps: chex.Array | int,
     queries: chex.Array | int,
     *,
@@ -223,35 +256,36 @@ def concluded(
     keep_failed: bool,
     passes: chex.Array | bool = True,
 ) -> tuple[chex.Array, Info]:
-    """The end of every attack: judges what was found, on the image that is returned.
+    """The end of every attack: judges the image that is returned.
 
     Args:
-      logits_fn: see `LogitsFn`.
-      variables: for `logits_fn`.
-      given: what the attack was given.
-      found: levels `[B, H, W, C]`, whole ones as `uint8`, or floating.
+      network: see `Network`.
+      task: what the attack was given.
+      adversarial: levels `[B, H, W, C]`, whole ones as `uint8`, or floating.
       steps: for `Info`, a number or `[B]`.
-      queries: likewise, beyond those of `given` and without the one made here.
+      queries: likewise, beyond those of `task` and without the one made here.
       size: of a perturbation, `norms.linf`, `l2` or `l0`.
-      keep_failed: return what was found also where it is taken for its label; False
-        gives the clean image there.
+      keep_failed: return the attack's image also where it is taken for its label; False
+        gives the clean one there.
       passes: `[B]`, what success takes besides a wrong label.
 
     Returns:
-      Images like `found`, and what was done to them.
+      Images like `adversarial`, and what was done to them.
     """
-    count = (len(found),)
-    queries = given.queries + jnp.broadcast_to(jnp.int32(queries), count) + 1
-    logits = logits_fn(variables, found.astype(given.images.dtype))
-    success = fooled(logits, given.labels) & passes
+    count = (len(adversarial),)
+    queries = task.queries + jnp.broadcast_to(jnp.int32(queries), count) + 1
+    logits = network(adversarial.astype(task.images.dtype))
+    success = is_fooled(logits, task.labels) & passes
     if not keep_failed:
         kept = success[:, None, None, None]
-        found = jnp.where(kept, found, given.images.astype(found.dtype))
-    moved = found.astype(given.images.dtype) - given.images
+        adversarial = jnp.where(
+            kept, adversarial, task.images.astype(adversarial.dtype)
+        )
+    moved = adversarial.astype(task.images.dtype) - task.images
     info = Info(
         success=success,
         distance=size(moved),
         steps=jnp.broadcast_to(jnp.int32(steps), count),
         queries=queries,
     )
-    return found, info
+    return adversarial, info

@@ -1,5 +1,11 @@
-"""Steps up the gradient of the loss, kept in a ball: FGSM, FGM, BIM and PGD."""
+"""Steps up the gradient of the loss, kept in a ball: FGSM, FGM, BIM and PGD.
 
+All are `ascent.ascend` with other options: FGSM and FGM take one step of it, restarts
+wrap it.
+"""
+
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -7,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from pixeldefend.attacks import norms, outcome, walk
-from pixeldefend.attacks.lanes import until_done
-from pixeldefend.attacks.outcome import Info, LogitsFn, Task
+from pixeldefend.attacks import gradients, norms, outcome
+from pixeldefend.attacks.ascent import Ascent, ascend, climb, limit_radius, to_levels
+from pixeldefend.attacks.batched_while import batched_while
+from pixeldefend.attacks.outcome import Info, LogitsFn, Network, Task
 
 LOSS_LABELS = ("given", "predicted")
 
@@ -36,7 +43,7 @@ def fgsm(
       images: levels `[B, H, W, C]`, `uint8` or floating.
       labels: integers `[B]` to get away from; None for the predicted ones, which tell
         nothing about the true ones (as adversarial training wants it).
-      key: not used.
+      key: `[B]`, one an image, for attacks that draw; not used here.
       eps: levels, a number or `[B]`; may be fractional.
       loss_labels: whose cross-entropy rises: of the "given" labels, or of those
         "predicted" for `images`, as in the authors' code. Success is always told of the
@@ -53,10 +60,9 @@ def fgsm(
       ValueError: wrong shapes, negative eps, labels out of range.
     """
     del key
-    options = quantise, keep_failed
-    return _single(
-        norms.LINF, logits_fn, variables, images, labels, eps, loss_labels, options
-    )
+    network = functools.partial(logits_fn, variables)
+    options = {"quantise": quantise, "keep_failed": keep_failed}
+    return _fast(norms.LINF, network, images, labels, eps, loss_labels, **options)
 
 
 def fgm(
@@ -76,10 +82,9 @@ def fgm(
     Norm: L2. Goodfellow et al. (2015); arguments and result as for `fgsm`.
     """
     del key
-    options = quantise, keep_failed
-    return _single(
-        norms.L2, logits_fn, variables, images, labels, eps, loss_labels, options
-    )
+    network = functools.partial(logits_fn, variables)
+    options = {"quantise": quantise, "keep_failed": keep_failed}
+    return _fast(norms.L2, network, images, labels, eps, loss_labels, **options)
 
 
 def bim(
@@ -103,18 +108,11 @@ def bim(
     of small eps wait for those of a large one.
 
     Args:
-      logits_fn: as for `fgsm`.
-      variables: for `logits_fn`.
-      images: as for `fgsm`.
-      labels: as for `fgsm`; the predicted ones are those of `images`.
-      key: not used.
-      eps: levels, a number or `[B]`; may be fractional.
+      logits_fn: this and what is not listed as for `fgsm`.
       steps: how many; None for the formula above.
       relative_step: size of a step as a share of eps; None for one level.
       ball: False forgets the ball, as the authors' adversarial training does; an image
         may then move by as many levels as there are steps.
-      quantise: as for `fgsm`.
-      keep_failed: as for `fgsm`.
 
     Returns:
       Levels `[B, H, W, C]`, within 0..255 and, with `ball`, within eps of `images`; and
@@ -124,34 +122,32 @@ def bim(
       ValueError: as for `fgsm`, or not at least one step.
     """
     del key
+    network = functools.partial(logits_fn, variables)
     if steps is not None:
         outcome.check_at_least("steps", steps, 1)
     if relative_step is not None:
         outcome.check_share("relative_step", relative_step)
-    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
-    given = walk.in_reach(norms.LINF, given)
+    task = outcome.prepare(network, images, labels, eps, quantise)
+    task = limit_radius(norms.LINF, task)
     if steps is None:
-        formula = jnp.minimum(given.radius + 4, 1.25 * given.radius)
+        formula = jnp.minimum(task.radius + 4, 1.25 * task.radius)
         counts = jnp.floor(formula).astype(jnp.int32)
     else:
-        counts = jnp.full_like(given.queries, steps)
-    one = jnp.ones_like(given.radius)
-    length = one if relative_step is None else relative_step * given.radius
+        counts = jnp.full_like(task.queries, steps)
+    one = jnp.ones_like(task.radius)
+    length = one if relative_step is None else relative_step * task.radius
     if not ball:
-        given = given.replace(radius=counts.astype(length.dtype) * length)
-    moved = _ascended(
-        norms.LINF, logits_fn, variables, given, given.images, counts, length
+        task = task.replace(radius=counts.astype(length.dtype) * length)
+    ascent = ascend(
+        norms.LINF,
+        functools.partial(climb, network),
+        task,
+        task.images,
+        steps=counts,
+        length=length,
+        lanes=len(images),
     )
-    return outcome.concluded(
-        logits_fn,
-        variables,
-        given,
-        walk.whole(norms.LINF, given, moved, quantise),
-        counts,
-        counts,
-        size=norms.linf,
-        keep_failed=keep_failed,
-    )
+    return _conclude(network, norms.LINF, task, ascent, quantise, keep_failed)
 
 
 def pgd(
@@ -176,13 +172,10 @@ def pgd(
 
     Madry et al. (2018). With several restarts an image stops after the first start that
     ends in success, with `stop_early` at its first point that is one; its place is
-    taken by another image (`lanes.until_done`).
+    taken by another image (`batched_while`).
 
     Args:
-      logits_fn: as for `fgsm`.
-      variables: for `logits_fn`.
-      images: as for `fgsm`.
-      labels: as for `fgsm`; the predicted ones are those of `images`.
+      logits_fn: this and what is not listed as for `fgsm`.
       key: `[B]`, one an image; needed for random starts.
       eps: levels, a number or `[B]`, in `norm`; may be fractional.
       norm: "linf" or "l2"; steps go along the sign of the gradient, or along itself.
@@ -190,11 +183,10 @@ def pgd(
       relative_step: size of a step as a share of eps.
       random_start: begin at a point drawn from the ball; False: at the image.
       restarts: how many starts at most.
-      stop_early: look at every point as it would be returned, slopes are taken there
+      stop_early: look at every point as it would be returned, take gradients there
         too, and keep the first success. For defences whose loss leaps from step to
         step, so that the last point is no better than one before it.
-      lanes: images at once where they stop at different times; see `lanes.until_done`.
-      quantise: as for `fgsm`.
+      lanes: images at once where they stop at different times; see `batched_while`.
       keep_failed: as for `fgsm`; the image of the last start.
 
     Returns:
@@ -204,7 +196,133 @@ def pgd(
       ValueError: as for `fgsm`; unknown norm; no key for random starts; several starts
         that are not random, or with `stop_early`.
     """
+    network = functools.partial(logits_fn, variables)
     ball = norms.named(norm)
+    _check(steps, relative_step, random_start, restarts, stop_early)
+    task = outcome.prepare(network, images, labels, eps, quantise)
+    task = limit_radius(ball, task)
+    if random_start:
+        outcome.check_key(key, len(images))
+
+    def stop(task: Task, _: Any, moved: chex.Array) -> tuple:
+        shown = to_levels(ball, task, moved, quantise).astype(moved.dtype)
+        _, gradient, logits = gradients.cross_entropy(network, shown, task.labels)
+        return gradient, outcome.is_surely_fooled(logits, task.labels)
+
+    def attempt(task: Task, key: chex.PRNGKey | None) -> Ascent:
+        start = task.images
+        if random_start:
+            start = ball.draw(key, start, task.radius)
+        return ascend(
+            ball,
+            stop if stop_early else functools.partial(climb, network),
+            task,
+            start,
+            steps=steps,
+            length=relative_step * task.radius,
+            lanes=lanes if stop_early else len(start),
+        )
+
+    if restarts > 1:
+        ascent = _restart(network, ball, attempt, task, key, restarts, lanes, quantise)
+    else:
+        ascent = attempt(task, key)
+    return _conclude(network, ball, task, ascent, quantise, keep_failed)
+
+
+def _fast(
+    norm: norms.Norm,
+    network: Network,
+    images: chex.Array,
+    labels: chex.Array | None,
+    eps: chex.Array | float,
+    loss_labels: str,
+    *,
+    quantise: bool,
+    keep_failed: bool,
+) -> tuple[chex.Array, Info]:
+    """One step of length eps from the image."""
+    if loss_labels not in LOSS_LABELS:
+        known = ", ".join(LOSS_LABELS)
+        raise ValueError(f"loss_labels must be one of {known}: {loss_labels!r}")
+    task = outcome.prepare(network, images, labels, eps, quantise)
+    task = limit_radius(norm, task)
+    climbed = task
+    if loss_labels == "predicted":
+        guesses = jnp.argmax(network(task.images), -1)
+        climbed = task.replace(labels=guesses.astype(task.labels.dtype))
+    look = functools.partial(climb, network)
+    ascent = ascend(
+        norm, look, climbed, task.images, steps=1, length=task.radius, lanes=None
+    )
+    return _conclude(network, norm, task, ascent, quantise, keep_failed)
+
+
+def _restart(
+    network: Network,
+    norm: norms.Norm,
+    attempt: Callable[[Task, chex.PRNGKey], Ascent],
+    task: Task,
+    key: chex.PRNGKey,
+    restarts: int,
+    lanes: int | None,
+    quantise: bool,
+) -> Ascent:
+    """Attempts with keys of their own, up to the first that ends in success."""
+
+    def step(constants: tuple, state: _Restarts) -> _Restarts:
+        task, key = constants
+        one = attempt(task, jax.vmap(jax.random.fold_in)(key, state.count))
+        shown = to_levels(norm, task, one.moved, quantise).astype(one.moved.dtype)
+        success = outcome.is_surely_fooled(network(shown), task.labels)
+        count = state.count + 1
+        return _Restarts(
+            moved=one.moved,
+            steps=state.steps + one.steps,
+            # The start is judged with a query of its own.
+            queries=state.queries + one.queries + 1,
+            done=success | (count >= restarts),
+            count=count,
+        )
+
+    none = jnp.zeros_like(task.queries)
+    first = _Restarts(task.images, none, none, none > 0, none)
+    return batched_while(step, (task, key), first, lanes=lanes)
+
+
+@struct.dataclass
+class _Restarts(Ascent):
+    """The last attempt of each image; `count` `[B]` int32 is how many there were."""
+
+    count: chex.Array
+
+
+def _conclude(
+    network: Network,
+    norm: norms.Norm,
+    task: Task,
+    ascent: Ascent,
+    quantise: bool,
+    keep_failed: bool,
+) -> tuple[chex.Array, Info]:
+    return outcome.conclude(
+        network,
+        task,
+        to_levels(norm, task, ascent.moved, quantise),
+        ascent.steps,
+        ascent.queries,
+        size=norm.size,
+        keep_failed=keep_failed,
+    )
+
+
+def _check(
+    steps: int,
+    relative_step: float,
+    random_start: bool,
+    restarts: int,
+    stop_early: bool,
+) -> None:
     outcome.check_at_least("steps", steps, 1)
     outcome.check_at_least("restarts", restarts, 1)
     outcome.check_share("relative_step", relative_step)
@@ -212,149 +330,3 @@ def pgd(
         raise ValueError("restarts differ only where random_start is True")
     if restarts > 1 and stop_early:
         raise ValueError("stop_early is for one start: restarts must be 1")
-    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
-    given = walk.in_reach(ball, given)
-    if random_start:
-        outcome.check_key(key, len(images))
-
-    def begun(given: Task, keys: chex.PRNGKey | None) -> chex.Array:
-        if random_start:
-            return ball.draw(keys, given.images, given.radius)
-        return given.images
-
-    def attempt(given: Task, keys: chex.PRNGKey | None) -> chex.Array:
-        counts = jnp.full_like(given.queries, steps)
-        length = relative_step * given.radius
-        first = begun(given, keys)
-        moved = _ascended(ball, logits_fn, variables, given, first, counts, length)
-        return walk.whole(ball, given, moved, quantise)
-
-    if stop_early:
-
-        def look(given: Task, _: Any, shown: chex.Array) -> tuple:
-            slope, logits = walk.slope_of_loss(
-                logits_fn, variables, shown, given.labels
-            )
-            return slope, outcome.surely_fooled(logits, given.labels)
-
-        way = walk.walk(
-            ball,
-            look,
-            given,
-            begun(given, key),
-            steps=steps,
-            relative_step=relative_step,
-            quantise=quantise,
-            lanes=lanes,
-        )
-        found = walk.whole(ball, given, way.moved, quantise)
-        taken, queries = way.steps, way.queries
-    elif restarts == 1:
-        found, taken, queries = attempt(given, key), steps, steps
-    else:
-        found, starts = _first_success(
-            attempt, logits_fn, variables, given, key, restarts, lanes
-        )
-        taken, queries = starts * steps, starts * (steps + 1)
-    return outcome.concluded(
-        logits_fn,
-        variables,
-        given,
-        found,
-        taken,
-        queries,
-        size=ball.size,
-        keep_failed=keep_failed,
-    )
-
-
-@struct.dataclass
-class _Starts:
-    """One image's attempts: what the last one found, how many there were."""
-
-    found: chex.Array
-    count: chex.Array
-    done: chex.Array
-
-
-def _first_success(
-    attempt: Any,
-    logits_fn: LogitsFn,
-    variables: Any,
-    given: Task,
-    key: chex.PRNGKey,
-    restarts: int,
-    lanes: int | None,
-) -> tuple[chex.Array, chex.Array]:
-    def step(rows: tuple, state: _Starts) -> _Starts:
-        given, key = rows
-        found = attempt(given, jax.vmap(jax.random.fold_in)(key, state.count))
-        logits = logits_fn(variables, found.astype(given.images.dtype))
-        count = state.count + 1
-        success = outcome.surely_fooled(logits, given.labels)
-        return _Starts(found, count, success | (count >= restarts))
-
-    shape = jax.eval_shape(attempt, given, key)
-    none = _Starts(
-        found=jnp.zeros(shape.shape, shape.dtype),
-        count=jnp.zeros_like(given.queries),
-        done=jnp.zeros(given.queries.shape, bool),
-    )
-    last = until_done(step, (given, key), none, lanes=lanes)
-    return last.found, last.count
-
-
-def _single(
-    norm: norms.Norm,
-    logits_fn: LogitsFn,
-    variables: Any,
-    images: chex.Array,
-    labels: chex.Array | None,
-    eps: chex.Array | float,
-    loss_labels: str,
-    options: tuple[bool, bool],
-) -> tuple[chex.Array, Info]:
-    """One step of length eps."""
-    if loss_labels not in LOSS_LABELS:
-        known = ", ".join(LOSS_LABELS)
-        raise ValueError(f"loss_labels must be one of {known}: {loss_labels!r}")
-    quantise, keep_failed = options
-    given = outcome.task(logits_fn, variables, images, labels, eps, quantise)
-    given = walk.in_reach(norm, given)
-    climbed = given.labels
-    if loss_labels == "predicted":
-        guesses = outcome.predicted(logits_fn, variables, given.images)
-        climbed = guesses.astype(given.labels.dtype)
-    slope, _ = walk.slope_of_loss(logits_fn, variables, given.images, climbed)
-    moved = given.images + norms.each(given.radius) * norm.direction(slope)
-    moved = norm.project(given.images, moved, given.radius)
-    return outcome.concluded(
-        logits_fn,
-        variables,
-        given,
-        walk.whole(norm, given, moved, quantise),
-        1,
-        1,
-        size=norm.size,
-        keep_failed=keep_failed,
-    )
-
-
-def _ascended(
-    norm: norms.Norm,
-    logits_fn: LogitsFn,
-    variables: Any,
-    given: Task,
-    first: chex.Array,
-    steps: chex.Array,
-    length: chex.Array,
-) -> chex.Array:
-    """`first` after `steps [B]` projected steps of `length [B]` levels."""
-
-    def step(i: chex.Array, moved: chex.Array) -> chex.Array:
-        slope, _ = walk.slope_of_loss(logits_fn, variables, moved, given.labels)
-        next_ = moved + norms.each(length) * norm.direction(slope)
-        next_ = norm.project(given.images, next_, given.radius)
-        return jnp.where(norms.each(i < steps), next_, moved)
-
-    return jax.lax.fori_loop(0, jnp.max(steps, initial=0), step, first)

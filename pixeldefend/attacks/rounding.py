@@ -1,5 +1,6 @@
 """Whole levels for perturbations so small that plain rounding undoes them."""
 
+import functools
 from typing import Any
 
 import chex
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from pixeldefend.attacks import norms, outcome
-from pixeldefend.attacks.lanes import until_done
-from pixeldefend.attacks.outcome import Info, LogitsFn, Task
+from pixeldefend.attacks.batched_while import batched_while
+from pixeldefend.attacks.outcome import Info, LogitsFn, Network, Task
 
 _TRIES = 8
 
@@ -17,15 +18,14 @@ _TRIES = 8
 class _Search:
     """One image's search: the levels to return, how many scales were tried."""
 
-    found: chex.Array
+    levels: chex.Array
     tries: chex.Array
     done: chex.Array
 
 
-def rounded(
-    logits_fn: LogitsFn,
-    variables: Any,
-    given: Task,
+def quantise_fooling(
+    network: Network,
+    task: Task,
     norm: norms.Norm,
     moved: chex.Array,
     *,
@@ -45,42 +45,40 @@ def rounded(
     that rounding adds no success either.
 
     Args:
-      logits_fn: see `LogitsFn`.
-      variables: for `logits_fn`.
-      given: what the attack was given; its images must be whole levels.
+      network: see `outcome.Network`.
+      task: what the attack was given; its images must be whole levels.
       norm: whose ball bounds the result.
       moved: floating levels `[B, H, W, C]`, inside the ball and within 0..255.
-      lanes: images at once; see `lanes.until_done`.
+      lanes: images at once; see `batched_while`.
 
     Returns:
       Levels `[B, H, W, C]`, uint8, inside the ball; and queries `[B]`.
     """
-    change = moved - given.images
+    change = moved - task.images
 
-    def step(rows: tuple, state: _Search) -> _Search:
-        given, change = rows
+    def step(constants: tuple, state: _Search) -> _Search:
+        task, change = constants
         larger = norms.each(_scale(norm, change, state.tries)) * change
-        levels = norm.whole(given.images, given.images + larger, given.radius)
-        logits = logits_fn(variables, levels.astype(given.images.dtype))
-        success = outcome.surely_fooled(logits, given.labels)
+        levels = norm.whole(task.images, task.images + larger, task.radius)
+        logits = network(levels.astype(task.images.dtype))
+        success = outcome.is_surely_fooled(logits, task.labels)
         tries = state.tries + 1
-        found = jnp.where(norms.each(success), levels, state.found)
-        return _Search(found, tries, success | (tries >= _TRIES))
+        levels = jnp.where(norms.each(success), levels, state.levels)
+        return _Search(levels, tries, success | (tries >= _TRIES))
 
     first = _Search(
-        found=norm.whole(given.images, moved, given.radius),
-        tries=jnp.zeros_like(given.queries),
-        done=~outcome.fooled(logits_fn(variables, moved), given.labels),
+        levels=norm.whole(task.images, moved, task.radius),
+        tries=jnp.zeros_like(task.queries),
+        done=~outcome.is_fooled(network(moved), task.labels),
     )
-    last = until_done(step, (given, change), first, lanes=lanes)
-    return last.found, last.tries + 1
+    last = batched_while(step, (task, change), first, lanes=lanes)
+    return last.levels, last.tries + 1
 
 
-def ended(
-    logits_fn: LogitsFn,
-    variables: Any,
-    given: Task,
-    found: chex.Array,
+def finish(
+    network: Network,
+    task: Task,
+    moved: chex.Array,
     steps: chex.Array,
     queries: chex.Array,
     *,
@@ -91,31 +89,15 @@ def ended(
 ) -> tuple[chex.Array, Info]:
     """The end of attacks for the smallest perturbation: cut, rounded and judged.
 
-    Args:
-      logits_fn: see `LogitsFn`.
-      variables: for `logits_fn`.
-      given: what the attack was given.
-      found: floating levels `[B, H, W, C]`, to be cut to the ball.
-      steps: `[B]`, for `Info`.
-      queries: `[B]`, spent so far beyond those of `given`.
-      norm: of the ball.
-      lanes: images at once; see `lanes.until_done`.
-      quantise: whether to round.
-      keep_failed: see `outcome.concluded`.
+    `moved` are floating levels `[B, H, W, C]` that may lie outside the ball; the rest
+    as for `outcome.conclude` and `quantise_fooling`.
     """
-    found = norm.project(given.images, found, given.radius)
+    levels = norm.project(task.images, moved, task.radius)
     if quantise:
-        found, more = rounded(logits_fn, variables, given, norm, found, lanes=lanes)
+        levels, more = quantise_fooling(network, task, norm, levels, lanes=lanes)
         queries += more
-    return outcome.concluded(
-        logits_fn,
-        variables,
-        given,
-        found,
-        steps,
-        queries,
-        size=norm.size,
-        keep_failed=keep_failed,
+    return outcome.conclude(
+        network, task, levels, steps, queries, size=norm.size, keep_failed=keep_failed
     )
 
 
@@ -160,7 +142,7 @@ def cut(
       found: floating levels `[B, H, W, C]`, what it returned.
       eps: levels, a number or `[B]`.
       norm: of the attack, "linf" or "l2".
-      lanes: images at once; see `lanes.until_done`.
+      lanes: images at once; see `batched_while`.
       keep_failed: as for the attack.
 
     Returns:
@@ -170,14 +152,14 @@ def cut(
     Raises:
       ValueError: as for the attack, and an unknown norm.
     """
+    network = functools.partial(logits_fn, variables)
     ball = norms.named(norm)
-    given = outcome.task(logits_fn, variables, images, labels, eps, True)
-    none = jnp.zeros_like(given.queries)
-    return ended(
-        logits_fn,
-        variables,
-        given,
-        found.astype(given.images.dtype),
+    task = outcome.prepare(network, images, labels, eps, True)
+    none = jnp.zeros_like(task.queries)
+    return finish(
+        network,
+        task,
+        found.astype(task.images.dtype),
         none,
         none,
         norm=ball,

@@ -60,19 +60,19 @@ def behind_purifier(
     if slope not in SLOPES:
         raise ValueError(f"slope must be one of {', '.join(SLOPES)}: {slope!r}")
 
-    def purified(params: Any, images: chex.Array, eps: chex.Array) -> chex.Array:
+    def purify(params: Any, images: chex.Array, eps: chex.Array) -> chex.Array:
         if slope == "expectation":
             return purification.relax(model, params, images, eps=eps, window=window)
-        whole = _instead(images, jnp.round(images))
+        whole = _straight_through(images, jnp.round(images))
         if slope == "straight_through":
             return purification.relax(
                 model, params, whole, eps=eps, straight_through=True, window=window
             )
         levels = jax.lax.stop_gradient(whole).astype(jnp.uint8)
-        found = purification.purify(model, params, levels, eps=eps, window=window)
-        return _instead(images, found.astype(images.dtype))
+        levels = purification.purify(model, params, levels, eps=eps, window=window)
+        return _straight_through(images, levels.astype(images.dtype))
 
-    def defended(variables: dict, images: chex.Array) -> chex.Array:
+    def defended_logits(variables: dict, images: chex.Array) -> chex.Array:
         params, eps = variables["params"], variables["eps"]
         if adaptive:
             whole = jnp.round(jax.lax.stop_gradient(images)).astype(jnp.uint8)
@@ -81,9 +81,9 @@ def behind_purifier(
                 eps=eps,
                 threshold=variables["threshold"],
             )
-        return logits_fn(variables["classifier"], purified(params, images, eps))
+        return logits_fn(variables["classifier"], purify(params, images, eps))
 
-    return defended
+    return defended_logits
 
 
 def behind_autoencoder(
@@ -125,33 +125,35 @@ def behind_autoencoder(
     if draws < 1:
         raise ValueError(f"draws must be at least 1: {draws}")
 
-    def defended(variables: dict, images: chex.Array) -> chex.Array:
-        def drawn(key: chex.PRNGKey) -> chex.Array:
+    def defended_logits(variables: dict, images: chex.Array) -> chex.Array:
+        def draw(key: chex.PRNGKey) -> chex.Array:
             keys = jnp.broadcast_to(key, (len(images),))
-            given = jax.lax.stop_gradient(images) if slope == "bpda" else images
-            return rebuild(variables["params"], given, keys)
+            seen = jax.lax.stop_gradient(images) if slope == "bpda" else images
+            return rebuild(variables["params"], seen, keys)
 
         if slope == "expectation":
             # One after the other: memory for one.
             each = jax.lax.map(
                 jax.checkpoint(
                     lambda key: jax.nn.log_softmax(
-                        logits_fn(variables["classifier"], drawn(key))
+                        logits_fn(variables["classifier"], draw(key))
                     )
                 ),
                 jax.random.split(variables["key"], draws),
             )
             return jnp.mean(each, 0)
-        found = drawn(variables["key"])
-        onto = images if slope == "bpda" else found
-        return logits_fn(variables["classifier"], _instead(onto, jnp.round(found)))
+        rebuilt = draw(variables["key"])
+        onto = images if slope == "bpda" else rebuilt
+        return logits_fn(
+            variables["classifier"], _straight_through(onto, jnp.round(rebuilt))
+        )
 
-    return defended
+    return defended_logits
 
 
 @jax.custom_vjp
-def _instead(images: chex.Array, others: chex.Array) -> chex.Array:
-    """`others`, whose slope goes to `images`."""
+def _straight_through(images: chex.Array, others: chex.Array) -> chex.Array:
+    """`others`, whose gradient goes to `images`."""
     del images
     return others
 
@@ -161,8 +163,8 @@ def _forwards(images: chex.Array, others: chex.Array) -> tuple[chex.Array, None]
     return others, None
 
 
-def _backwards(_: Any, slope: chex.Array) -> tuple[chex.Array, chex.Array]:
-    return slope, jnp.zeros_like(slope)
+def _backwards(_: Any, gradient: chex.Array) -> tuple[chex.Array, chex.Array]:
+    return gradient, jnp.zeros_like(gradient)
 
 
-_instead.defvjp(_forwards, _backwards)
+_straight_through.defvjp(_forwards, _backwards)

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from pixeldefend.attacks import norms, outcome
-from pixeldefend.attacks.lanes import until_done
-from pixeldefend.attacks.outcome import Info, LogitsFn, Task
+from pixeldefend.attacks.batched_while import batched_while
+from pixeldefend.attacks.outcome import Info, Network, Task
 
 # `corrupt(images [B, H, W, C], keys [B] or None, attempt [B], strength [B])`, levels.
 Corrupt = Callable[[chex.Array, Any, chex.Array, chex.Array], chex.Array]
@@ -55,7 +55,7 @@ class _Search:
     """One image's search.
 
     Attributes:
-      found: levels `[B, H, W, C]`: the nearest that fools, or else the last within eps.
+      image: levels `[B, H, W, C]`: the nearest that fools, or else the last within eps.
       distance: `[B]`, of the nearest that fools; infinite where none does yet.
       low: `[B]`, the lower end of the interval that is divided, and
       width: `[B]`, its width.
@@ -66,7 +66,7 @@ class _Search:
       done: `[B]`, whether the search is over.
     """
 
-    found: chex.Array
+    image: chex.Array
     distance: chex.Array
     low: chex.Array
     width: chex.Array
@@ -79,9 +79,8 @@ class _Search:
 
 def weakest(
     corrupt: Corrupt,
-    logits_fn: LogitsFn,
-    variables: Any,
-    given: Task,
+    network: Network,
+    task: Task,
     key: chex.PRNGKey | None,
     search: Strengths,
     lanes: int | None,
@@ -91,39 +90,36 @@ def weakest(
 
     Args:
       corrupt: see `Corrupt`; distances must grow with the strength.
-      logits_fn: see `LogitsFn`.
-      variables: for `logits_fn`.
-      given: what the attack was given; its radius is L2, levels.
+      network: see `outcome.Network`.
+      task: what the attack was given; its radius is L2, levels.
       key: `[B]` for random corruptions, or None.
       search: which strengths.
-      lanes: images at once; see `until_done`.
-      keep_failed: see `outcome.concluded`.
+      lanes: images at once; see `batched_while`.
+      keep_failed: see `outcome.conclude`.
     """
 
-    def step(rows: tuple, state: _Search) -> _Search:
-        given, keys = rows
+    def step(constants: tuple, state: _Search) -> _Search:
+        task, keys = constants
         place = state.place[:, None] + jnp.arange(search.at_once, dtype=jnp.int32)[None]
-        shown = _corrupted(corrupt, given, keys, state, search, place)
-        logits = logits_fn(variables, shown.reshape(-1, *shown.shape[2:]))
+        shown = _corruptions(corrupt, task, keys, state, search, place)
+        logits = network(shown.reshape(-1, *shown.shape[2:]))
         logits = logits.reshape(*place.shape, -1)
-        fools = outcome.surely_fooled(logits, given.labels[:, None])
-        moved = shown - given.images[:, None]
+        fools = outcome.is_surely_fooled(logits, task.labels[:, None])
+        moved = shown - task.images[:, None]
         distance = jax.vmap(norms.l2, 1, 1)(moved)
         counts = place < search.grid
-        near = counts & (distance <= given.radius[:, None])
+        near = counts & (distance <= task.radius[:, None])
         near &= distance < state.distance[:, None]
         state = state.replace(tried=state.tried + jnp.sum(counts, 1, jnp.int32))
-        return _judged(state, search, shown, distance, near, counts & fools)
+        return _judge(state, search, shown, distance, near, counts & fools)
 
-    clean = logits_fn(variables, given.images)
-    first = _first(given, outcome.fooled(clean, given.labels))
-    last = until_done(step, (given, key), first, lanes=lanes)
-    found = last.found.astype(jnp.uint8) if search.quantise else last.found
-    return outcome.concluded(
-        logits_fn,
-        variables,
-        given,
-        found,
+    clean = network(task.images)
+    first = _init(task, outcome.is_fooled(clean, task.labels))
+    last = batched_while(step, (task, key), first, lanes=lanes)
+    return outcome.conclude(
+        network,
+        task,
+        last.image.astype(jnp.uint8) if search.quantise else last.image,
         last.tried,
         last.tried + 1,
         size=norms.l2,
@@ -131,11 +127,11 @@ def weakest(
     )
 
 
-def _first(given: Task, done: chex.Array) -> _Search:
-    none = jnp.zeros_like(given.queries)
-    low = jnp.zeros_like(given.radius)
+def _init(task: Task, done: chex.Array) -> _Search:
+    none = jnp.zeros_like(task.queries)
+    low = jnp.zeros_like(task.radius)
     return _Search(
-        found=given.images,
+        image=task.images,
         distance=jnp.full_like(low, jnp.inf),
         low=low,
         width=jnp.ones_like(low),
@@ -147,9 +143,9 @@ def _first(given: Task, done: chex.Array) -> _Search:
     )
 
 
-def _corrupted(
+def _corruptions(
     corrupt: Corrupt,
-    given: Task,
+    task: Task,
     keys: chex.PRNGKey | None,
     state: _Search,
     search: Strengths,
@@ -160,14 +156,14 @@ def _corrupted(
     strength = state.low[:, None] + state.width[:, None] * share
 
     def one(strength: chex.Array) -> chex.Array:
-        found = corrupt(given.images, keys, state.attempt, strength)
-        found = norms.among_levels(found)
-        return jnp.round(found) if search.quantise else found
+        images = corrupt(task.images, keys, state.attempt, strength)
+        images = norms.clip_levels(images)
+        return jnp.round(images) if search.quantise else images
 
     return jax.vmap(one, 1, 1)(jnp.minimum(strength, 1))
 
 
-def _judged(
+def _judge(
     state: _Search,
     search: Strengths,
     shown: chex.Array,
@@ -188,30 +184,29 @@ def _judged(
     image = jnp.take_along_axis(shown, chosen[..., None, None, None], 1)[:, 0]
     nearest = jnp.take_along_axis(distance, chosen, 1)[:, 0]
     state = state.replace(
-        found=jnp.where(norms.each(take), image, state.found),
+        image=jnp.where(norms.each(take), image, state.image),
         distance=jnp.where(close, nearest, state.distance),
     )
-    found = state.place + first
-    return _moved_on(state, search, jnp.any(fools, 1), hope, found)
+    return _move_on(state, search, jnp.any(fools, 1), hope, state.place + first)
 
 
-def _moved_on(
+def _move_on(
     state: _Search,
     search: Strengths,
     hit: chex.Array,
     hope: chex.Array,
-    found: chex.Array,
+    hit_at: chex.Array,
 ) -> _Search:
     """To a finer grid after a hit, along this one, or to the next draw.
 
-    `found [L]` is where on the grid the hit lies; though it may be too far itself, what
-    lies below it may not. Distances grow with the strength, so that where none of
+    `hit_at [L]` is where on the grid the hit lies; though it may be too far itself,
+    what lies below it may not. Distances grow with the strength, so that where none of
     several strengths was near enough, no stronger one is.
     """
     finer = hit & (state.refined < search.refinements)
     behind = state.place + search.at_once
     over = jnp.where(hit, ~finer, (behind >= search.grid) | ~hope)
-    share = found.astype(state.low.dtype) / search.grid
+    share = hit_at.astype(state.low.dtype) / search.grid
     low = jnp.where(finer, state.low + state.width * share, state.low)
     width = jnp.where(finer, state.width / search.grid, state.width)
     attempt = state.attempt + over.astype(jnp.int32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from pixeldefend.attacks.lanes import until_done
+from pixeldefend.attacks.batched_while import batched_while
 
 
 @struct.dataclass
@@ -19,7 +19,7 @@ def _counted(wanted, begun, lanes):
         return Count(steps, steps >= wanted)
 
     states = Count(jnp.where(begun, -7, 0), begun)
-    run = jax.jit(lambda: until_done(step, wanted, states, lanes=lanes))
+    run = jax.jit(lambda: batched_while(step, wanted, states, lanes=lanes))
     return run().steps
 
 
@@ -46,7 +46,7 @@ def test_work_is_the_sum_of_the_steps_and_not_the_largest(rng):
 
     wanted = jnp.asarray([30] + [1] * 63)
     states = Count(jnp.zeros(64, int), jnp.zeros(64, bool))
-    jax.block_until_ready(until_done(step, wanted, states, lanes=4))
+    jax.block_until_ready(batched_while(step, wanted, states, lanes=4))
     jax.effects_barrier()
     # The slow image keeps one lane, the other 63 share three.
     assert len(calls) == 30

@@ -1,4 +1,4 @@
-"""Images that need different numbers of steps, none waiting for another."""
+"""A while-loop over a batch whose images need different numbers of iterations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,19 +8,20 @@ import jax
 import jax.numpy as jnp
 
 
-def until_done(
-    step: Callable[[Any, Any], Any], given: Any, states: Any, *, lanes: int | None
+def batched_while(
+    step: Callable[[Any, Any], Any], constants: Any, states: Any, *, lanes: int | None
 ) -> Any:
-    """Takes the state of every image from step to step until it is done.
+    """Iterates `step` on every image until that image is done.
 
     A loop over a whole batch runs until its slowest image is done and works on the
     others in vain. Here a few lanes run, and a lane whose image is done takes the next
-    one that waits; so the work is the sum of the steps, not their maximum times B.
+    one that waits; so the work is the sum of the iterations, not their maximum times B.
 
     Args:
-      step: `step(given, state) -> state` for `[lanes]` images at once, independent of
-        each other; it may be called for images that are done, whose result is dropped.
-      given: pytree `[B, ...]`, what does not change.
+      step: `step(constants, state) -> state` for `[lanes]` images at once, independent
+        of each other; it may be called for images that are done, whose result is
+        dropped.
+      constants: pytree `[B, ...]`, what does not change.
       states: pytree `[B, ...]` with a field `done [B]` bool; images that are done at
         the beginning stay as they are.
       lanes: how many images at once; None for a fourth of them, but at least 16.
@@ -35,7 +36,7 @@ def until_done(
     turns = jnp.arange(lanes)
     nobody = jnp.full_like(order, count, shape=lanes)
 
-    def taken(turns: chex.Array) -> chex.Array:
+    def image_of(turns: chex.Array) -> chex.Array:
         """The images whose turn it is; `count`, which none has, when all had theirs."""
         image = order[jnp.minimum(turns, count - 1)]
         return jnp.where(turns < waiting, image, nobody)
@@ -44,25 +45,25 @@ def until_done(
         states, image, last = carry
         # Lanes without an image read the last one, and write nowhere.
         place = jnp.minimum(image, count - 1)
-        at_lanes = jax.tree.map(lambda all_images: all_images[place], (given, states))
+        at_lanes = jax.tree.map(lambda leaf: leaf[place], (constants, states))
         new = step(*at_lanes)
         states = jax.tree.map(
             lambda old, now: old.at[image].set(now, mode="drop"), states, new
         )
         free = new.done & (image < count)
         turn = last + jnp.cumsum(free)
-        image = jnp.where(free, taken(turn), image)
+        image = jnp.where(free, image_of(turn), image)
         return states, image, last + jnp.sum(free)
 
-    def working(carry: tuple) -> chex.Array:
+    def is_running(carry: tuple) -> chex.Array:
         return jnp.any(carry[1] < count)
 
-    first = states, taken(turns), jnp.asarray(lanes - 1, turns.dtype)
-    return jax.lax.while_loop(working, step_lanes, first)[0]
+    first = states, image_of(turns), jnp.asarray(lanes - 1, turns.dtype)
+    return jax.lax.while_loop(is_running, step_lanes, first)[0]
 
 
-def where(which: chex.Array, one: Any, other: Any) -> Any:
-    """Of two pytrees `[B, ...]` each image's own: `one` where `which [B]` is true."""
+def select(which: chex.Array, one: Any, other: Any) -> Any:
+    """`jnp.where` of pytrees `[B, ...]`: `one` where `which [B]` is true."""
 
     def pick(one: chex.Array, other: chex.Array) -> chex.Array:
         return jnp.where(which.reshape(-1, *[1] * (one.ndim - 1)), one, other)
