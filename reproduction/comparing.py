@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from pixeldefend import attacks, likelihood_ascent
+from pixeldefend import attacks
 from pixeldefend.attacks import gradients as attack_gradients
 from pixeldefend.defences import base, purification
 from pixeldefend.density import likelihood, pixelcnn
@@ -21,6 +21,7 @@ from pixeldefend.experiment.modes.kept import Kept, mark
 from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
+from reproduction import likelihood_ascent
 
 _BARE = "none"
 

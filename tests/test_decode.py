@@ -97,10 +97,11 @@ def test_purification_makes_images_likelier(compiled):
     assert np.all(after > before)
 
 
-def test_a_static_window_changes_nothing(compiled):
-    model, params, images, purify_any, _ = compiled
+def test_a_static_window_changes_nothing(float64):
+    """In double precision: two programs may round a near-tie of float32 otherwise."""
+    model, params, images, _ = tiny((4, 4, 3), conditionals="joint", levels=2)
     fixed = purify(model, params, images, eps=16, window=33)
-    np.testing.assert_array_equal(fixed, purify_any(params, images, jnp.full(2, 16)))
+    np.testing.assert_array_equal(fixed, purify(model, params, images, eps=16))
 
 
 def test_one_device_and_four_give_equal_bytes(compiled):

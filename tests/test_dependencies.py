@@ -19,11 +19,7 @@ PURE = {
     "attacks": {"pixels", "density", "defences"},
     "defences": {"pixels", "keys", "models", "density", "attacks"},
 }
-EFFECTS = {
-    "cli",
-    "experiment",
-    "likelihood_ascent",
-}
+EFFECTS = {"cli", "experiment"}
 PACKAGES = {"jax", "flax", "optax", "chex", "numpy", "scipy"}
 
 

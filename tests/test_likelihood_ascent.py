@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from pixeldefend import likelihood_ascent
+from reproduction import likelihood_ascent
 
 SHAPE = (3, 2, 1)
 
