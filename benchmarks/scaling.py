@@ -25,7 +25,7 @@ from absl import app, flags, logging
 
 from pixeldefend.defences import purification as purifiers
 from pixeldefend.density import pixelcnn
-from pixeldefend.experiment import data, density_training, parallel, train
+from pixeldefend.experiment import data, density_training, parallel, schedule, train
 
 _DEVICES = flags.DEFINE_list("devices", "1,2,4,8", "numbers of virtual devices")
 _FEATURES = flags.DEFINE_integer("features", 8, "of the PixelCNN++")
@@ -58,7 +58,7 @@ def _purified(model: pixelcnn.PixelCNN, params: dict, images: np.ndarray) -> dic
 
 
 def _trained(model: pixelcnn.PixelCNN, params: dict, images: np.ndarray) -> dict:
-    plan = train.Plan(batch=len(images), steps=_STEPS.value)
+    plan = schedule.Plan(batch=len(images), steps=_STEPS.value)
     optimizer = train.adam(plan)
     step = train.make_step(density_training.loss_fn(model), optimizer, plan.polyak)
     mapped = parallel.map_step(train.several(step, 1))

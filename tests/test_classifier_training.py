@@ -15,6 +15,7 @@ from pixeldefend.experiment import (
     classifier_training,
     data,
     parallel,
+    schedule,
     train,
 )
 from pixeldefend.models import classifiers
@@ -48,7 +49,7 @@ KINDS = [
     ("adversarial_bim", "paper"),
     ("adversarial_bim", "code"),
 ]
-PLAN = train.Plan(
+PLAN = schedule.Plan(
     batch=16,
     steps=8,
     learning_rate=0.05,
@@ -111,17 +112,17 @@ def test_a_killed_run_continues_to_the_same_weights(
         return state, lines
 
     whole, _ = fit(tmp_path / "whole")
-    rates = train._Clock.rates
+    rates = schedule.Clock.rates
 
     def dies(self, done, count):
         if done == 5:
             raise Killed
         return rates(self, done, count)
 
-    monkeypatch.setattr(train._Clock, "rates", dies)
+    monkeypatch.setattr(schedule.Clock, "rates", dies)
     with pytest.raises(Killed):
         fit(tmp_path / "halves")
-    monkeypatch.setattr(train._Clock, "rates", rates)
+    monkeypatch.setattr(schedule.Clock, "rates", rates)
     resumed, lines = fit(tmp_path / "halves")
     assert lines[0]["step"] == 6, "nothing was resumed"
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)

@@ -7,9 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from pixeldefend.experiment import train, zoo
+from pixeldefend.experiment import metrics, schedule, train, zoo
 
-PLAN = train.Plan(
+PLAN = schedule.Plan(
     batch=8,
     steps=12,
     learning_rate=0.1,
@@ -65,14 +65,14 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
 ):
     plan = dataclasses.replace(PLAN, steps_per_call=steps_per_call)
     whole, _, _ = _fit(tmp_path / "whole", plan)
-    rates = train._Clock.rates
+    rates = schedule.Clock.rates
 
     def dies(self, done, count):
         if done >= 7:
             raise Killed
         return rates(self, done, count)
 
-    monkeypatch.setattr(train._Clock, "rates", dies)
+    monkeypatch.setattr(schedule.Clock, "rates", dies)
     with pytest.raises(Killed):
         _fit(tmp_path / "halves", plan)
     monkeypatch.undo()
@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         loss, rest = _loss(params, state, batch, key)
         return jnp.where(state["count"] > 4, jnp.nan, loss), rest
 
-    with pytest.raises(train.NonFiniteLossError, match="nan at step 6"):
+    with pytest.raises(metrics.NonFiniteLossError, match="nan at step 6"):
         _fit(tmp_path, loss=explodes)
     assert zoo.Checkpoints(tmp_path / "checkpoints").latest() == 4
 
@@ -143,7 +143,7 @@ def test_a_gradient_that_is_not_finite_is_not_kept(tmp_path):
         slope = jnp.where(state["count"] > 4, 3e38, 0.0)
         return loss + slope * (mean - jax.lax.stop_gradient(mean)), (state, metrics)
 
-    with pytest.raises(train.NonFiniteLossError, match="gradient_norm"):
+    with pytest.raises(metrics.NonFiniteLossError, match="gradient_norm"):
         _fit(tmp_path, dataclasses.replace(PLAN, log_every=1), kinked)
 
 
@@ -160,7 +160,7 @@ def test_schedules():
     assert rates[0] == pytest.approx(0.01) and rates[100] == pytest.approx(0, abs=1e-9)
     assert max(rates) < 0.1 and np.argmax(rates) == 9
     assert all(np.diff(rates[9:]) < 0)
-    paper = train.Plan(batch=1, steps=10, schedule="paper", learning_rate=1e-3)
+    paper = schedule.Plan(batch=1, steps=10, schedule="paper", learning_rate=1e-3)
     assert paper.rate(100_000, 0.5) == pytest.approx(1e-3 * 0.999995**100_000)
     drops = dataclasses.replace(paper, learning_rate=0.1, decay=1.0, drops=(40, 60))
     rates = [drops.rate(step, 0.5) for step in (0, 39, 40, 59, 60, 79)]
@@ -210,7 +210,7 @@ class Clockwork:
 @pytest.fixture
 def clockwork(monkeypatch):
     clock = Clockwork()
-    monkeypatch.setattr(train.time, "monotonic", clock.monotonic)
+    monkeypatch.setattr(schedule.time, "monotonic", clock.monotonic)
     return clock
 
 
@@ -226,7 +226,7 @@ def _called(clock, clockwork, seconds, count, done):
 def test_a_time_box_counts_compiling_and_anneals_from_the_first_step(clockwork):
     plan = dataclasses.replace(BOX, hours=120 / 3600, warmup=0, steps_per_call=50)
     plan = dataclasses.replace(plan, log_every=1000)
-    clock = train._Clock(plan, begun=90.0)  # 10 s before: reading, first weights
+    clock = schedule.Clock(plan, begun=90.0)  # 10 s before: reading, first weights
 
     def evaluate(state):
         clockwork.now += 4.0
@@ -258,21 +258,21 @@ def test_a_box_that_ends_within_the_warmup_is_a_mistake(tmp_path, monkeypatch):
     plan = dataclasses.replace(BOX, hours=1e-7)
     for _ in range(2):  # started again it is one still
         with pytest.raises(
-            train.UnfinishedWarmupError, match="within the warm-up of 3"
+            schedule.UnfinishedWarmupError, match="within the warm-up of 3"
         ):
             _fit(tmp_path, plan)
 
 
 def test_a_run_that_was_stopped_goes_on_from_its_rate_to_zero(clockwork):
     plan = dataclasses.replace(BOX, hours=100 / 3600, warmup=0)
-    first = train._Clock(plan, begun=clockwork.now)
+    first = schedule.Clock(plan, begun=clockwork.now)
     _called(first, clockwork, 20.0, 1, 0)  # compiled
     for done in range(1, 31):
         _called(first, clockwork, 1.0, 1, done)
     kept = first.kept(31)
     assert kept == {"seconds": pytest.approx(50.0), "share": pytest.approx(30 / 80)}
     clockwork.now += 1000  # another day
-    second = train._Clock(plan, begun=clockwork.now)
+    second = schedule.Clock(plan, begun=clockwork.now)
     second.restore(kept)
     (rate,) = _called(second, clockwork, 20.0, 1, 31)  # compiled again
     assert rate == pytest.approx(plan.rate(31, 30 / 80))
@@ -288,7 +288,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_rate_to_zero(clockwork):
 
 def test_a_start_that_takes_the_rest_of_the_box_says_how_far_it_came(clockwork):
     plan = dataclasses.replace(BOX, hours=60 / 3600)
-    clock = train._Clock(plan, begun=clockwork.now)
+    clock = schedule.Clock(plan, begun=clockwork.now)
     clock.restore({"seconds": 50.0, "share": 0.75})
     clockwork.now += 30.0  # reading, compiling the validation
     assert clock.steps(100) == 1, "a start takes a step, so that there is a last one"
@@ -299,11 +299,11 @@ def test_a_start_that_takes_the_rest_of_the_box_says_how_far_it_came(clockwork):
 def test_time_between_calls_is_no_steps_but_counts(clockwork, monkeypatch):
     """For one process, and for one of two, whose clock is a call late."""
     for count in (1, 2):
-        monkeypatch.setattr(train.processes, "count", lambda count=count: count)
-        monkeypatch.setattr(train.processes, "agreed", lambda value: value)
+        monkeypatch.setattr(schedule.processes, "count", lambda count=count: count)
+        monkeypatch.setattr(schedule.processes, "agreed", lambda value: value)
         plan = dataclasses.replace(BOX, hours=100 / 3600, steps_per_call=50)
         plan = dataclasses.replace(plan, log_every=1000, eval_every=1000)
-        clock, done = train._Clock(plan, begun=clockwork.now), 0
+        clock, done = schedule.Clock(plan, begun=clockwork.now), 0
         begun = clockwork.now
         while steps := clock.steps(done):
             told = clock.told()

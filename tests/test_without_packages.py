@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pixeldefend
 from pixeldefend import attacks, data
-from pixeldefend.experiment import density_training, modes, train
+from pixeldefend.experiment import density_training, modes, schedule, train
 
 images, labels = data.load("fashion_mnist", "train", {data_dir!r})
 model, params, _ = pixeldefend.load_released("fashion_mnist/pixelcnn")
@@ -34,7 +34,7 @@ arrays = {{"images": images[:8], "labels": labels[:8]}}
 first = density_training.initial_params(tiny, 0, arrays, 8)
 purify = jax.jit(pixeldefend.purify, static_argnums=0, static_argnames="window")
 purified = purify(tiny, first, attacked, eps=2, window=17)
-plan = train.Plan(batch=4, steps=2)
+plan = schedule.Plan(batch=4, steps=2)
 optimizer = train.adam(plan)
 step = train.make_step(density_training.loss_fn(tiny), optimizer, 0.0)
 state = train.start(first, {{}}, optimizer)

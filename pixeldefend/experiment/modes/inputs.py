@@ -8,7 +8,7 @@ from etils import epath
 
 from pixeldefend import __version__, attacks
 from pixeldefend.density import likelihood, pixelcnn
-from pixeldefend.experiment import data, parallel, processes, train, zoo
+from pixeldefend.experiment import data, parallel, processes, schedule, zoo
 from pixeldefend.experiment.parts import Parts
 from pixeldefend.experiment.workdir import config_hash
 from pixeldefend.models import classifiers
@@ -82,22 +82,22 @@ def split(config: Config, name: str) -> dict[str, np.ndarray]:
     return {"images": images, "labels": labels}
 
 
-def plan(config: Config, settings: Config) -> train.Plan:
+def plan(config: Config, settings: Config) -> schedule.Plan:
     """The plan in a `train` section."""
-    options = set(train.Plan.__dataclass_fields__) & set(settings)
+    options = set(schedule.Plan.__dataclass_fields__) & set(settings)
     given = {name: settings[name] for name in options}
     if given["steps_per_call"] < 0:
         raise ValueError(
             f"steps_per_call must not be negative: {given['steps_per_call']}"
         )
     given["steps_per_call"] = parallel.steps_per_call(given["steps_per_call"])
-    found = train.Plan(seed=config.seed, **given)
+    found = schedule.Plan(seed=config.seed, **given)
     parallel.per_device(found.batch, "train.batch")
     return found
 
 
 def training_splits(
-    config: Config, settings: Config, plan: train.Plan
+    config: Config, settings: Config, plan: schedule.Plan
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """What a `train` section trains on, and the images held out from it."""
     if settings.eval_images < 1:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from pixeldefend.experiment import parallel, report, train, zoo
+from pixeldefend.experiment import metrics, parallel, report, schedule, train, zoo
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.workdir import UserError, command_line
 
@@ -16,7 +16,7 @@ def fitted(
     first: train.TrainState,
     step: Callable[..., tuple[train.TrainState, dict]],
     training: dict,
-    plan: train.Plan,
+    plan: schedule.Plan,
     folder: epath.Path,
     scores: Callable[[train.TrainState], dict],
     told: Callable[[dict], str],
@@ -39,8 +39,8 @@ def fitted(
             first, step, training, plan, folder, scores, show, begun=begun
         )
     except (
-        train.NonFiniteLossError,
-        train.UnfinishedWarmupError,
+        metrics.NonFiniteLossError,
+        schedule.UnfinishedWarmupError,
         zoo.UnreadableError,
     ) as error:
         raise UserError(str(error)) from error

@@ -1,0 +1,89 @@
+"""What a training says of itself: averages over steps, and `metrics.jsonl`."""
+
+import json
+import time
+
+import numpy as np
+from etils import epath
+
+from pixeldefend.experiment import files, processes
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number; the last good checkpoint is kept."""
+
+
+class Averages:
+    """Metrics since the last line, added up."""
+
+    def __init__(self, batch: int):
+        """Nothing is added up yet; the clock starts. `batch` is that of a step."""
+        self._batch = batch
+        self._begun = time.monotonic()
+        self._steps = 0
+        self._calls: list[dict] = []
+        self._rate = 0.0
+
+    def add(self, sums: dict, rates: np.ndarray) -> None:
+        """Adds a call's metrics, summed over its steps, and the steps' rates."""
+        self._steps += len(rates)
+        self._calls.append(sums)
+        self._rate = float(rates[-1])
+
+    def means(self, done: int) -> dict[str, float]:
+        """Averages over the steps, the last one's rate, and images a second.
+
+        Raises:
+          NonFiniteLossError: the loss or the gradient is not.
+        """
+        means = {
+            name: float(np.sum([np.asarray(sums[name]) for sums in self._calls]))
+            / self._steps
+            for name in self._calls[0]
+        }
+        # The gradient too: one that is not finite has already spoiled the parameters.
+        for name in ("loss", "gradient_norm"):
+            if not np.isfinite(means[name]):
+                raise NonFiniteLossError(
+                    f"the {name} is {means[name]} at step {done}: lower the learning "
+                    "rate or clip the gradient, and start again in another workdir"
+                )
+        seconds = max(time.monotonic() - self._begun, 1e-9)
+        return means | {
+            "learning_rate": self._rate,
+            "images_per_second": round(self._batch * self._steps / seconds, 2),
+        }
+
+
+class MetricsFile:
+    """`metrics.jsonl`, cut back to the step that training continues from."""
+
+    def __init__(self, path: epath.Path, done: int):
+        """Keeps what is in the file, up to the step `done`."""
+        self.path = path
+        kept = []
+        if path.exists():
+            for text in path.read_text().splitlines():
+                try:
+                    line = json.loads(text)
+                except ValueError:  # the line that a kill left unfinished
+                    break
+                if line["step"] > done:
+                    break
+                kept.append(line)
+        self.last = kept[-1] if kept else {}
+        with files.whole_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def add(self, line: dict) -> None:
+        """Writes a line."""
+        self.last = line
+        if not processes.is_first():
+            return
+        text = json.dumps(line) + "\n"
+        if files.is_remote(self.path):
+            with files.whole_file(self.path) as temporary:
+                temporary.write_text(self.path.read_text() + text)
+            return
+        with self.path.open("a") as file:
+            file.write(text)
