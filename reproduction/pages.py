@@ -263,7 +263,7 @@ def speed() -> str:
         for features, batch, image in wanted:
             row = found[device, features, batch, image]
             low, high = row["ratio_to_forward_range"]
-            naive = row.get("ratio_naive")
+            naive, rate = row.get("ratio_naive"), f"{row['images_per_second']:.3g}"
             lines.append(
                 [
                     name,
@@ -273,7 +273,7 @@ def speed() -> str:
                     batch,
                     f"**{row['ratio_to_forward']:.2f}** ({low:.2f} to {high:.2f})",
                     f"{naive:.0f} x" if naive else "-",
-                    f"{row['images_per_second']:.3g}",
+                    f"{float(rate):g}",
                 ]
             )
     return report.markdown_table(header, lines)
