@@ -100,7 +100,7 @@ def test_a_released_figure_comes_again_by_the_command_on_its_card(
     # What the card calls by its name lies elsewhere here.
     options = [o.replace(f"toy/{kind}", str(folder / kind)) for o in options]
     done = subprocess.run(
-        [*_command("x", "x")[:2], *options, f"--workdir={tmp_path}/again"],
+        [*_command("x", "purify")[:2], *options, f"--workdir={tmp_path}/again"],
         cwd=ROOT,
         env=_environment(),
         capture_output=True,
@@ -149,7 +149,6 @@ def test_detectors_in_a_row_reject_what_any_of_them_does(released, tmp_path):
         classifiers,
         None,
         0,
-        "auto",
         0.0,
         8,
         "paper",

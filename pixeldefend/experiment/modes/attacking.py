@@ -9,7 +9,7 @@ from pixeldefend.defences import base
 from pixeldefend.experiment import data, evaluate, files, grid, parallel, report
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.parts import Parts
-from pixeldefend.experiment.rows import accuracy, write_rows
+from pixeldefend.experiment.rows import NO_DEFENCE, accuracy, write_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -191,12 +191,16 @@ def identity(config: inputs.Config, card: dict, attack: str | None) -> dict:
         "dataset": card["dataset"],
         "classifier": weights,
         "training": card["training"]["training"],
-        "defence": "none",
+        "density_model": None,
+        "defence": NO_DEFENCE,
         "attack": attack or "none",
         "preset": attacks.usual(attack, config.attack.preset) if attack else None,
         "eps_attack": inputs.in_row(config.attack.eps) if attack else 0.0,
         "eps_defend": 0,
+        "threshold": 0.0,
         "threat": grid.threat(grid.Pipeline(weights), made),
         "source": made.source,
         "through": made.seen,
+        "classifier_sha256": card["sha256"][:8],
+        "density_model_sha256": None,
     }
