@@ -14,6 +14,8 @@ from benchmarks import common, pieces
 from pixeldefend.experiment import zoo
 from pixeldefend.experiment.rows import read_rows
 
+pytestmark = pytest.mark.slow
+
 
 def _run(*options):
     return subprocess.run(

@@ -88,6 +88,7 @@ def test_levels_ball_and_outcome(name, preset, seed, share):
 
 
 @pytest.mark.parametrize("name, preset", USUAL)
+@pytest.mark.slow
 def test_the_same_again_alone_and_in_another_order(name, preset, float64):
     variables, images, labels, keys = _problem(3)
     images = images.astype(jnp.float64)  # where sums do not depend on their order

@@ -10,6 +10,8 @@ from processes import finish, kill, launch, rows
 
 from pixeldefend.experiment import zoo
 
+pytestmark = pytest.mark.slow
+
 # For a thorough look: PIXELDEFEND_KILLS=50 python -m pytest tests/test_chaos.py
 KILLS = int(os.environ.get("PIXELDEFEND_KILLS", "5"))
 SEED = int(os.environ.get("PIXELDEFEND_SEED", str(random.randrange(10**6))))

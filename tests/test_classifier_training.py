@@ -179,6 +179,7 @@ def test_batch_norm_on_four_devices_equals_one(arrays):
     [classifiers.ResNet(variant="code"), classifiers.VGG(divisor=16)],
     ids=["resnet", "vgg"],
 )
+@pytest.mark.slow
 def test_classifiers_take_their_statistics_over_all_devices(model, arrays):
     model = model.clone(dropout=0.0) if hasattr(model, "dropout") else model
     images = arrays["images"][:16]

@@ -13,6 +13,8 @@ from processes import environment
 from benchmarks import reach
 from reproduction import figures, pages, plots
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 

@@ -77,6 +77,7 @@ def test_eps_zero_is_the_identity(compiled):
     np.testing.assert_array_equal(purify(params, images, jnp.zeros(2, int)), images)
 
 
+@pytest.mark.slow
 def test_each_level_is_at_least_as_likely_as_the_one_it_replaced(compiled):
     model, params, images, purify, _ = compiled
     found = purify(params, images, jnp.full(2, 30))
@@ -104,6 +105,7 @@ def test_a_static_window_changes_nothing(float64):
     np.testing.assert_array_equal(fixed, purify(model, params, images, eps=16))
 
 
+@pytest.mark.slow
 def test_one_device_and_four_give_equal_bytes(compiled):
     model, params, images, _, _ = compiled
     tiled = jnp.concatenate([images, images[:, ::-1], images[:, :, ::-1], 255 - images])
@@ -152,6 +154,7 @@ def naive_relax(model, params, images, eps, labels=None):
 
 
 @pytest.mark.parametrize("shape, options", RELAXED)
+@pytest.mark.slow
 def test_relaxed_levels_are_those_of_a_naive_loop(shape, options, float64):
     model, params, images, labels = tiny(shape, **({"levels": 1} | options))
     images = images.astype(jnp.float64)
@@ -164,6 +167,7 @@ def test_relaxed_levels_are_those_of_a_naive_loop(shape, options, float64):
 
 
 @pytest.mark.parametrize("shape, options", RELAXED)
+@pytest.mark.slow
 def test_slopes_of_relaxed_levels_are_those_of_differences(shape, options, float64):
     """Along random directions, from images that lie between whole levels."""
     model, params, images, labels = tiny(shape, **({"levels": 1} | options))
@@ -188,6 +192,7 @@ def test_slopes_of_relaxed_levels_are_those_of_differences(shape, options, float
         np.testing.assert_allclose(np.vdot(slope, direction), difference, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_straight_through_goes_on_with_purified_levels(float64):
     model, params, images, _ = tiny((2, 3, 3), levels=1)
     levels = images.astype(jnp.float64)

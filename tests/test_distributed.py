@@ -9,6 +9,8 @@ from processes import finish, kill, launch, rows, wait_for
 
 from pixeldefend.experiment import zoo
 
+pytestmark = pytest.mark.slow
+
 
 def _both(tmp_path, mode, *options, devices=1):
     layouts = {"one": {"devices": devices}, "many": {"processes": 2, "devices": 4}}

@@ -120,6 +120,7 @@ def test_deepfool_is_no_worse_than_foolboxs(problem, norm):
     _no_worse(problem, norm, found, expected)
 
 
+@pytest.mark.slow
 def test_carlini_wagner_is_no_worse_than_foolboxs(problem):
     options = {"steps": 100, "initial_const": 1e-2}
     attack = foolbox.attacks.L2CarliniWagnerAttack(
@@ -132,6 +133,7 @@ def test_carlini_wagner_is_no_worse_than_foolboxs(problem):
     _no_worse(problem, "l2", found, expected)
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_its_ratios():
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.attacks", "--weights=", "--images=3"]

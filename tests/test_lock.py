@@ -157,6 +157,7 @@ def test_a_storage_that_fails_for_a_while_does_not_stop_the_signs(path, monkeypa
     mine.release()
 
 
+@pytest.mark.slow
 def test_two_jobs_in_one_workdir_are_refused_in_one_line(tmp_path):
     options = ["--config.purify.count=40", "--config.purify.batch=1"]
     options.append(f"--workdir={tmp_path / 'run'}")

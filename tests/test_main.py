@@ -80,6 +80,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_train_pixelcnn_killed_and_run_again_ends_with_the_same_bytes(
     trained, tmp_path
 ):
@@ -148,6 +149,7 @@ def _rows(folder):
     return [json.loads(s) for s in (folder / "rows.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_purify_without_a_classifier_perturbs_with_noise(tmp_path):
     blind = "--config.classifier.weights="
     result = _run(f"{FASHION}:smoke", "purify", blind, f"--workdir={tmp_path}/a")
@@ -162,6 +164,7 @@ def test_purify_without_a_classifier_perturbs_with_noise(tmp_path):
     assert not (tmp_path / "a/predictions.npz").exists()
 
 
+@pytest.mark.slow
 def test_purify_killed_and_run_again_ends_with_the_same_file(tmp_path):
     many = ("--config.purify.count=200",)  # 50 batches
     whole = _run(f"{FASHION}:smoke", "purify", f"--workdir={tmp_path}/a", *many)
@@ -177,6 +180,7 @@ def test_purify_killed_and_run_again_ends_with_the_same_file(tmp_path):
     assert not (tmp_path / "b/parts").exists()
 
 
+@pytest.mark.slow
 def test_purify_on_four_devices_gives_the_bytes_of_one(tmp_path):
     for devices in (1, 4):
         options = ("--config.purify.batch=1", "--config.purify.count=6")
@@ -187,6 +191,7 @@ def test_purify_on_four_devices_gives_the_bytes_of_one(tmp_path):
     assert one.read_bytes() == four.read_bytes()
 
 
+@pytest.mark.slow
 def test_purify_ones_own_pictures(trained, tmp_path):
     images, _ = data.sample("fashion_mnist")
     (tmp_path / "mine").mkdir()
@@ -215,6 +220,7 @@ def test_purify_ones_own_pictures(trained, tmp_path):
     assert names == {"mine.npz"}
 
 
+@pytest.mark.slow
 def test_sample_smoke(trained, tmp_path):
     result = _run(
         f"{FASHION}:smoke",
@@ -261,6 +267,7 @@ def test_release_smoke(trained, tmp_path):
     assert zoo.load_reference(str(to)).shape == (256,)
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_its_ratio():
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.purify", "--features=2", "--height=4"]
@@ -279,6 +286,7 @@ def test_the_benchmark_prints_its_ratio():
     assert found["images"] == [2, 4, 4, 1]
 
 
+@pytest.mark.slow
 def test_agreement_tells_where_images_part():
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.agreement", "--count=2", "--batch=2"]
@@ -502,6 +510,7 @@ def test_damaged_weights_are_told(tmp_path):
     assert "TensorStore" not in result.stderr
 
 
+@pytest.mark.slow
 def test_every_mistake_is_one_line_and_touches_nothing(tmp_path):
     """All in one process: `main.py` is entered anew for each, as a shell would."""
     script = """

@@ -17,6 +17,8 @@ from pixeldefend.experiment import data, grid, zoo
 from pixeldefend.experiment.modes.programs import Loaded, Tools
 from pixeldefend.experiment.modes.workbench import Workbench
 
+pytestmark = pytest.mark.slow
+
 SMOKE = "configs/mnist.py:smoke"
 KINDS = ("puvae", "magnet")
 COUNT = 4

@@ -11,6 +11,8 @@ from test_main import FASHION, ROOT, _command, _environment, _rows, _run, kill_o
 
 from pixeldefend.experiment import data, zoo
 
+pytestmark = pytest.mark.slow
+
 SMOKE = f"{FASHION}:smoke"
 ATTACKED = "--config.classifier.training=adversarial_fgsm"
 

@@ -18,6 +18,8 @@ from pixeldefend.density import likelihood
 from pixeldefend.experiment import data, zoo
 from pixeldefend.models import classifiers
 
+pytestmark = pytest.mark.slow
+
 COUNT = 6
 
 

@@ -19,6 +19,8 @@ from pixeldefend.experiment.modes.programs import Loaded, Tools
 from pixeldefend.experiment.modes.workbench import Workbench
 from pixeldefend.models import classifiers
 
+pytestmark = pytest.mark.slow
+
 COUNT = 6
 PROVENANCE = ("seconds", "table_seconds", "device", "config", "version")
 

@@ -13,6 +13,8 @@ from processes import ROOT, finish, free_port, kill, launch, rows, wait_until
 
 from pixeldefend.experiment import data, figures, files, zoo
 
+pytestmark = pytest.mark.slow
+
 _NOTHING = "gs://bucket/nothing"
 
 

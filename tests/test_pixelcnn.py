@@ -45,6 +45,7 @@ def test_the_papers_model_has_its_number_of_parameters():
     assert count == kernels + inputs + scales_and_biases == 53_659_080
 
 
+@pytest.mark.slow
 def test_initialisation_normalises_the_head_on_its_images(rng):
     model = pixelcnn.PixelCNN(
         features=6, depth=1, levels=2, mixtures=2, channels=1, dropout=0.0

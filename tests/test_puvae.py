@@ -304,6 +304,7 @@ def test_reconstructions_differ_by_label_and_by_draw(float64, rng):
         assert np.abs(found[:, one] - found[:, other]).max() > 1
 
 
+@pytest.mark.slow
 def test_the_nearest_of_all_candidates_is_taken(float64, rng):
     model, params, images, keys = _drawn(rng)
     candidates, distances = every(model, params, images, keys)
@@ -381,6 +382,7 @@ def test_purified_is_the_nearest_rounded_in_single_precision_too(float64, rng):
         np.testing.assert_array_equal(purify(end, whole, keys), level)
 
 
+@pytest.mark.slow
 def test_slopes_are_those_of_the_chosen_reconstruction_alone(float64, rng):
     model, params, images, keys = _drawn(rng)
     towards, far = rng.normal(size=images.shape), rng.normal(size=COUNT)
@@ -479,6 +481,7 @@ def _losing(rng):
     return params, images, jax.random.key(3), classifier
 
 
+@pytest.mark.slow
 def test_the_loss_is_made_of_its_formulas(float64, rng):
     params, images, key, classifier = _losing(rng)
     _, (total, parts) = loss(params, images, key, classifier)
@@ -544,6 +547,7 @@ def test_hopeless_reconstructions_leave_numbers_and_slopes(float64, rng):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
 
 
+@pytest.mark.slow
 def test_training_lowers_what_is_wrong(float64, rng):
     images, labels = data.sample("mnist")
     few = np.flatnonzero(labels < CLASSES)[:COUNT]

@@ -8,10 +8,13 @@ import time
 import pytest
 from processes import ROOT, SMOKE, environment, finish, launch, rows
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("PIXELDEFEND_SLURM") != "1",
-    reason="needs a Slurm cluster that may be used: PIXELDEFEND_SLURM=1",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("PIXELDEFEND_SLURM") != "1",
+        reason="needs a Slurm cluster that may be used: PIXELDEFEND_SLURM=1",
+    ),
+]
 # Many small batches, so that there is a middle to be stopped in.
 OPTIONS = ["--config.purify.count=60", "--config.purify.batch=1"]
 

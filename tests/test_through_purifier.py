@@ -67,6 +67,7 @@ def test_backwards_it_is_the_classifier_at_the_purified_image(defence):
 
 
 @pytest.mark.parametrize("slope", ["straight_through", "expectation"])
+@pytest.mark.slow
 def test_slopes_through_the_scan_are_those_of_relaxed_levels(defence, slope):
     model, variables, images = defence
     seen = attacks.behind_purifier(network, model, slope=slope, window=19)
