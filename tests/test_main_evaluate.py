@@ -230,7 +230,7 @@ def test_evaluate_on_four_devices_gives_the_rows_of_one(models, tmp_path):
 
 def _workbench(folder, models, name="two", step=1):
     loaded = {models["two"]: Loaded(*zoo.load_released(models[name]))}
-    tools = Tools(loaded, None, 32, "auto", 0.0, 8, "paper", 0, batch=1)
+    tools = Tools(loaded, None, 32, 0.0, 8, "paper", 0, batch=1)
     given = data.read_input("fashion_mnist", "sample", 24, (28, 28, 1), None)
     given = given._replace(images=given.images[::step].copy())
     return Workbench(folder, given, tools)
