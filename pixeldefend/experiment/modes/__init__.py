@@ -1,7 +1,7 @@
 """The modes of `main.py`: each composes the library from a config.
 
-Only this package reads configs. Every mode checks all that the user gave before it
-touches a file; what is wrong by then is a `UserError`.
+Only this package, and the modes of `reproduction`, read configs. Every mode checks all
+that the user gave before it touches a file; what is wrong by then is a `UserError`.
 """
 
 import contextlib
