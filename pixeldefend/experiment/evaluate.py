@@ -16,7 +16,7 @@ class Stage:
     """Images at one point of the defence.
 
     Attributes:
-      name: one of `defence.STAGES`.
+      name: one of `base.STAGES`.
       title: for a table.
       bits_per_dim: `[N]`.
       distance: L-infinity to the clean image, `[N]` levels.

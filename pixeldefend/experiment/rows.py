@@ -16,6 +16,7 @@ from pixeldefend.experiment import files
 
 NO_DEFENCE = "none"
 WORST = "worst_per_image"  # in place of an attack: all of a table, image by image
+DETECTOR = "detector"  # by likelihood, as an attack sees it beside the classifier
 _CLASSIFIER = "classifier"
 # A mode's own figures, beside those that every row has.
 FIGURES = {
@@ -126,14 +127,12 @@ class Row:
         Raises:
           ValueError: they do not.
         """
-        for name, kind in (_TYPES | FIGURES).items():
-            if name in _TYPES:
-                _check(name, getattr(self, name), kind)
-            elif name in self.figures:
-                _check(name, self.figures[name], kind)
-        unknown = sorted(set(self.figures) - set(FIGURES))
-        if unknown:
-            raise ValueError(f"a row has no field {unknown[0]!r}")
+        for name, kind in _TYPES.items():
+            _check(name, getattr(self, name), kind)
+        for name, value in self.figures.items():
+            if name not in FIGURES:
+                raise ValueError(f"a row has no field {name!r}")
+            _check(name, value, FIGURES[name])
         if not 0 <= self.correct <= self.n or not self.n:
             raise ValueError(f"{self.correct} of {self.n} images cannot be right")
         if abs(self.accuracy - self.correct / self.n) > 1e-4:
@@ -154,7 +153,7 @@ class Row:
             return {None, "grey-box", "white-box"}
         defence = self.defence
         if "auc" in self.figures:  # judged by likelihood, in front of everything
-            defence = "+".join(("detector", *_words(defence)))
+            defence = "+".join((DETECTOR, *_words(defence)))
         return {threat(self.classifier, self.source, defence, self.through)}
 
     @classmethod

@@ -11,10 +11,8 @@ from pixeldefend.experiment import data, evaluate, files, grid, parallel, report
 from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.experiment.modes.programs import Tools
 from pixeldefend.experiment.modes.workbench import Workbench
-from pixeldefend.experiment.rows import accuracy, write_rows
+from pixeldefend.experiment.rows import DETECTOR, accuracy, write_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
-
-_DETECTOR = "detector"  # by likelihood, as an attack sees it beside the classifier
 
 
 class _Set(NamedTuple):
@@ -220,7 +218,7 @@ def _rows(
 
 def _behind_detector(row: grid.Pipeline) -> grid.Pipeline:
     """The row as who attacks it must see it: the detector stands in front."""
-    return dataclasses.replace(row, defences=(_DETECTOR, *row.defences))
+    return dataclasses.replace(row, defences=(DETECTOR, *row.defences))
 
 
 def _passed(detector: _Detector, log_probs: np.ndarray, right: np.ndarray) -> dict:
@@ -253,7 +251,7 @@ def _evading(
         "selective",
         eps,
         source=source,
-        through=(_DETECTOR,),
+        through=(DETECTOR,),
         images=config.detect.evading_images,
     )
     bar = detector.least[name]

@@ -12,6 +12,7 @@ from pixeldefend import attacks, keys
 from pixeldefend.defences import base, magnet, purification, puvae
 from pixeldefend.density import likelihood
 from pixeldefend.experiment.grid import DEFENCES, DETECTORS, Made
+from pixeldefend.experiment.rows import DETECTOR
 from pixeldefend.models import classifiers
 
 
@@ -84,7 +85,7 @@ def network(tools: Tools, made: Made) -> tuple[Any, Callable, Any]:
             logits_fn = base.behind_median(logits_fn, preset=tools.median)
             continue
         # Beside the classifier, not in front of it.
-        if name in ("detector", *DETECTORS):
+        if name in (DETECTOR, *DETECTORS):
             continue
         if name in ("puvae", "magnet"):
             logits_fn = attacks.behind_autoencoder(
