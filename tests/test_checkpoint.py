@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import json
 import shutil
 
@@ -109,6 +110,31 @@ def test_one_flipped_byte_is_noticed(copy):
         zoo.load_released(str(copy))
 
 
+@pytest.mark.parametrize("name", ["reference.npy", "validation.npy"])
+def test_one_flipped_bit_of_scores_is_noticed(copy, name):
+    """Most would load, as other numbers."""
+    zoo.save_validation(copy, np.ones((2, 30)), {})
+    load = zoo.load_reference if name == "reference.npy" else zoo.load_validation
+    path = copy / name
+    content = path.read_bytes()
+    for place in range(len(content) - 40, len(content), 7):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(bytes(changed))
+        with pytest.raises(ValueError, match="not the file that the card tells of"):
+            load(str(copy))
+    path.write_bytes(content)
+    assert load(str(copy)) is not None
+
+
+def test_every_released_model_has_hashes_of_its_files():
+    cards = sorted(zoo.RELEASED.glob("*/*/card.json"))
+    assert cards
+    for path in cards:
+        told = zoo.load_card(path.parent)["files"]
+        assert told == zoo.file_hashes(path.parent), path.parent
+
+
 def test_nothing_old_stays_beside_new_weights(released, copy):
     _, model, params = released
     card = {"kind": "pixelcnn", "dataset": "toy", "image_shape": list(SHAPE)}
@@ -126,6 +152,8 @@ def test_validation_scores_come_back_and_are_told_of_in_the_card(copy):
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, scores)  # in their order
     told = {"validation": {"n": 3, "detector": "rmse"}}
+    digest = hashlib.sha256((copy / "validation.npy").read_bytes()).hexdigest()
+    told["files"] = before["files"] | {"validation.npy": digest}
     assert json.loads((copy / "card.json").read_text()) == before | told
     assert zoo.load_released(name)[2] == before | told
     # Once more, in place of the first.

@@ -248,7 +248,47 @@ def save_released(
                 np.save(file, np.sort(np.asarray(reference, np.float32)))
     arguments = _KINDS[card["kind"]].describe(model)
     known = {"model": arguments, "sha256": fingerprint(params)}
+    known["files"] = file_hashes(folder)
     files.write_json(folder / "card.json", card | known)
+
+
+def file_hashes(folder: epath.Path) -> dict[str, str]:
+    """SHA-256 of every file of a model but its card, by path within `folder`."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            inner = file_hashes(path).items()
+            found |= {f"{path.name}/{name}": digest for name, digest in inner}
+        elif path.name != "card.json" and not path.name.startswith("."):
+            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _check_files(folder: epath.Path, card: dict, part: str) -> None:
+    """Compares files with the card; one written before cards had hashes passes.
+
+    A restore from damaged files fails too, but in a dozen ways, some of them in threads
+    that print what they think of it, and a flipped bit need not be noticed at all.
+
+    Args:
+      folder: of the model.
+      card: its.
+      part: "weights" or the name of one file.
+
+    Raises:
+      FileNotFoundError: `part` is missing.
+      ValueError: a file of it is missing, or not the one of the card.
+    """
+    if not (folder / part).exists():
+        raise FileNotFoundError(f"no {part} in {folder}")
+    for name, digest in card.get("files", {}).items():
+        if name != part and not name.startswith(f"{part}/"):
+            continue
+        path = folder / name
+        if not path.exists():
+            raise ValueError(f"{name} is missing")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise ValueError(f"{name} is not the file that the card tells of")
 
 
 def find_released(name: str) -> epath.Path:
@@ -324,6 +364,10 @@ def load_released(name: str) -> tuple[Any, Any, dict]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'card.json'} does not fit: {error}") from error
     like = abstract_params(card["kind"], model, tuple(card["image_shape"]))
+    try:
+        _check_files(folder, card, "weights")
+    except ValueError as error:
+        raise _unreadable(folder / "weights", error) from error
     params = load_weights(folder / "weights", like)
     if card.get("sha256") != fingerprint(params):
         raise _unreadable(folder / "weights", "they are not the ones of the card")
@@ -342,7 +386,10 @@ def save_validation(folder: epath.PathLike, scores: np.ndarray, told: dict) -> N
     with files.whole_file(folder / "validation.npy") as temporary:
         with temporary.open("wb") as file:
             np.save(file, np.asarray(scores, np.float32))
-    files.write_json(folder / "card.json", load_card(folder) | {"validation": told})
+    card = load_card(folder) | {"validation": told}
+    if "files" in card:
+        card["files"] = file_hashes(folder)
+    files.write_json(folder / "card.json", card)
 
 
 def load_validation(name: str) -> np.ndarray | None:
@@ -357,7 +404,7 @@ def load_validation(name: str) -> np.ndarray | None:
         if not np.all(np.isfinite(scores)):
             raise ValueError("they are not finite numbers")
 
-    return _load_scores(find_released(name) / "validation.npy", 2, check)
+    return _load_scores(find_released(name), "validation.npy", 2, check)
 
 
 def load_reference(name: str) -> np.ndarray | None:
@@ -372,20 +419,22 @@ def load_reference(name: str) -> np.ndarray | None:
         if not np.all(np.diff(scores) >= 0):
             raise ValueError("they are not sorted")
 
-    return _load_scores(find_released(name) / "reference.npy", 1, check)
+    return _load_scores(find_released(name), "reference.npy", 1, check)
 
 
 def _load_scores(
-    path: epath.Path, axes: int, check: Callable[[np.ndarray], None]
+    folder: epath.Path, name: str, axes: int, check: Callable[[np.ndarray], None]
 ) -> np.ndarray | None:
     """Floating numbers of so many axes, None without a file; `check` may refuse them.
 
     Raises:
       ValueError: the file is damaged.
     """
+    path = folder / name
     if not path.exists():
         return None
     try:
+        _check_files(folder, load_card(folder), name)
         with path.open("rb") as file:
             scores = np.load(file, allow_pickle=False)
         floating = np.issubdtype(scores.dtype, np.floating)
