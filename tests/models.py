@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from pixeldefend.density import conditionals, pixelcnn
 
@@ -29,6 +30,15 @@ def tiny(shape, *, seed=0, **options):
         lambda a: jnp.asarray(0.3 + 0.6 * rng.normal(size=a.shape), a.dtype), abstract
     )
     return model, params, images, labels
+
+
+def mostly_slow(cases, quick):
+    """Cases for `parametrize`, of which all but the first few are marked slow."""
+    rest = [
+        pytest.param(*(c if isinstance(c, tuple) else (c,)), marks=pytest.mark.slow)
+        for c in cases[quick:]
+    ]
+    return [*cases[:quick], *rest]
 
 
 def naive_purify(model, params, images, eps, labels=None):

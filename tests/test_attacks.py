@@ -20,6 +20,9 @@ KINDS = [
     if options not in list(known.presets.values())[:i]
 ]
 USUAL = [(name, attacks.usual(name)) for name in attacks.ATTACKS]
+RARE = [
+    pytest.param(*kind, marks=pytest.mark.slow) for kind in KINDS if kind not in USUAL
+]
 # As many steps as these small problems can use.
 FEWER = {"cw": {"steps": 40}, "cw_l2": {"steps": 60, "search_steps": 4}}
 SIZES = {"linf": norms.linf, "l2": norms.l2, "l0": norms.l0}
@@ -64,7 +67,7 @@ def _compiled(name, preset):
     return jax.jit(functools.partial(_attack(name, preset), logits_fn))
 
 
-@pytest.mark.parametrize("name, preset", KINDS)
+@pytest.mark.parametrize("name, preset", USUAL + RARE)
 @hypothesis.given(seed=st.integers(0, 10_000), share=st.floats(0, 1))
 @hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
 def test_levels_ball_and_outcome(name, preset, seed, share):
@@ -118,6 +121,7 @@ def test_one_trace_serves_every_eps(name, preset):
 
 
 @pytest.mark.parametrize("name, preset", USUAL)
+@pytest.mark.slow
 def test_nothing_but_the_image_where_the_classifier_never_changes(name, preset):
     _, images, _, keys = _problem(5)
     labels = jnp.ones(len(images), jnp.int32)
@@ -129,6 +133,7 @@ def test_nothing_but_the_image_where_the_classifier_never_changes(name, preset):
 
 
 @pytest.mark.parametrize("name, preset", USUAL)
+@pytest.mark.slow
 def test_four_devices_make_the_images_of_one(name, preset):
     variables, images, labels, keys = _problem(6, count=8)
     eps = EPS[attacks.ATTACKS[name].norm]

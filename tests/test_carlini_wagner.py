@@ -234,6 +234,7 @@ def test_images_that_are_not_taken_for_their_label_come_back(rng, attack, norm):
 
 
 @pytest.mark.parametrize("attack, norm", BOTH)
+@pytest.mark.slow
 def test_neither_lanes_nor_the_batch_change_an_image(float64, rng, attack, norm):
     # In double precision: a long descent repeats no rounding errors.
     variables, images, labels = draw(rng, 5, dtype="float64")

@@ -280,6 +280,7 @@ def _released_classifiers():
 
 
 @pytest.mark.parametrize("name", _released_classifiers())
+@pytest.mark.slow
 def test_released_classifiers_get_the_sample_right_as_their_cards_say(name):
     model, variables, card = zoo.load_released(name)
     assert card["name"] == name

@@ -87,6 +87,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("training, preset", KINDS)
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_weights(
     training, preset, arrays, tmp_path, monkeypatch
 ):

@@ -208,6 +208,7 @@ def test_levels_of_any_type_are_standardised_alike(rng):
 
 
 @pytest.mark.parametrize("architecture", list(classifiers.ARCHITECTURES))
+@pytest.mark.slow
 def test_logits_are_those_of_each_image_for_itself(architecture, rng):
     options = {"variant": "code"} if architecture == "resnet" else {}
     model = classifiers.make(architecture, divisor=4, **options)

@@ -129,6 +129,7 @@ def test_holes_go_with_any_stride_and_padding(float64, rng, holes, strides, padd
 @pytest.mark.parametrize(
     "strides, padding", [((2, 2), "VALID"), ((1, 1), "VALID"), ((1, 1), "SAME")]
 )
+@pytest.mark.slow
 def test_slopes_of_stride_two_and_of_few_channels_are_lax_s(
     float64, rng, size, kernel, strides, padding
 ):

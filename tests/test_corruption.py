@@ -129,6 +129,7 @@ def test_exhaustive_search_finds_what_a_loop_over_strengths_finds(attack, proble
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.slow
 def test_the_interval_below_a_success_is_searched_again(attack, problem):
     _, info = _run(attack, problem, grid=20, refinements=1, **_once(attack))
     coarse, expected, least = np.full((3, 8), np.inf)
@@ -190,6 +191,7 @@ def test_what_is_farther_than_eps_is_no_success(attack, problem):
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch_lanes_or_grouping(attack, problem):
     variables, images, labels, keys = problem
     whole, info = _run(attack, problem)

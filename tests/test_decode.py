@@ -7,23 +7,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import apply, naive_purify, tiny
+from models import apply, mostly_slow, naive_purify, tiny
 
 from pixeldefend.defences import purification
 from pixeldefend.density import conditionals, decode, likelihood, pixelcnn
 
 purify = jax.jit(purification.purify, static_argnums=0, static_argnames="window")
 CONFIGURATIONS = [
-    ((8, 8, 1), {"levels": 3, "conditionals": "independent", "depth": 2}),
     ((4, 8, 3), {"levels": 3, "conditionals": "joint"}),
-    ((8, 4, 3), {"levels": 2, "conditionals": "independent", "classes": 2}),
-    ((4, 6, 3), {"levels": 2, "conditionals": "softmax"}),
     ((3, 5, 1), {"levels": 1, "conditionals": "softmax"}),
-    ((3, 4, 3), {"levels": 1, "conditionals": "joint"}),
+    ((3, 4, 3), {"levels": 1, "conditionals": "independent", "classes": 2}),
+    ((8, 8, 1), {"levels": 3, "conditionals": "independent", "depth": 2}),
+    ((8, 4, 3), {"levels": 2, "conditionals": "joint", "classes": 2}),
+    ((4, 6, 3), {"levels": 2, "conditionals": "softmax"}),
 ]
 
 
-@pytest.mark.parametrize("shape, options", CONFIGURATIONS)
+@pytest.mark.parametrize("shape, options", mostly_slow(CONFIGURATIONS, 3))
 def test_the_scan_computes_what_the_network_does(shape, options, float64):
     model, params, images, labels = tiny(shape, **options)
     whole = apply(model, params, images, labels=labels)
@@ -33,7 +33,7 @@ def test_the_scan_computes_what_the_network_does(shape, options, float64):
     np.testing.assert_allclose(cached / scale, whole / scale, atol=1e-13)
 
 
-@pytest.mark.parametrize("shape, options", CONFIGURATIONS)
+@pytest.mark.parametrize("shape, options", mostly_slow(CONFIGURATIONS, 3))
 def test_purify_equals_the_naive_decoder(shape, options, float64):
     model, params, images, labels = tiny(shape, **options)
     expected = naive_purify(model, params, images, 20, labels)
@@ -98,6 +98,7 @@ def test_purification_makes_images_likelier(compiled):
     assert np.all(after > before)
 
 
+@pytest.mark.slow
 def test_a_static_window_changes_nothing(float64):
     """In double precision: two programs may round a near-tie of float32 otherwise."""
     model, params, images, _ = tiny((4, 4, 3), conditionals="joint", levels=2)
@@ -229,6 +230,7 @@ def test_relaxing_wants_floating_images():
         purification.relax(model, params, images, eps=9)
 
 
+@pytest.mark.slow
 def test_soft_decoding_approaches_greedy_as_it_cools(float64):
     model, params, images, _ = tiny((4, 4, 3), levels=1)
 

@@ -185,6 +185,7 @@ def test_images_that_are_not_taken_for_their_label_come_back(rng):
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.slow
 def test_neither_lanes_nor_the_batch_change_an_image(rng, norm):
     variables, images, labels = draw(rng, 9)
     run = compiled(attacks.deepfool, norm=norm)

@@ -68,6 +68,7 @@ def test_fgsm_is_foolboxs(problem, eps):
 
 @pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize("norm, eps", [("linf", 6.0), ("l2", 20.0)])
+@pytest.mark.slow
 def test_pgd_is_foolboxs(problem, norm, eps, random_start):
     images = problem[1]
     key = jax.random.split(jax.random.key(1), len(images))

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from models import mostly_slow
 from PIL import Image
 
 from pixeldefend.experiment import data, modes, zoo
@@ -107,7 +108,7 @@ def _leaves(tree):
     return jax.tree.leaves(tree)
 
 
-@pytest.mark.parametrize("config", [FASHION, CIFAR])
+@pytest.mark.parametrize("config", mostly_slow([FASHION, CIFAR], 1))
 def test_purify_smoke(config, tmp_path):
     result = _run(f"{config}:smoke", "purify", f"--workdir={tmp_path}/a")
     assert result.returncode == 0, result.stderr

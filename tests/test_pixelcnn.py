@@ -67,6 +67,7 @@ def test_scale_of_a_direction_does_not_matter():
     )
 
 
+@pytest.mark.slow
 def test_dropout_only_with_a_key_and_element_wise():
     model, params, images, _ = tiny((8, 8, 1), dropout=0.5)
     without = dataclasses.replace(model, dropout=0.0)

@@ -123,6 +123,7 @@ def test_without_a_ball_of_the_defence_it_is_the_classifier(defence):
 
 
 @pytest.mark.parametrize("slope", attacks.SLOPES)
+@pytest.mark.slow
 def test_adaptive_defences_leave_likely_images_alone(defence, slope):
     model, variables, images = defence
     bits = likelihood.bits_per_dim(model, variables["params"], images)
