@@ -434,17 +434,18 @@ def configured(name: str) -> tuple[common.Training, Any]:
     config.data_dir = _DATA_DIR.value or None
     config.compilation_cache = ""
     section.train.steps = 0
+    config.train.model = training.kind
     return training, config
 
 
 def _as_command(training: common.Training, hours: float) -> list[str]:
     """The arguments with which `main.py` trains the same, for the model's card."""
-    mode = f"train_{training.kind}"
     section = f"--config.{training.kind}"
     given = [f"{section}.{field}={value}" for field, value in _fields(training).items()]
     return [
         f"--config=configs/{training.dataset}.py:gpu",
-        f"--mode={mode}",
+        "--mode=train",
+        f"--config.train.model={training.kind}",
         "--config.data_dir=DATA_DIR",
         *given,
         f"{section}.train.hours={hours:.4f}",
@@ -465,7 +466,7 @@ def _train(name: str) -> Iterator[dict]:
         hours = config[training.kind].train.hours = seconds / 3600
         sys.argv[1:] = _as_command(training, hours)
         try:
-            modes.start(f"train_{training.kind}", config, folder)
+            modes.start("train", config, folder)
         except modes.UserError as error:
             raise SystemExit(str(error)) from error
         files = pieces.pack(pathlib.Path(folder), pathlib.Path(_TO.value) / name)

@@ -134,7 +134,7 @@ def _train(comparison: Comparison, name: str, workdir: pathlib.Path) -> None:
             "pixelcnn.train.hours": _HOURS.value,
             "pixelcnn.train.eval_every": _EVAL_EVERY.value,
         }
-    _run(comparison, "train_pixelcnn", workdir, fields)
+    _run(comparison, "train", workdir, fields)
 
 
 def _measured(comparison: Comparison, name: str, workdir: pathlib.Path) -> dict:

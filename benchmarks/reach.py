@@ -67,7 +67,8 @@ def _rate(training: common.Training) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         at = pathlib.Path(folder)
         named = {f"{kind}.{name}": value for name, value in fields.items()}
-        common.run_main(f"{training.dataset}.py:paper", f"train_{kind}", at, named)
+        named["train.model"] = kind
+        common.run_main(f"{training.dataset}.py:paper", "train", at, named)
         lines = read_rows(at / "metrics.jsonl")
         card = json.loads((at / "model/card.json").read_text())
     seconds = [line["seconds"] for line in lines]

@@ -4,7 +4,7 @@ Purify 128 bundled images with the released model (2 cores: about two minutes):
   python main.py --config=configs/cifar10.py --mode=purify
 
 Train the paper's model (160 features, depth 5; wants accelerators; 3.0 bits/dim):
-  python main.py --config=configs/cifar10.py:paper --mode=train_pixelcnn \
+  python main.py --config=configs/cifar10.py:paper --mode=train \
     --config.data_dir=DATA_DIR
 
 The paper's Table 2, every defence under every attack, on 100 images (most of half an
@@ -19,15 +19,16 @@ and the classifiers, in a time box that counts compiling. Training takes
 here. One NVIDIA H100 trained `cifar10/pixelcnn-64x2` in six and a half minutes, 12 900
 images/s, 106 epochs, 3.44 bits/dim with clipped gradients (docs/performance.md; without
 them, as here now, not yet measured there). A ResNet is estimated at three minutes:
-  python main.py --config=configs/cifar10.py:gpu --mode=train_pixelcnn \
+  python main.py --config=configs/cifar10.py:gpu --mode=train \
     --config.data_dir=DATA_DIR --config.pixelcnn.train.hours=0.15
-  python main.py --config=configs/cifar10.py:gpu --mode=train_classifier \
-    --config.data_dir=DATA_DIR --config.classifier.train.hours=0.05
+  python main.py --config=configs/cifar10.py:gpu --mode=train \
+    --config.train.model=classifier --config.data_dir=DATA_DIR \
+    --config.classifier.train.hours=0.05
 With a lease of minutes, all of it by one command: `python -m benchmarks.accelerator`.
 
 Train the released model again (a first run; its card has the second, which starts from
 it, their times and bits/dim):
-  python main.py --config=configs/cifar10.py --mode=train_pixelcnn \
+  python main.py --config=configs/cifar10.py --mode=train \
     --config.pixelcnn.train.hours=1.75 --config.data_dir=DATA_DIR
 """
 

@@ -32,6 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.gradients = _gradients()
     config.figures = _figures()
     config.classify = _classify()
+    config.train = _train()
     config.release = _release()
     config.sample = _sample()
     return config
@@ -400,9 +401,17 @@ def _classify() -> ml_collections.ConfigDict:
     return classify
 
 
+def _train() -> ml_collections.ConfigDict:
+    """Training; how is in the section of the model."""
+    train = ml_collections.ConfigDict()
+    train.model = "pixelcnn"  # pixelcnn, classifier, puvae, magnet
+    return train
+
+
 def _release() -> ml_collections.ConfigDict:
-    """A released model, of the finished run that `weights` name."""
+    """A released model, of the finished run that its `weights` name."""
     release = ml_collections.ConfigDict()
+    release.model = "pixelcnn"  # as for train
     release.to = ""  # folder
     release.note = ""  # for the card, e.g. how the run shared its machine
     release.on_sample = False  # all splits from the bundled sample: for trying the code

@@ -4,13 +4,14 @@ Purify 128 bundled images with the released model (2 cores: about a minute):
   python main.py --config=configs/fashion_mnist.py --mode=purify
 
 Train the paper's model (40 features, depth 5; wants an accelerator; 2.7 bits/dim):
-  python main.py --config=configs/fashion_mnist.py:paper --mode=train_pixelcnn \
+  python main.py --config=configs/fashion_mnist.py:paper --mode=train \
     --config.data_dir=DATA_DIR
 
 Train a classifier (an hour on one core; `default.py` lists the other trainings), and
 see how many of the bundled images it gets right, clean and attacked:
-  python main.py --config=configs/fashion_mnist.py --mode=train_classifier \
-    --config.data_dir=DATA_DIR --workdir=runs/fashion_mnist/resnet
+  python main.py --config=configs/fashion_mnist.py --mode=train \
+    --config.train.model=classifier --config.data_dir=DATA_DIR \
+    --workdir=runs/fashion_mnist/resnet
   python main.py --config=configs/fashion_mnist.py --mode=attack \
     --config.classifier.weights=runs/fashion_mnist/resnet \
     --config.attack.name=fgsm --config.attack.eps=8
@@ -23,7 +24,7 @@ attack of eps 8, grey-box):
 
 Train the released density model again (a first run; its card has the others, which
 start from each other, their times and bits/dim):
-  python main.py --config=configs/fashion_mnist.py --mode=train_pixelcnn \
+  python main.py --config=configs/fashion_mnist.py --mode=train \
     --config.data_dir=DATA_DIR
 """
 

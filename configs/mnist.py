@@ -8,10 +8,10 @@ two minutes, most of it compiling):
 
 Train a PuVAE for the bundled classifier (an hour on one core), or autoencoders of
 MagNet:
-  python main.py --config=configs/mnist.py --mode=train_puvae \
-    --config.data_dir=DATA_DIR --workdir=runs/mnist/puvae
-  python main.py --config=configs/mnist.py --mode=train_magnet \
-    --config.data_dir=DATA_DIR --workdir=runs/mnist/magnet
+  python main.py --config=configs/mnist.py --mode=train \
+    --config.train.model=puvae --config.data_dir=DATA_DIR --workdir=runs/mnist/puvae
+  python main.py --config=configs/mnist.py --mode=train \
+    --config.train.model=magnet --config.data_dir=DATA_DIR --workdir=runs/mnist/magnet
 
 Purify 128 bundled images with the released density model:
   python main.py --config=configs/mnist.py --mode=purify

@@ -2,7 +2,7 @@
 # Runs a mode on this machine and all its GPUs, in the background, with a log.
 #
 #   launch/local.sh MODE CONFIG [OPTION...]
-#   launch/local.sh train_pixelcnn configs/cifar10.py --config.data_dir=DATA_DIR
+#   launch/local.sh train configs/cifar10.py --config.data_dir=DATA_DIR
 #
 # PYTHON chooses the interpreter (default .venv/bin/python). A run that was stopped
 # (kill PROCESS) or killed continues when the same command is given again.

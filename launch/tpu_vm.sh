@@ -2,7 +2,7 @@
 # Runs a mode on all workers of a Cloud TPU VM slice.
 #
 #   TPU=SLICE ZONE=us-central2-b launch/tpu_vm.sh MODE CONFIG --workdir=gs://... [OPTION...]
-#   TPU=SLICE ZONE=us-central2-b launch/tpu_vm.sh train_pixelcnn \
+#   TPU=SLICE ZONE=us-central2-b launch/tpu_vm.sh train \
 #     configs/cifar10.py:paper --workdir=gs://BUCKET/cifar10 --config.data_dir=gs://BUCKET/data
 #
 # Copies the last commit, installs what is missing, and waits. The same command goes on

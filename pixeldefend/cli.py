@@ -71,8 +71,7 @@ def main(known: Mapping[str, modes.Mode]) -> int:
         return 0
     if _MODE.value not in known:
         if _MODE.value in modes.MOVED:
-            program = modes.MOVED[_MODE.value]
-            return _mistake(f"{_MODE.value} has moved: {program} --mode={_MODE.value}")
+            return _mistake(f"{_MODE.value} is now {modes.MOVED[_MODE.value]}")
         names = ", ".join((*known, "list"))
         return _mistake(f"unknown mode {_MODE.value!r}: one of {names}")
     config = _CONFIG.value

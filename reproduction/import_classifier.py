@@ -2,9 +2,10 @@
 
     python -m reproduction.import_classifier --run=RUN --to=FOLDER --dataset=cifar10
 
-FOLDER is then like the workdir of `--mode=train_classifier`: `--mode=classify` and
-`--mode=release_classifier` take it as `--config.classifier.weights`. Refused unless the
-network here gives the logits that torch gave, in float64.
+FOLDER is then like the workdir of `--mode=train --config.train.model=classifier`:
+`--mode=classify` and `--mode=release --config.release.model=classifier` take it as
+`--config.classifier.weights`. Refused unless the network here gives the logits that
+torch gave, in float64.
 """
 
 import argparse

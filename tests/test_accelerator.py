@@ -126,7 +126,7 @@ def test_its_pieces_become_a_model(trained):
     assert card["training"]["step"] > 1
     # What anyone can repeat it by, not this benchmark's own subprocess.
     command = card["training"]["command"]
-    for part in ("main.py", "cifar10.py:gpu", "train_pixelcnn", "features=4", "hours="):
+    for part in ("main.py", "cifar10.py:gpu", "--mode=train", "features=4", "hours="):
         assert part in command
     assert str(folder) not in command
     lines = (folder / "model/metrics.jsonl").read_text().splitlines()

@@ -51,8 +51,8 @@ def _state(folder):
 
 def test_training_survives(tmp_path):
     kills = KILLS - KILLS // 2
-    whole, seconds = _undisturbed("train_pixelcnn", tmp_path)
-    killed = _killed("train_pixelcnn", tmp_path, kills, seconds, [{}])
+    whole, seconds = _undisturbed("train", tmp_path)
+    killed = _killed("train", tmp_path, kills, seconds, [{}])
     assert rows(whole / "metrics.jsonl") == rows(killed / "metrics.jsonl")
     (step, expected), (other, found) = _state(whole), _state(killed)
     assert step == other and expected.keys() == found.keys() and len(expected) > 50

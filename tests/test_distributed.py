@@ -54,19 +54,20 @@ def test_evaluate_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "mode, devices",
+    "kind, devices",
     [
-        ("train_pixelcnn", 1),
+        ("pixelcnn", 1),
         # What is drawn (flips, dropout, noise) is each device's own.
-        ("train_classifier", 8),
-        ("train_puvae", 8),
-        ("train_magnet", 8),
+        ("classifier", 8),
+        ("puvae", 8),
+        ("magnet", 8),
     ],
 )
-def test_training_gives_the_same_numbers(tmp_path, mode, devices):
+def test_training_gives_the_same_numbers(tmp_path, kind, devices):
     # Steps that are too long make more of any difference.
     options = ["--config.classifier.train.learning_rate=1e-3"]
-    one, many = _both(tmp_path, mode, *options, devices=devices)
+    options.append(f"--config.train.model={kind}")
+    one, many = _both(tmp_path, "train", *options, devices=devices)
     ours, theirs = (rows(folder / "metrics.jsonl") for folder in (one, many))
     assert len(ours) == len(theirs) == 4
     for line, other in zip(ours, theirs, strict=True):
@@ -107,7 +108,7 @@ def test_sigterm_for_one_process_stops_all_and_says_requeue_me(tmp_path):
 def test_sigterm_while_training_leaves_a_checkpoint_at_one_step(tmp_path):
     options = ["--config.pixelcnn.train.steps=100000", f"--workdir={tmp_path / 'run'}"]
     options.append("--config.pixelcnn.train.checkpoint_minutes=1e9")
-    started = launch("train_pixelcnn", *options, processes=2, devices=2)
+    started = launch("train", *options, processes=2, devices=2)
     wait_for(tmp_path / "run", "metrics.jsonl", started)
     started[1].send_signal(signal.SIGTERM)
     finish(started, code=75)

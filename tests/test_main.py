@@ -14,6 +14,7 @@ import pytest
 from models import mostly_slow
 from PIL import Image
 
+from configs import default
 from pixeldefend.experiment import data, modes, zoo
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -75,19 +76,15 @@ def kill_once(command, folder, pattern):
 def trained(tmp_path_factory):
     """A finished smoke training run, never disturbed."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    result = _run(f"{FASHION}:smoke", "train_pixelcnn", f"--workdir={folder}")
+    result = _run(f"{FASHION}:smoke", "train", f"--workdir={folder}")
     assert result.returncode == 0, result.stderr
     assert "bits/dim" in result.stdout and "images/s" in result.stdout
     return folder
 
 
 @pytest.mark.slow
-def test_train_pixelcnn_killed_and_run_again_ends_with_the_same_bytes(
-    trained, tmp_path
-):
-    command = _command(
-        f"{FASHION}:smoke", "train_pixelcnn", f"--workdir={tmp_path}/run"
-    )
+def test_train_killed_and_run_again_ends_with_the_same_bytes(trained, tmp_path):
+    command = _command(f"{FASHION}:smoke", "train", f"--workdir={tmp_path}/run")
     kill_once(command, tmp_path, "run/checkpoints/2")
     assert not (tmp_path / "run/model").exists(), "killed too late to prove anything"
     before = (tmp_path / "run/metrics.jsonl").read_text().splitlines()[0]
@@ -338,7 +335,7 @@ def _misfit(folder):
 
 def _mistakes(folder):
     """(mode, options, part of the message) for each way to get it wrong."""
-    classifier = "--config.classifier."
+    classifier, kind = "--config.classifier.", "--config.train.model=classifier"
     pixelcnn = f"{classifier}weights=fashion_mnist/pixelcnn"
     write = lambda name, **arrays: np.savez(folder / name, **arrays)  # noqa: E731
     write("floats.npz", images=np.zeros((2, 28, 28, 1), np.float32))
@@ -355,7 +352,7 @@ def _mistakes(folder):
     (folder / "tables").mkdir()
     (folder / "tables/table.md").write_text("mine")
     (folder / "other").mkdir()
-    (folder / "other/config.json").write_text('{"mode": "train_pixelcnn"}')
+    (folder / "other/config.json").write_text('{"mode": "train"}')
     _misfit(folder / "misfit")
     given = lambda path: f"--config.purify.input={folder}/{path}"  # noqa: E731
     one = "fashion_mnist/vgg + purify_adaptive"
@@ -405,9 +402,9 @@ def _mistakes(folder):
         ("purify", [given("objects.npy")], "Python objects"),
         ("purify", [given("pictures")], "not a picture"),
         ("purify", ["--config.pixelcnn.weights=no/model"], "fashion_mnist/pixelcnn"),
-        ("purify", [f"--workdir={folder}/other"], "is of another mode (train_pixelcnn"),
-        ("train_pixelcnn", [], "needs --config.data_dir"),
-        ("train_pixelcnn", ["--config.pixelcnn.train.steps=5"], "steps or hours"),
+        ("purify", [f"--workdir={folder}/other"], "is of another mode (train"),
+        ("train", [], "needs --config.data_dir"),
+        ("train", ["--config.pixelcnn.train.steps=5"], "steps or hours"),
         ("sample", ["--config.sample.label=3"], "0 classes"),
         ("purify", ["--config.purify.eps=256"], "between 0 and 255"),
         ("purify", ["--config.purify.count=-2"], "count must not be negative"),
@@ -461,29 +458,66 @@ def _mistakes(folder):
         ("purify", [f"--workdir={folder}/size.npz"], "is a file"),
         ("score", ["--config.score.batch=-1"], "score.batch"),
         ("classify", ["--config.classify.batch=0"], "classify.batch"),
-        ("train_pixelcnn", ["--config.seed=-1"], "seed"),
-        ("train_pixelcnn", ["--config.pixelcnn.train.learning_rate=nan"], "finite"),
-        ("train_pixelcnn", ["--config.pixelcnn.train.warmup=-1"], "warmup"),
-        ("train_pixelcnn", ["--config.pixelcnn.model.depth=0"], "depth"),
+        ("train", ["--config.seed=-1"], "seed"),
+        ("train", ["--config.pixelcnn.train.learning_rate=nan"], "finite"),
+        ("train", ["--config.pixelcnn.train.warmup=-1"], "warmup"),
+        ("train", ["--config.pixelcnn.model.depth=0"], "depth"),
         ("release", [], "release.to is missing"),
-        ("train_classifier", [], "needs --config.data_dir"),
-        ("train_classifier", [f"{classifier}training=magic"], "training must be one"),
-        ("train_classifier", [f"{classifier}preset=strong"], "paper, code"),
-        ("train_classifier", [f"{classifier}delta=0"], "delta"),
-        ("train_classifier", [f"{classifier}model.architecture=net"], "resnet, vgg"),
-        ("train_classifier", [f"{classifier}model.variant=A"], "unknown variant"),
-        ("train_classifier", [f"{classifier}model.divisor=3"], "divisor"),
-        ("train_classifier", [f"{classifier}train.steps=5"], "steps or hours"),
-        ("train_classifier", [f"{classifier}train.momentum=1"], "momentum"),
+        ("train", [kind], "needs --config.data_dir"),
+        ("train", [kind, f"{classifier}training=magic"], "training must be one"),
+        ("train", [kind, f"{classifier}preset=strong"], "paper, code"),
+        ("train", [kind, f"{classifier}delta=0"], "delta"),
+        ("train", [kind, f"{classifier}model.architecture=net"], "resnet, vgg"),
+        ("train", [kind, f"{classifier}model.variant=A"], "unknown variant"),
+        ("train", [kind, f"{classifier}model.divisor=3"], "divisor"),
+        ("train", [kind, f"{classifier}train.steps=5"], "steps or hours"),
+        ("train", [kind, f"{classifier}train.momentum=1"], "momentum"),
         (
-            "train_classifier",
-            [f"{classifier}training=adversarial_fgsm", f"{classifier}train.batch=7"],
+            "train",
+            [
+                kind,
+                f"{classifier}training=adversarial_fgsm",
+                f"{classifier}train.batch=7",
+            ],
             "even",
         ),
         ("classify", [f"{classifier}weights=no/model"], "no model"),
         ("classify", [pixelcnn], "is no classifier"),
-        ("release_classifier", [pixelcnn], "is no classifier"),
+        ("release", ["--config.release.model=classifier", pixelcnn], "no classifier"),
+        ("train", ["--config.train.model=cnn"], "train.model must be one of pixelcnn"),
+        (
+            "train_pixelcnn",
+            [],
+            "train_pixelcnn is now --mode=train --config.train.model=pixelcnn",
+        ),
     ]
+
+
+def _depends_on(mode, **fields):
+    """What a run of `mode` depends on, by the sections of its config."""
+    config = default.get_config()
+    config.update_from_flattened_dict(fields)
+    return modes._sections(mode, modes.MODES[mode], config)
+
+
+def test_training_depends_on_its_kind_of_model_and_not_on_weights():
+    for kind in zoo.KINDS:
+        found = _depends_on("train", **{"train.model": kind})
+        assert {"mode", "dataset", "seed", "train", kind} <= found.keys()
+        assert found["train"] == {"model": kind} and "train" in found[kind]
+        changed = _depends_on("train", **{"train.model": kind, f"{kind}.weights": "x"})
+        assert found == changed
+    found = _depends_on("train", **{"train.model": "puvae", "classifier.weights": "x"})
+    assert found["classifier"] == {"weights": "x"}
+
+
+def test_releasing_depends_on_the_weights_of_its_kind_of_model():
+    for kind in zoo.KINDS:
+        beside = {"classifier"} if kind in ("puvae", "magnet") else set()
+        found = _depends_on("release", **{"release.model": kind})
+        of_models = found.keys() & set(zoo.KINDS)
+        assert of_models == {kind} | beside
+        assert all(found[name].keys() == {"weights"} for name in of_models)
 
 
 def _contents(folder):

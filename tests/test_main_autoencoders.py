@@ -24,12 +24,16 @@ KINDS = ("puvae", "magnet")
 COUNT = 4
 
 
+def _of(kind):
+    return f"--config.train.model={kind}"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Finished smoke training runs, never disturbed."""
     folder = tmp_path_factory.mktemp("trained")
     for kind in KINDS:
-        result = _run(SMOKE, f"train_{kind}", f"--workdir={folder / kind}")
+        result = _run(SMOKE, "train", _of(kind), f"--workdir={folder / kind}")
         assert result.returncode == 0, result.stderr
         assert "levels away" in result.stdout and "images/s" in result.stdout
     return folder
@@ -42,7 +46,8 @@ def released(trained, tmp_path_factory):
     for kind in KINDS:
         result = _run(
             SMOKE,
-            f"release_{kind}",
+            "release",
+            f"--config.release.model={kind}",
             f"--config.{kind}.weights={trained / kind}",
             f"--config.release.to={folder / kind}",
         )
@@ -67,7 +72,7 @@ def _rows_option(*defences):
 def test_training_killed_and_run_again_ends_with_the_same_bytes(
     trained, tmp_path, kind
 ):
-    command = _command(SMOKE, f"train_{kind}", f"--workdir={tmp_path}/run")
+    command = _command(SMOKE, "train", _of(kind), f"--workdir={tmp_path}/run")
     kill_once(command, tmp_path, "run/checkpoints/2")
     assert not (tmp_path / "run/model").exists(), "killed too late to prove anything"
     subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
@@ -282,12 +287,28 @@ def test_images_are_kept_for_figures(swept):
         ("sweep", ["--config.sweep.evading_slope=x"], "evading_slope must be one of"),
         ("calibrate", ["--config.calibrate.detectors=('x',)"], "unknown detector 'x'"),
         ("calibrate", ["--config.calibrate.rates=(0.0,)"], "between 0 and 1"),
-        ("train_puvae", ["--config.puvae.model.variant=E"], "unknown variant 'E'"),
-        ("train_puvae", ["--config.puvae.loss.divergence=-1.0"], "divergence must be"),
-        ("train_puvae", ["--config.classifier.weights=cifar10/resnet"], "cifar10"),
-        ("train_magnet", ["--config.magnet.noise=-1.0"], "magnet.noise"),
-        ("train_magnet", ["--config.magnet.model.copies=0"], "copies must be"),
-        ("release_puvae", ["--config.release.to="], "release.to is missing"),
+        (
+            "train",
+            [_of("puvae"), "--config.puvae.model.variant=E"],
+            "unknown variant 'E'",
+        ),
+        (
+            "train",
+            [_of("puvae"), "--config.puvae.loss.divergence=-1.0"],
+            "divergence must be",
+        ),
+        (
+            "train",
+            [_of("puvae"), "--config.classifier.weights=cifar10/resnet"],
+            "cifar10",
+        ),
+        ("train", [_of("magnet"), "--config.magnet.noise=-1.0"], "magnet.noise"),
+        ("train", [_of("magnet"), "--config.magnet.model.copies=0"], "copies must be"),
+        (
+            "release",
+            ["--config.release.model=puvae", "--config.release.to="],
+            "release.to is missing",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line_and_touch_no_file(

@@ -14,6 +14,7 @@ from pixeldefend.experiment import data, zoo
 pytestmark = pytest.mark.slow
 
 SMOKE = f"{FASHION}:smoke"
+KIND = "--config.train.model=classifier"
 ATTACKED = "--config.classifier.training=adversarial_fgsm"
 
 
@@ -21,7 +22,7 @@ ATTACKED = "--config.classifier.training=adversarial_fgsm"
 def trained(tmp_path_factory):
     """A finished smoke training run, never disturbed."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    result = _run(SMOKE, "train_classifier", ATTACKED, f"--workdir={folder}")
+    result = _run(SMOKE, "train", KIND, ATTACKED, f"--workdir={folder}")
     assert result.returncode == 0, result.stderr
     assert "validation images right" in result.stdout and "attacked" in result.stdout
     return folder
@@ -32,7 +33,8 @@ def released(trained, tmp_path_factory):
     to = tmp_path_factory.mktemp("released") / "toy/vgg-adversarial_fgsm8"
     result = _run(
         SMOKE,
-        "release_classifier",
+        "release",
+        "--config.release.model=classifier",
         f"--config.classifier.weights={trained}",
         f"--config.release.to={to}",
         "--config.release.note=a toy",
@@ -50,7 +52,7 @@ def test_train_classifier_killed_and_run_again_ends_with_the_same_bytes(
     trained, tmp_path
 ):
     folder = tmp_path / "run"
-    command = _command(SMOKE, "train_classifier", ATTACKED, f"--workdir={folder}")
+    command = _command(SMOKE, "train", KIND, ATTACKED, f"--workdir={folder}")
     kill_once(command, folder, "checkpoints/2")
     assert not (folder / "model").exists(), "killed too late to prove anything"
     before = (folder / "metrics.jsonl").read_text().splitlines()[0]

@@ -47,11 +47,11 @@ def bucket():
 def test_training_goes_on_and_the_model_is_loaded(bucket, tmp_path):
     """Asked to stop once, killed once; then as if nothing had been."""
     options = ["--config.pixelcnn.train.steps=40"]
-    finish(launch("train_pixelcnn", *options, f"--workdir={tmp_path / 'whole'}"))
+    finish(launch("train", *options, f"--workdir={tmp_path / 'whole'}"))
     options.append(f"--workdir={bucket}/train")
     metrics = bucket / "train/metrics.jsonl"
     for stop, least in ((signal.SIGTERM, 0), (signal.SIGKILL, 20)):
-        started = launch("train_pixelcnn", *options)
+        started = launch("train", *options)
 
         def reached(least=least):
             lines = metrics.read_text().splitlines() if metrics.exists() else []
@@ -61,7 +61,7 @@ def test_training_goes_on_and_the_model_is_loaded(bucket, tmp_path):
         started[0].send_signal(stop)
         started[0].communicate()
         assert started[0].returncode == (75 if stop == signal.SIGTERM else -9)
-    finish(launch("train_pixelcnn", *options))
+    finish(launch("train", *options))
     steps = [line["step"] for line in rows(metrics)]
     assert steps == sorted(set(steps)) and steps[-1] == 40
     ours, theirs = (
@@ -106,9 +106,9 @@ def _tree(folder):
 
 def test_a_folder_in_use_is_refused(bucket):
     options = [f"--workdir={bucket}/busy", "--config.pixelcnn.train.steps=100000"]
-    (first,) = launch("train_pixelcnn", *options)
+    (first,) = launch("train", *options)
     wait_until((bucket / "busy/lock.json").exists, [first])
-    ((_, errors),) = finish(launch("train_pixelcnn", *options), code=2)
+    ((_, errors),) = finish(launch("train", *options), code=2)
     assert "is in use by process" in errors
     first.kill()
     first.communicate()

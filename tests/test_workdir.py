@@ -16,12 +16,12 @@ def test_a_command_is_told_without_this_machines_folders(monkeypatch):
             "/secret",
             "--workdir",
             "/secret/w",
-            "--mode=train_pixelcnn",
+            "--mode=train",
             "-workdir=/secret",
         ],
     )
     expected = "python main.py --config=configs/mnist.py --config.data_dir=DATA_DIR"
-    assert workdir.command_line() == f"{expected} --mode=train_pixelcnn"
+    assert workdir.command_line() == f"{expected} --mode=train"
 
 
 def test_a_folder_belongs_to_its_config(tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -13,6 +12,7 @@ import optax
 
 from pixeldefend import attacks
 from pixeldefend.experiment import augmentation, parallel, train
+from pixeldefend.experiment.kinds import evaluation_of
 from pixeldefend.models import classifiers
 
 TRAININGS = ("normal", "label_smoothing", "adversarial_fgsm", "adversarial_bim")
@@ -91,6 +91,12 @@ def variables(params: dict, model_state: dict) -> dict:
     belong to them.
     """
     return {"params": params, **model_state}
+
+
+def split(variables: dict) -> tuple[dict, dict]:
+    """Parameters and batch statistics of `variables`."""
+    state = {name: tree for name, tree in variables.items() if name != "params"}
+    return variables["params"], state
 
 
 def drawn_eps(key: chex.PRNGKey, count: int, delta: float) -> chex.Array:
@@ -201,7 +207,7 @@ def evaluation(
     recipe: Recipe,
     held_out: dict[str, np.ndarray],
     batch: int,
-) -> Callable[[train.TrainState], dict[str, float]]:
+) -> train.Evaluate:
     """Accuracy of a state on held-out images, clean and under the training attack.
 
     The attack is that of `recipe` with eps at delta, and with the true labels: were
@@ -219,10 +225,10 @@ def evaluation(
         "adversarial_bim": attacks.bim,
     }.get(recipe.training)
 
-    def correct(variables: dict, images: chex.Array, labels: chex.Array) -> dict:
-        found = {"": images}
+    def measure(variables: dict, images: chex.Array, labels: chex.Array) -> dict:
+        found = {"accuracy": images}
         if attack:
-            found["_attacked"], _ = attack(
+            found["accuracy_attacked"], _ = attack(
                 logits_fn, variables, images, labels, eps=recipe.delta, keep_failed=True
             )
         return {
@@ -230,13 +236,4 @@ def evaluation(
             for name, shown in found.items()
         }
 
-    outcomes = parallel.BatchMap(correct, batch)
-
-    def evaluate(state: train.TrainState) -> dict[str, float]:
-        found = outcomes(state.average, held_out["images"], held_out["labels"])
-        return {
-            f"validation_accuracy{name}": float(np.mean(rows))
-            for name, rows in found.items()
-        }
-
-    return evaluate
+    return evaluation_of(measure, batch, held_out["images"], held_out["labels"])

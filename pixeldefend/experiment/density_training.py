@@ -1,6 +1,5 @@
 """What is particular to training a PixelCNN++: first parameters, loss, evaluation."""
 
-from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -9,6 +8,7 @@ import numpy as np
 
 from pixeldefend.density import likelihood, pixelcnn
 from pixeldefend.experiment import augmentation, data, parallel, train
+from pixeldefend.experiment.kinds import evaluation_of
 
 
 def initial_params(
@@ -53,7 +53,7 @@ def loss_fn(model: pixelcnn.PixelCNN, *, flip: bool = False) -> train.LossFn:
 
 def evaluation(
     model: pixelcnn.PixelCNN, held_out: dict[str, np.ndarray], batch: int
-) -> Callable[[train.TrainState], dict[str, float]]:
+) -> train.Evaluate:
     """Bits per dimension of the averaged parameters on held-out images.
 
     Args:
@@ -62,14 +62,9 @@ def evaluation(
       batch: images at a time, per device.
     """
 
-    def bits(params: dict, images: chex.Array, labels: chex.Array) -> chex.Array:
+    def measure(params: dict, images: chex.Array, labels: chex.Array) -> dict:
         labels = labels if model.classes else None
-        return likelihood.bits_per_dim(model, params, images, labels=labels)
+        found = likelihood.bits_per_dim(model, params, images, labels=labels)
+        return {"bits_per_dim": found}
 
-    scores = parallel.BatchMap(bits, batch)
-
-    def evaluate(state: train.TrainState) -> dict[str, float]:
-        found = scores(state.average, held_out["images"], held_out["labels"])
-        return {"validation_bits_per_dim": float(np.mean(found))}
-
-    return evaluate
+    return evaluation_of(measure, batch, held_out["images"], held_out["labels"])

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import chex
@@ -19,6 +19,8 @@ from pixeldefend.experiment.schedule import Clock, Plan
 
 LossFn = Callable[[Any, Any, Any, chex.PRNGKey], tuple[chex.Array, tuple[Any, dict]]]
 Averaged = Callable[[Any, Any], Any]
+Step = Callable[..., tuple["TrainState", dict]]
+Evaluate = Callable[["TrainState"], dict[str, float]]
 
 
 def parameters(params: Any, model_state: Any) -> Any:
@@ -91,7 +93,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     polyak: float,
     averaged: Averaged = parameters,
-) -> Callable[..., tuple[TrainState, dict]]:
+) -> Step:
     """A training step for one device, to be mapped by `parallel.map_step`.
 
     Args:
@@ -149,7 +151,7 @@ def make_step(
     return step
 
 
-def several(step: Callable[..., tuple[TrainState, dict]], most: int) -> Callable:
+def several(step: Step, most: int) -> Callable:
     """Up to `most` steps in one call, on images that are on the device already.
 
     Args:
@@ -197,11 +199,11 @@ def several(step: Callable[..., tuple[TrainState, dict]], most: int) -> Callable
 
 def fit(
     state: TrainState,
-    step: Callable[..., tuple[TrainState, dict]],
+    step: Step,
     arrays: dict[str, np.ndarray],
     plan: Plan,
     workdir: epath.PathLike,
-    evaluate: Callable[[TrainState], dict[str, float]],
+    evaluate: Evaluate,
     report: Callable[[dict], None],
     *,
     begun: float | None = None,
@@ -238,56 +240,18 @@ def fit(
       ValueError: batch and devices do not fit.
       checkpoint.UnreadableError: a checkpoint cannot be read.
     """
-    begun = time.monotonic() if begun is None else begun
     parallel.per_device(plan.batch)
-    own = parallel.own_rows(plan.batch)
     workdir = epath.Path(workdir)
+    clock = Clock(plan, time.monotonic() if begun is None else begun)
     with contextlib.closing(zoo.Checkpoints(workdir / "checkpoints")) as checkpoints:
-        clock = Clock(plan, begun)
-        done = 0
-        restored = checkpoints.restore(state)
-        if restored is not None:
-            done, state, extra = restored
-            clock.restore(extra)
-        processes.barrier()  # nothing is saved before every process has looked
+        done, state = _resume(checkpoints, state, clock)
         lines = MetricsFile(workdir / "metrics.jsonl", done)
-        batches = data.Batches(len(arrays["images"]), plan.batch, plan.seed)
-        indices = batches.from_step(done)
-        key = jax.random.key(plan.seed)
-        mapped = parallel.map_step(
-            several(step, plan.steps_per_call), plan.steps_per_call
-        )
         if plan.hours and clock.steps(done):
             clock.reserve_for(evaluate, state)
-        placed = parallel.on_every_device(arrays)
         saved = time.monotonic()
-        gathered = Averages(plan.batch)
-        while count := clock.steps(done):
-            rows = np.stack([next(indices)[own] for _ in range(count)])
-            rates = clock.rates(done, count)
-            told = (float(interruption.wanted()), clock.told())
-            state, sums = mapped(state, placed, rows, rates, key, told)
-            stop = clock.heard(np.asarray(sums.pop("told")) / count, count)
-            gathered.add(sums, rates)
-            done += count
-            last = not clock.steps(done)
-            evaluating = last or done % plan.eval_every == 0
-            if not (evaluating or stop) and done % plan.log_every:
-                continue
-            means, figures = gathered.means(done), {}
-            if evaluating:
-                with processes.undisturbed():
-                    figures = evaluate(state)
-                clock.look()
-                last = not clock.steps(done)
-            line = {
-                "step": done,
-                "images": done * plan.batch,
-                "progress": round(clock.progress(done, last), 6),
-                "seconds": round(clock.seconds, 3),
-                **means,
-                **figures,
-            }
+        stretches = _stretches(state, step, arrays, done, clock, evaluate)
+        for state, line, last, stop in stretches:
+            done = line["step"]
             lines.add(line)
             report(line)
             # Only beside a line, whose loss is known to be finite.
@@ -296,6 +260,70 @@ def fit(
                 saved = time.monotonic()
             if stop and not last:
                 raise interruption.Interrupted()
-            gathered = Averages(plan.batch)
     clock.check_warmup(done)
     return state, lines.last
+
+
+def _resume(
+    checkpoints: zoo.Checkpoints, first: TrainState, clock: Clock
+) -> tuple[int, TrainState]:
+    """Steps that are done and the state after them; the clock goes on as it went."""
+    restored = checkpoints.restore(first)
+    processes.barrier()  # nothing is saved before every process has looked
+    if restored is None:
+        return 0, first
+    done, state, extra = restored
+    clock.restore(extra)
+    return done, state
+
+
+def _stretches(
+    state: TrainState,
+    step: Step,
+    arrays: dict[str, np.ndarray],
+    done: int,
+    clock: Clock,
+    evaluate: Evaluate,
+) -> Iterator[tuple[TrainState, dict, bool, bool]]:
+    """Trains from the step `done` to the end of the plan, from line to line.
+
+    Yields:
+      The state, which the next step takes over; the line of metrics; whether it is the
+      last; and whether a process was asked to stop.
+    """
+    plan = clock.plan
+    own = parallel.own_rows(plan.batch)
+    batches = data.Batches(len(arrays["images"]), plan.batch, plan.seed)
+    indices = batches.from_step(done)
+    key = jax.random.key(plan.seed)
+    mapped = parallel.map_step(several(step, plan.steps_per_call), plan.steps_per_call)
+    placed = parallel.on_every_device(arrays)
+    gathered = Averages(plan.batch)
+    while count := clock.steps(done):
+        rows = np.stack([next(indices)[own] for _ in range(count)])
+        rates = clock.rates(done, count)
+        told = (float(interruption.wanted()), clock.told())
+        state, sums = mapped(state, placed, rows, rates, key, told)
+        stop = clock.heard(np.asarray(sums.pop("told")) / count, count)
+        gathered.add(sums, rates)
+        done += count
+        last = not clock.steps(done)
+        evaluating = last or done % plan.eval_every == 0
+        if not (evaluating or stop) and done % plan.log_every:
+            continue
+        means, figures = gathered.means(done), {}
+        if evaluating:
+            with processes.undisturbed():
+                figures = evaluate(state)
+            clock.look()
+            last = not clock.steps(done)
+        line = {
+            "step": done,
+            "images": done * plan.batch,
+            "progress": round(clock.progress(done, last), 6),
+            "seconds": round(clock.seconds, 3),
+            **means,
+            **figures,
+        }
+        yield state, line, last, stop
+        gathered = Averages(plan.batch)

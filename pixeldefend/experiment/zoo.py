@@ -34,6 +34,7 @@ _KINDS = {
     "puvae": _Kind(puvae.PuVAE, puvae.describe, puvae.init),
     "magnet": _Kind(magnet.make, magnet.describe, magnet.init),
 }
+KINDS = tuple(_KINDS)
 
 
 class UnreadableError(ValueError):

@@ -13,32 +13,19 @@ from collections.abc import Callable, Mapping
 import jax
 from etils import epath
 
-from pixeldefend.experiment import files, processes
+from pixeldefend.experiment import files, processes, zoo
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.modes.attacking import attack
-from pixeldefend.experiment.modes.autoencoders import (
-    release_magnet,
-    release_puvae,
-    train_magnet,
-    train_puvae,
-)
 from pixeldefend.experiment.modes.calibrating import calibrate
-from pixeldefend.experiment.modes.classifier import (
-    classify,
-    release_classifier,
-    train_classifier,
-)
-from pixeldefend.experiment.modes.density_model import (
-    release,
-    sample,
-    score,
-    train_pixelcnn,
-)
+from pixeldefend.experiment.modes.classifier import classify
+from pixeldefend.experiment.modes.density_model import sample, score
 from pixeldefend.experiment.modes.detecting import detect
 from pixeldefend.experiment.modes.evaluating import evaluate
 from pixeldefend.experiment.modes.main_job import purify
+from pixeldefend.experiment.modes.releasing import release
 from pixeldefend.experiment.modes.sweeping import sweep
 from pixeldefend.experiment.modes.thresholds import choose_threshold
+from pixeldefend.experiment.modes.training import train
 from pixeldefend.experiment.workdir import UserError, Workdir, config_hash, user_errors
 
 __all__ = ["MODES", "MOVED", "Mode", "UserError", "describe", "start"]
@@ -52,16 +39,17 @@ class Mode:
 
     Attributes:
       run: what it does; the first line of its docstring tells what for.
-      section: its own section of the config; "" for the one of its name.
       weights: sections of the models whose weights it uses.
+      kinds: of a mode for any kind of model, which its section's `model` names: for
+        each kind, sections of models whose weights it uses.
       reads: fields of further sections.
       free: fields of its sections that may change while its folder is used again,
         since each image kept there is marked with all that it depends on.
     """
 
     run: Run
-    section: str = ""
     weights: tuple[str, ...] = ("pixelcnn",)
+    kinds: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     reads: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     free: tuple[str, ...] = ()
 
@@ -120,19 +108,32 @@ MODES = {
     "score": Mode(score),
     "classify": Mode(classify, weights=("classifier",)),
     "sample": Mode(sample),
-    "train_pixelcnn": Mode(train_pixelcnn),
-    "train_classifier": Mode(train_classifier),
-    "train_puvae": Mode(train_puvae),
-    "train_magnet": Mode(train_magnet),
-    "release": Mode(release),
-    "release_classifier": Mode(release_classifier, "release", ("classifier",)),
-    "release_puvae": Mode(release_puvae, "release", ("classifier", "puvae")),
-    "release_magnet": Mode(release_magnet, "release", ("classifier", "magnet")),
+    "train": Mode(
+        train,
+        weights=(),
+        kinds=dict.fromkeys(zoo.KINDS, ()) | {"puvae": ("classifier",)},
+    ),
+    "release": Mode(
+        release,
+        weights=(),
+        kinds={
+            "pixelcnn": ("pixelcnn",),
+            "classifier": ("classifier",),
+            "puvae": ("classifier", "puvae"),
+            "magnet": ("classifier", "magnet"),
+        },
+    ),
 }
-# Those that reproduce the papers' figures have a program of their own.
-MOVED = dict.fromkeys(
-    ("figures", "compare_purifiers", "gradients"), "python -m reproduction"
-)
+# What used to be modes, and what to say instead. Those that reproduce the papers'
+# figures have a program of their own; training and releasing take any kind of model.
+MOVED = {
+    name: f"python -m reproduction --mode={name}"
+    for name in ("figures", "compare_purifiers", "gradients")
+} | {
+    f"{mode}_{kind}": f"--mode={mode} --config.{mode}.model={kind}"
+    for mode in ("train", "release")
+    for kind in zoo.KINDS
+}
 
 
 def start(
@@ -162,8 +163,8 @@ def start(
         folder = epath.Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    sections = _sections(name, modes[name], config)
     with user_errors():
+        sections = _sections(name, modes[name], config)
         folder = workdir or f"runs/{config.dataset}/{name}-{config_hash(sections)}"
         place = Workdir(folder, sections, modes[name].free)
     with contextlib.closing(place), contextlib.ExitStack() as stack:
@@ -177,15 +178,15 @@ def _sections(name: str, mode: Mode, config: inputs.Config) -> dict:
     """The part of a config that a mode's results depend on."""
     whole = json.loads(config.to_json_best_effort())
     kept = {"mode": name, "dataset": config.dataset, "seed": config.seed}
-    if name.startswith("train_"):
-        section = name.removeprefix("train_")
-        kept[section] = {k: v for k, v in whole[section].items() if k != "weights"}
-        if name == "train_puvae":
-            kept["classifier"] = {"weights": whole["classifier"]["weights"]}
-        return kept
-    for section in mode.weights:
+    weights = mode.weights
+    if mode.kinds:
+        kind = inputs.kind(config, name)
+        weights += mode.kinds[kind]
+        if kind not in weights:  # made here: all but the weights counts
+            kept[kind] = {k: v for k, v in whole[kind].items() if k != "weights"}
+    for section in weights:
         kept[section] = {"weights": whole[section]["weights"]}
-    kept[name] = whole[mode.section or name]
+    kept[name] = whole[name]
     for section, fields in mode.reads.items():
         chosen = {field: whole[section][field] for field in fields}
         kept[section] = kept.get(section, {}) | chosen

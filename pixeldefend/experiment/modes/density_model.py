@@ -1,7 +1,6 @@
-"""Modes around the density model: training, sampling, scoring, releasing."""
+"""The density model: training and releasing it, sampling, scoring."""
 
-import json
-import time
+import functools
 from typing import Any
 
 import jax
@@ -17,65 +16,63 @@ from pixeldefend.experiment import (
     files,
     parallel,
     report,
-    train,
+    schedule,
     zoo,
 )
+from pixeldefend.experiment.kinds import Releasable, Trainable
 from pixeldefend.experiment.modes import inputs
-from pixeldefend.experiment.modes import training as training_
+from pixeldefend.experiment.train import adam
 from pixeldefend.experiment.workdir import Workdir, user_errors
 
 
-def train_pixelcnn(config: inputs.Config, workdir: Workdir) -> None:
-    """Trains a PixelCNN++ on the training split; continues where it was stopped."""
-    begun = time.monotonic()
+def trainable(config: inputs.Config, plan: schedule.Plan) -> Trainable:
+    """A PixelCNN++ to be trained."""
     settings = config.pixelcnn.train
-    with user_errors():
-        model = pixelcnn.PixelCNN(**config.pixelcnn.model)
-        plan = inputs.plan(config, settings)
-        if settings.init_images < 1:
-            raise ValueError(f"init_images must be at least 1: {settings.init_images}")
-        training, validation = inputs.training_splits(config, settings, plan)
-        if model.classes and training["labels"].max() >= model.classes:
-            raise ValueError(
-                f"classes is {model.classes}, but there are labels up to "
-                f"{training['labels'].max()}"
-            )
-        shape = training["images"].shape[1:]
-        abstract = zoo.abstract_params("pixelcnn", model, shape)
-        params = None
-        if settings.start:
-            weights = zoo.find_released(settings.start) / "weights"
-            params = zoo.load_weights(weights, abstract)
-    folder = workdir.open()
-    if params is None:
-        params = density_training.initial_params(
-            model, config.seed, training, settings.init_images
-        )
-    step = train.make_step(
-        density_training.loss_fn(model, flip=settings.flip),
-        train.adam(plan),
-        plan.polyak,
-    )
-    scores = density_training.evaluation(model, validation, plan.batch)
-
-    def told(line: dict) -> str:
-        bits = line.get("validation_bits_per_dim")
-        found = "" if bits is None else f", {bits:.3f} on validation images"
-        return f"{line['loss']:.3f} bits/dim{found}"
-
-    first = train.start(params, {}, train.adam(plan))
-    last, line = training_.fitted(
-        first, step, training, plan, folder, scores, told, begun
-    )
-    training_.save(
-        folder,
+    model = pixelcnn.PixelCNN(**config.pixelcnn.model)
+    if settings.init_images < 1:
+        raise ValueError(f"init_images must be at least 1: {settings.init_images}")
+    return Trainable(
         model,
-        last.average,
-        kind="pixelcnn",
-        dataset=config.dataset,
-        shape=shape,
-        training=training_.told_on_card(settings, last.average, line),
+        density_training.loss_fn(model, flip=settings.flip),
+        adam(plan),
+        init=functools.partial(
+            density_training.initial_params,
+            model,
+            config.seed,
+            count=settings.init_images,
+        ),
+        evaluation=functools.partial(density_training.evaluation, model),
+        words=(
+            "{loss:.3f} bits/dim",
+            "{validation_bits_per_dim:.3f} on validation images",
+        ),
     )
+
+
+def releasable(config: inputs.Config, card: dict) -> Releasable:
+    """Bits/dim of a density model; the scores of training images are its reference."""
+    count = config.release.reference
+    if count < 0:
+        raise ValueError(f"release.reference must not be negative: {count}")
+    model, params, _ = inputs.density_model(config)
+    mapped = inputs.score_map(model, config.release.batch)
+
+    def measure(split: str, given: data.Input) -> tuple[dict, np.ndarray]:
+        scores, _ = report.run_batches(mapped, f"scoring {split}", params, given.images)
+        bits = likelihood.to_bits_per_dim(scores, given.images.shape[1:])
+        part = f" --config.score.count={count}" if count and split == "train" else ""
+        figures = evaluate.summary(bits) | {
+            "command": (
+                f"python main.py --config=configs/{config.dataset}.py --mode=score"
+                f" --config.pixelcnn.weights={card['name']}"
+                f" --config.score.input={given.source}{inputs.data_dir(given)}{part}"
+            )
+        }
+        if split == "sample":
+            figures["first_bits_per_dim"] = [round(float(b), 5) for b in bits[:4]]
+        return figures, scores
+
+    return Releasable(model, params, measure, ("train", "test", "sample"))
 
 
 def sample(config: inputs.Config, workdir: Workdir) -> None:
@@ -148,54 +145,3 @@ def score(config: inputs.Config, workdir: Workdir) -> None:
         f"{evaluate.interval(bits)} bits/dim (mean, 95 %), "
         f"{len(bits) / seconds:.0f} images/s"
     )
-
-
-def release(config: inputs.Config, workdir: Workdir) -> None:
-    """Makes a released model of a training run: test figures, references, card."""
-    with user_errors():
-        model, params, card = inputs.density_model(config)
-        folder = inputs.release_folder(config, config.pixelcnn.weights, card)
-        if config.release.reference < 0:
-            raise ValueError(
-                f"release.reference must not be negative: {config.release.reference}"
-            )
-        mapped = inputs.score_map(model, config.release.batch)
-        bundled = data.sample(config.dataset)[0]
-        splits = {"train": bundled, "test": bundled, "sample": bundled}
-        if not config.release.on_sample:
-            training = inputs.split(config, "train")["images"]
-            splits["train"] = training[: config.release.reference or None]
-            splits["test"] = inputs.split(config, "test")["images"]
-    del workdir  # all that is written goes to release.to
-    scores = {
-        name: report.run_batches(mapped, f"scoring {name}", params, images)[0]
-        for name, images in splits.items()
-    }
-    bits = {
-        split: likelihood.to_bits_per_dim(values, tuple(card["image_shape"]))
-        for split, values in scores.items()
-    }
-    card["note"] = config.release.note
-    card["name"] = f"{folder.parent.name}/{folder.name}"
-    command = (
-        f"python main.py --config=configs/{config.dataset}.py --mode=score "
-        f"--config.pixelcnn.weights={card['name']}"
-    )
-    given = {
-        "train": "train --config.data_dir=DATA_DIR",
-        "test": "test --config.data_dir=DATA_DIR",
-        "sample": "sample",
-    }
-    card["figures"] = {
-        split: evaluate.summary(bits[split])
-        | {"command": f"{command} --config.score.input={given[split]}"}
-        for split in scores
-    }
-    if config.release.reference:
-        part = f" --config.score.count={config.release.reference}"
-        card["figures"]["train"]["command"] += part
-    first = [round(float(value), 5) for value in bits["sample"][:4]]
-    card["figures"]["sample"]["first_bits_per_dim"] = first
-    del card["model"]
-    zoo.save_released(folder, model, params, card, reference=scores["train"])
-    print(json.dumps(card["figures"], indent=1))

@@ -50,6 +50,11 @@ def tell_source(config: Config, given: data.Input) -> None:
         )
 
 
+def data_dir(given: data.Input) -> str:
+    """What a command needs besides to read the same images again."""
+    return "" if given.source == "sample" else " --config.data_dir=DATA_DIR"
+
+
 def identity(given: data.Input) -> dict:
     """What a row says of the images."""
     return {
@@ -80,6 +85,16 @@ def split(config: Config, name: str) -> dict[str, np.ndarray]:
     """A whole split as `images` and `labels`."""
     images, labels = data.load(config.dataset, name, config.data_dir)
     return {"images": images, "labels": labels}
+
+
+def kind(config: Config, mode: str) -> str:
+    """The kind of model that a mode is asked for, which is its section's name too."""
+    found = config[mode].model
+    if found not in zoo.KINDS:
+        raise ValueError(
+            f"{mode}.model must be one of {', '.join(zoo.KINDS)}: {found!r}"
+        )
+    return found
 
 
 def plan(config: Config, settings: Config) -> schedule.Plan:
@@ -157,6 +172,14 @@ def score_map(model: pixelcnn.PixelCNN, batch: int) -> parallel.BatchMap:
     """`mapped(params, images)`: log-probabilities `[N]` of images, nats."""
     return parallel.BatchMap(
         lambda params, images: likelihood.log_prob(model, params, images), batch
+    )
+
+
+def prediction_map(model: classifiers.Classifier, batch: int) -> parallel.BatchMap:
+    """`mapped(variables, images)`: predicted classes `[N]` of images."""
+    logits_fn = classifiers.logits_fn(model)
+    return parallel.BatchMap(
+        lambda variables, images: attacks.predicted(logits_fn, variables, images), batch
     )
 
 

@@ -1,42 +1,109 @@
-"""What training a model of any kind ends with."""
+"""The mode `train`: a model of any kind, from its section of the config."""
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
-from pixeldefend.experiment import metrics, parallel, report, schedule, train, zoo
-from pixeldefend.experiment.modes import inputs
-from pixeldefend.experiment.workdir import UserError, command_line
+from pixeldefend.experiment import metrics, parallel, report, schedule, zoo
+from pixeldefend.experiment.kinds import Trainable
+from pixeldefend.experiment.modes import (
+    autoencoders,
+    classifier,
+    density_model,
+    inputs,
+)
+from pixeldefend.experiment.train import TrainState, fit, make_step, start
+from pixeldefend.experiment.workdir import (
+    UserError,
+    Workdir,
+    command_line,
+    user_errors,
+)
 
 
-def fitted(
-    first: train.TrainState,
-    step: Callable[..., tuple[train.TrainState, dict]],
-    training: dict,
+def train(config: inputs.Config, workdir: Workdir) -> None:
+    """Trains a model of the kind `train.model`; continues where it was stopped."""
+    begun = time.monotonic()
+    with user_errors():
+        kind = inputs.kind(config, "train")
+        settings = config[kind].train
+        plan = inputs.plan(config, settings)
+        trainable = _TRAINABLES[kind](config, plan)
+        training, held_out = inputs.training_splits(config, settings, plan)
+        _check_labels(training, trainable.model)
+        shape = training["images"].shape[1:]
+        abstract = zoo.abstract_params(kind, trainable.model, shape)
+        variables = None
+        if settings.start:
+            weights = zoo.find_released(settings.start) / "weights"
+            variables = zoo.load_weights(weights, abstract)
+    folder = workdir.open()
+    if variables is None:
+        variables = trainable.init(training)
+    last, line = _fit(trainable, variables, training, held_out, plan, folder, begun)
+    card = {
+        "kind": kind,
+        "dataset": config.dataset,
+        "image_shape": list(shape),
+        "training": _told_on_card(settings, last.params, line, trainable.told),
+    }
+    zoo.save_released(folder / "model", trainable.model, last.average, card)
+    print(f"model written to {folder / 'model'}")
+
+
+# By kind of model; each checks what the user gave for it.
+_TRAINABLES: dict[str, Callable[[inputs.Config, schedule.Plan], Trainable]] = {
+    "pixelcnn": density_model.trainable,
+    "classifier": classifier.trainable,
+    "puvae": autoencoders.trainable_puvae,
+    "magnet": autoencoders.trainable_magnet,
+}
+
+
+def _check_labels(training: dict[str, np.ndarray], model: Any) -> None:
+    """Raises ValueError for labels beyond the classes of a model that has any."""
+    classes = getattr(model, "classes", 0)
+    if classes and training["labels"].max() >= classes:
+        raise ValueError(
+            f"classes is {classes}, but there are labels up to "
+            f"{training['labels'].max()}"
+        )
+
+
+def _fit(
+    trainable: Trainable,
+    variables: Any,
+    training: dict[str, np.ndarray],
+    held_out: dict[str, np.ndarray],
     plan: schedule.Plan,
     folder: epath.Path,
-    scores: Callable[[train.TrainState], dict],
-    told: Callable[[dict], str],
     begun: float,
-) -> tuple[train.TrainState, dict]:
-    """`train.fit` with its progress shown; `told` puts a line of metrics in words.
+) -> tuple[TrainState, dict]:
+    """The last state and line of metrics of a training, with its progress shown.
 
     Raises:
       UserError: the loss is not finite, a checkpoint cannot be read, or the time box
         was too short.
     """
+    first = start(*trainable.split(variables), trainable.optimizer, trainable.averaged)
+    step = make_step(
+        trainable.loss_fn, trainable.optimizer, plan.polyak, trainable.averaged
+    )
+    evaluate = trainable.evaluation(held_out, plan.batch)
     progress = report.Progress("training")
 
     def show(line: dict) -> None:
-        rate = line["images_per_second"]
-        progress.update(line["progress"], f"{told(line)}, {rate:.1f} images/s")
+        said = f"{trainable.in_words(line)}, {line['images_per_second']:.1f} images/s"
+        progress.update(line["progress"], said)
 
     try:
-        found = train.fit(
-            first, step, training, plan, folder, scores, show, begun=begun
+        last, line = fit(
+            first, step, training, plan, folder, evaluate, show, begun=begun
         )
     except (
         metrics.NonFiniteLossError,
@@ -45,47 +112,16 @@ def fitted(
     ) as error:
         raise UserError(str(error)) from error
     progress.close()
-    if found[1]["progress"] < 1:
+    if line["progress"] < 1:
         print(
             "starting again took what was left of the hours: the learning rate had "
-            f"gone {found[1]['progress']:.0%} of its way to zero"
+            f"gone {line['progress']:.0%} of its way to zero"
         )
-    return found
+    return last, line
 
 
-def save(
-    folder: epath.Path,
-    model: Any,
-    variables: Any,
-    *,
-    kind: str,
-    dataset: str,
-    shape: tuple[int, int, int],
-    training: dict,
-) -> None:
-    """Writes the trained model to `folder / "model"`, with a card.
-
-    Args:
-      folder: of the run.
-      model: the description.
-      variables: what is saved.
-      kind: of the model.
-      dataset: that it was trained on.
-      shape: of an image.
-      training: see `told_on_card`.
-    """
-    card = {
-        "kind": kind,
-        "dataset": dataset,
-        "image_shape": list(shape),
-        "training": training,
-    }
-    zoo.save_released(folder / "model", model, variables, card)
-    print(f"model written to {folder / 'model'}")
-
-
-def told_on_card(
-    settings: inputs.Config, params: Any, line: dict, **more: Any
+def _told_on_card(
+    settings: inputs.Config, params: Any, line: dict, more: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a card tells of a training run.
 
@@ -93,7 +129,7 @@ def told_on_card(
       settings: the `train` section.
       params: those that were trained, to be counted.
       line: the last metrics.
-      **more: besides.
+      more: besides.
     """
     before = {}
     if settings.start:  # the runs that its weights come from, the first one first
