@@ -1,7 +1,6 @@
 """A folder belongs to one run at a time, on whatever hosts and kind of storage."""
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -18,7 +17,8 @@ from pixeldefend.experiment import files, interruption
 # asked, since it is on another host, counts as dead.
 _BEAT = 5.0
 _PATIENCE = 20.0
-# How long a file has to stay where several may write it at once.
+# How long a file has to stay where several may write it at once, unlike on disks, where
+# TensorStore replaces it only if it is still the one that was read.
 _SETTLED = 2.0
 
 
@@ -61,58 +61,31 @@ class Lock:
         there = self._read()
         if there is not None and self._alive(there):
             raise self._refusal(there)
-        if files.is_remote(self.path):
-            # Of two that come at once, the one whose file stays.
-            self._write(0)
-            time.sleep(_SETTLED)
-        elif self.path.exists():
-            self._succeed(there)
-        else:
-            self._create()
+        try:
+            self._replace(there)
+        except Exception:  # TensorStore's, of storage that it has no locks for
+            if self._read() == there:
+                self._write(0)
+                # Of two that come at once, the one whose file stays.
+                time.sleep(_SETTLED)
         if self.holder() != self.token:
             raise self._refusal(self._read() or {})
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
-    def _succeed(self, dead: dict | None) -> None:
-        """Takes a dead run's or a damaged file's place; of several that try, one does.
+    def _replace(self, dead: dict | None) -> None:
+        """Writes the file if it still says what `dead` does; of several, one does."""
+        if files.is_remote(self.path):
+            raise NotImplementedError  # not all have conditional writes
+        import tensorstore  # slow to import
 
-        There is a file all the time, so nobody can come in between.
-        """
-        # One name for all who saw the same.
-        name = hashlib.sha256(json.dumps(dead, sort_keys=True).encode()).hexdigest()
-        claim = self.path.parent / f".{self.path.name}.{name[:16]}.partial.json"
-        try:
-            if time.time() - claim.stat().mtime > _PATIENCE:
-                claim.unlink()  # of one that died in here
-        except FileNotFoundError:
-            pass
-        try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-        except FileExistsError as error:
-            raise self._refusal(self._read() or {}) from error
-        try:
-            there = self._read()
-            if there != dead:
-                raise self._refusal(there or {})
-            self._write(0)
-        finally:
-            claim.unlink(missing_ok=True)
-
-    def _create(self) -> None:
-        """Writes the file if there is none; of several that try, one does."""
-        aside = self.path.parent / f".{self.path.name}.{self.token}.partial.json"
-        aside.write_text(json.dumps(self._own | {"beat": 0}))
-        try:
-            os.link(aside, self.path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            if not self.path.exists():
-                self._write(0)
-                time.sleep(_SETTLED)
-        finally:
-            aside.unlink()
+        folder = {"driver": "file", "path": f"{files.absolute(self.path.parent)}/"}
+        store = tensorstore.KvStore.open(folder).result()
+        found = store.read(self.path.name).result()
+        if _parsed(found.value) == dead:
+            text = json.dumps(self._own | {"beat": 0})
+            generation = found.stamp.generation
+            store.write(self.path.name, text, if_equal=generation).result()
 
     def release(self) -> None:
         """Gives the folder back, if it was taken."""
@@ -133,9 +106,8 @@ class Lock:
         """
         for pause in (0.1, 0.5, 2.0, 0.0):
             try:
-                found = json.loads(self.path.read_text())
-                return found if isinstance(found, dict) else None
-            except (FileNotFoundError, ValueError):
+                return _parsed(self.path.read_bytes())
+            except FileNotFoundError:
                 return None
             except Exception as error:  # of object stores there are many kinds
                 if not pause:
@@ -163,7 +135,8 @@ class Lock:
     def _alive(self, there: dict) -> bool:
         """Whether the run that left the file still lives."""
         if there.get("machine") == self._own["machine"]:
-            return there.get("started") == _started(there.get("process", -1))
+            started = _started(there.get("process"))
+            return started is not None and started == there.get("started")
         print(
             f"waiting {_PATIENCE:.0f} s to see whether the run on {there.get('host')} "
             f"that has {self.path.parent} is alive",
@@ -187,6 +160,15 @@ class Lock:
         )
 
 
+def _parsed(text: bytes) -> dict | None:
+    """What a file says; None of a damaged one."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _identity() -> dict:
     process = os.getpid()
     return {
@@ -208,7 +190,7 @@ def _machine() -> str:
     return f"{platform.node()} {boot} {space}"
 
 
-def _started(process: int) -> str | None:
+def _started(process: int | None) -> str | None:
     """When a process of this host started, by the kernel's clock; None without it."""
     try:
         stat = epath.Path(f"/proc/{process}/stat").read_text()
