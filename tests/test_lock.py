@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+import tensorstore
 from processes import finish, launch, wait_for
 
 from pixeldefend.experiment import lock
@@ -101,10 +102,10 @@ def test_a_link_to_nowhere_is_no_run(path):
 def test_storage_without_locks_is_watched_for_a_while(path, monkeypatch):
     monkeypatch.setattr(lock, "_SETTLED", 0.2)
 
-    def fails(self, dead):
+    def fails(folder):
         raise ValueError("UNIMPLEMENTED")
 
-    monkeypatch.setattr(Lock, "_replace", fails)
+    monkeypatch.setattr(tensorstore.KvStore, "open", fails)
     mine = Lock(path)
     mine.take()
     with pytest.raises(ValueError, match="in use"):

@@ -17,8 +17,8 @@ from pixeldefend.experiment import files, interruption
 # asked, since it is on another host, counts as dead.
 _BEAT = 5.0
 _PATIENCE = 20.0
-# How long a file has to stay where several may write it at once, unlike on disks, where
-# TensorStore replaces it only if it is still the one that was read.
+# How long a file has to stay where several may write it at once. On disks TensorStore
+# replaces it only if it is still the one that was read.
 _SETTLED = 2.0
 
 
@@ -47,8 +47,7 @@ class Lock:
 
     def holder(self) -> str | None:
         """The token of the file that is there; None without one."""
-        there = self._read()
-        return None if there is None else there.get("token")
+        return (self._read() or {}).get("token")
 
     def take(self) -> None:
         """Takes the folder; again by the one who has it, does nothing.
@@ -61,13 +60,7 @@ class Lock:
         there = self._read()
         if there is not None and self._alive(there):
             raise self._refusal(there)
-        try:
-            self._replace(there)
-        except Exception:  # TensorStore's, of storage that it has no locks for
-            if self._read() == there:
-                self._write(0)
-                # Of two that come at once, the one whose file stays.
-                time.sleep(_SETTLED)
+        self._replace(there)
         if self.holder() != self.token:
             raise self._refusal(self._read() or {})
         self._thread = threading.Thread(target=self._renew, daemon=True)
@@ -75,17 +68,21 @@ class Lock:
 
     def _replace(self, dead: dict | None) -> None:
         """Writes the file if it still says what `dead` does; of several, one does."""
-        if files.is_remote(self.path):
-            raise NotImplementedError  # not all have conditional writes
-        import tensorstore  # slow to import
+        text = json.dumps(self._own | {"beat": 0})
+        if not files.is_remote(self.path):
+            import tensorstore  # slow to import
 
-        folder = {"driver": "file", "path": f"{files.absolute(self.path.parent)}/"}
-        store = tensorstore.KvStore.open(folder).result()
-        found = store.read(self.path.name).result()
-        if _parsed(found.value) == dead:
-            text = json.dumps(self._own | {"beat": 0})
-            generation = found.stamp.generation
-            store.write(self.path.name, text, if_equal=generation).result()
+            folder = {"driver": "file", "path": f"{files.absolute(self.path.parent)}/"}
+            with contextlib.suppress(Exception):  # of file systems without locks
+                store = tensorstore.KvStore.open(folder).result()
+                found = store.read(self.path.name).result()
+                if _parsed(found.value) == dead:
+                    generation = found.stamp.generation
+                    store.write(self.path.name, text, if_equal=generation).result()
+                return
+        if self._read() == dead:
+            self._write(0)
+            time.sleep(_SETTLED)  # of two that come at once, the one whose file stays
 
     def release(self) -> None:
         """Gives the folder back, if it was taken."""

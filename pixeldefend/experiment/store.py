@@ -59,9 +59,7 @@ class Store:
         """What a file holds; None if it is missing, damaged or has another fingerprint.
 
         Args:
-          kind: as for `once`.
-          name: likewise.
-          fingerprint: likewise.
+          kind, name, fingerprint: as for `once`.
           only: the arrays to read besides the `seconds`; none for all.
         """
         path = self._path(kind, name)
@@ -93,7 +91,7 @@ class Store:
         and `device` they took.
 
         Args:
-          kind: one of `FOLDERS`.
+          kind: the folder, for `tidy` one of `FOLDERS`.
           name: of the results, readable.
           fingerprint: see the function of that name.
           mapped: what computes them, a dict of arrays.
@@ -116,9 +114,7 @@ class Store:
         """Makes results in one go and keeps them, with the `seconds` it took.
 
         Args:
-          kind: a folder.
-          name: of the results, readable.
-          fingerprint: as for `once`.
+          kind, name, fingerprint: as for `once`.
           make: returns the arrays.
         """
         begun = time.perf_counter()

@@ -156,10 +156,10 @@ class Workdir:
                     files.remove_partial(self._folder)
                 files.write_json(path, self._config)
             token = processes.agreed(self._lock.token)
-            # All see the same folder.
-            for shown in (lambda: self._lock.holder() == token, path.exists):
-                files.patiently(lambda shown=shown: shown() or None, self._lock.path)
-            processes.barrier()
+            files.patiently(
+                lambda: (self._lock.holder() == token and path.exists()) or None, path
+            )
+            processes.barrier()  # all see the same folder
         files.enter(self._folder, always=path.name)
         return self._folder
 

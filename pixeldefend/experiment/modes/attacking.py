@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from pixeldefend import attacks
 from pixeldefend.defences import base
@@ -47,7 +48,7 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
         **{name: rows for name, rows in found.items() if name != "correct"},
         **({} if given.labels is None else {"labels": given.labels.astype(np.uint8)}),
     )
-    _tell(config, card, given, found, outcomes.seconds, workdir)
+    _tell(config, card, given, found, outcomes.seconds, folder, workdir.hash)
     store.tidy()  # only now is everything elsewhere
     print(f"results in {folder}")
 
@@ -138,7 +139,8 @@ def _tell(
     given: data.Input,
     found: dict[str, np.ndarray],
     seconds: float,
-    workdir: Workdir,
+    folder: epath.Path,
+    of: str,
 ) -> None:
     """Prints what an attack did and, where there are labels, writes rows."""
     settings, count = config.attack, len(given.images)
@@ -164,10 +166,9 @@ def _tell(
         "clean": found["clean_prediction"] == given.labels,
         name: found["correct"],
     }
-    folder = workdir.open()
     files.write_arrays(folder / "correct" / f"{given.source}.npz", **correct)
     figures = {key: accuracy(right) for key, right in correct.items()}
-    provenance = inputs.provenance(workdir.hash, seconds)
+    provenance = inputs.provenance(of, seconds)
     rows = [
         identity(config, card, None if key == "clean" else name)
         | inputs.identity(given)
