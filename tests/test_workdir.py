@@ -161,6 +161,10 @@ def test_own_images_in_the_workdir_are_refused_by_their_reader(tmp_path):
 
 def test_a_folder_without_results_takes_the_right_config(tmp_path):
     _open_and_close(tmp_path, batch=0)
+    # What a run writes before it has anything.
+    _write(tmp_path, ["written.json"])
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
     _open_and_close(tmp_path, batch=1)
     _write(tmp_path, ["parts/a/000000000000.npz"])
     with pytest.raises(ValueError, match="batch: 1 there, 2 here"):

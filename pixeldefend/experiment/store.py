@@ -147,7 +147,7 @@ class Store:
         """Removes parts, once every process has read them."""
         processes.barrier()
         if processes.is_first():
-            _remove_parts(self._folder / "parts" / inner)
+            _clear(self._folder / "parts" / inner)
 
     def _write(
         self, path: epath.Path, fingerprint: str, result: dict, seconds: float
@@ -323,13 +323,13 @@ def _is_part(path: epath.Path) -> bool:
     return _PART.fullmatch(path.name) is not None
 
 
-def _remove_parts(folder: epath.Path) -> None:
+def _clear(folder: epath.Path) -> None:
     """Removes the parts below a folder, and the folders that are empty without them."""
     for path in files.entries(folder):
         if _is_part(path):
             path.unlink()
         elif path.is_dir():
-            _remove_parts(path)
+            _clear(path)
     files.remove_partial(folder)
     if not files.is_remote(folder):
         with contextlib.suppress(OSError):  # something else is in it, or it is not

@@ -87,9 +87,10 @@ class Workdir:
         folder, path = self._folder, self._folder / "config.json"
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"workdir {folder} is a file; name a folder")
+        there = [inner for inner in files.entries(folder) if inner.name in RESULTS]
         if not path.exists():
-            for name in self._results():
-                self.check_own(name)
+            for inner in there:
+                self.check_own(inner.name)
             if not self._lock.holder():  # one of a run that was killed at its start
                 self.check_own("lock.json")
             return
@@ -108,17 +109,12 @@ class Workdir:
             for name, text in sorted(differences.items())
             if name not in self._free
         ]
-        if changed and self._results():
+        if changed and any(map(_has_results, there)):
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise ValueError(
                 f"workdir {folder} belongs to another config "
                 f"({', '.join(changed[:3])}{more}); name another --workdir"
             )
-
-    def _results(self) -> list[str]:
-        """Names in the folder that a run of some mode may have given."""
-        names = [path.name for path in files.entries(self._folder)]
-        return [name for name in names if name in RESULTS]
 
     def check_outside(self, path: epath.PathLike) -> None:
         """Raises ValueError where what is read lies in the folder written to."""
@@ -167,6 +163,13 @@ class Workdir:
         """Leaves the folder to other runs."""
         self._lock.release()
         files.leave(self._folder)
+
+
+def _has_results(path: epath.Path) -> bool:
+    """Whether a run came so far as to write something there."""
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.name != "written.json" and path.stat().length > 0
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str]]:
