@@ -79,8 +79,14 @@ def agreed(value: Any) -> Any:
 
 def barrier() -> None:
     """Waits until every process has come as far."""
-    if count() > 1:
-        _exchange(f"pixeldefend/barrier/{next(_names)}", b"")
+    if count() == 1:
+        return
+    name = f"pixeldefend/barrier/{next(_names)}"
+    _send(f"{name}/{jax.process_index()}", b"")
+    # Two words a process, however many there are.
+    for process in range(count()) if is_first() else ():
+        _receive(f"{name}/{process}")
+    agreed(None)
 
 
 def gathered(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
@@ -90,9 +96,11 @@ def gathered(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     name = f"pixeldefend/gathered/{next(_names)}"
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
+    _send(f"{name}/{jax.process_index()}", buffer.getvalue())
     found = []
-    for sent in _exchange(name, buffer.getvalue()):
-        with np.load(io.BytesIO(sent), allow_pickle=False) as file:
+    for process in range(count()):
+        sent = io.BytesIO(_receive(f"{name}/{process}"))
+        with np.load(sent, allow_pickle=False) as file:
             found.append(dict(file))
     barrier()
     _client().key_value_delete(f"{name}/{jax.process_index()}")
@@ -150,12 +158,6 @@ def _client() -> Any:
     # .multihost barriers; in jax collectives, and a preemption sync point which wants
     # equally many steps of all processes, owns SIGTERM and carries no exit code.
     return jax._src.distributed.global_state.client
-
-
-def _exchange(name: str, payload: bytes) -> list[bytes]:
-    """What every process gives, in the order of the processes."""
-    _send(f"{name}/{jax.process_index()}", payload)
-    return [_receive(f"{name}/{process}") for process in range(count())]
 
 
 def _send(name: str, payload: bytes) -> None:
