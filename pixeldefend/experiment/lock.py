@@ -36,7 +36,13 @@ class Lock:
     def __init__(self, path: epath.PathLike):
         """Nothing is written before `take`."""
         self.path = epath.Path(path)
-        self._own = _identity()
+        self._own = {
+            "host": platform.node(),
+            "machine": _machine(),
+            "process": os.getpid(),
+            "started": _started(os.getpid()),
+            "token": uuid.uuid4().hex,
+        }
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -164,17 +170,6 @@ def _parsed(text: bytes) -> dict | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def _identity() -> dict:
-    process = os.getpid()
-    return {
-        "host": platform.node(),
-        "machine": _machine(),
-        "process": process,
-        "started": _started(process),
-        "token": uuid.uuid4().hex,
-    }
 
 
 def _machine() -> str:
