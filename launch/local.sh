@@ -15,8 +15,13 @@ cd "$(dirname "$0")/.."
 mode=$1
 config=$2
 shift 2
+python=${PYTHON:-.venv/bin/python}
+if ! command -v "$python" >/dev/null; then
+  echo "$0: there is no $python; make it (README.md) or set PYTHON" >&2
+  exit 2
+fi
 mkdir -p runs
 log=runs/$mode-$(date +%Y%m%d-%H%M%S).log
-nohup nice "${PYTHON:-.venv/bin/python}" main.py \
+nohup nice "$python" main.py \
   --mode="$mode" --config="$config" "$@" >"$log" 2>&1 &
 echo "process $!, log $log"

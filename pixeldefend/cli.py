@@ -9,7 +9,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pixeldefend.experiment import interruption, modes, parallel, processes
+from pixeldefend.experiment import files, interruption, modes, parallel, processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Configuration, e.g. configs/cifar10.py", lock_config=True
@@ -99,7 +99,7 @@ def _start(config: ml_collections.ConfigDict, known: Mapping[str, modes.Mode]) -
                 parallel.initialize()
         interruption.listen()
         modes.start(_MODE.value, config, _WORKDIR.value, known)
-    except modes.UserError as error:
+    except (modes.UserError, files.LostError) as error:
         return _mistake(str(error))
     except interruption.Interrupted as stop:
         if stop.code != interruption.EXIT_CODE:

@@ -17,8 +17,8 @@ from pixeldefend.defences import base, purification
 from pixeldefend.density import likelihood, pixelcnn
 from pixeldefend.experiment import data, evaluate, files, parallel, report, zoo
 from pixeldefend.experiment.modes import inputs
-from pixeldefend.experiment.modes.kept import Kept, mark
 from pixeldefend.experiment.rows import write_rows
+from pixeldefend.experiment.store import Store, fingerprint
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 from reproduction import likelihood_ascent
@@ -188,7 +188,7 @@ def _searched(
     """Where all searches end, `[N, starts, H, W, C]` uint8, how often each asked
     `[N, starts]`, and the seconds."""
     settings = config.compare_purifiers
-    kept = Kept(folder)
+    kept = Store(folder)
 
     def climbing(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         log_prob = functools.partial(likelihood.log_prob, job.model, params)
@@ -229,7 +229,7 @@ def _searched(
 
 def _mark(of: str, job: _Job, image: np.ndarray) -> str:
     """What a search depends on."""
-    return mark(None, config=of, image=zoo.fingerprint(image), **job.shas)
+    return fingerprint(None, config=of, image=zoo.fingerprint(image), **job.shas)
 
 
 def _ball(config: inputs.Config, image: np.ndarray) -> tuple:

@@ -4,6 +4,7 @@ import copy
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -274,3 +275,13 @@ def test_a_slice_needs_a_workdir_in_a_bucket(tmp_path):
 def test_a_script_without_arguments_says_how_to_use_it(script, tmp_path):
     found = _run(script, path=tmp_path, TPU="a", ZONE="b")
     assert found.returncode == 2 and "usage:" in found.stderr
+
+
+def test_a_run_that_has_no_interpreter_does_not_start(tmp_path):
+    (tmp_path / "launch").mkdir()
+    script = shutil.copy(LAUNCH / "local.sh", tmp_path / "launch")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHON"}
+    command = [script, "purify", "configs/mnist.py"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert found.returncode == 2 and "there is no .venv/bin/python" in found.stderr
+    assert not (tmp_path / "runs").exists()

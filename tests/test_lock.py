@@ -1,11 +1,14 @@
 import concurrent.futures
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
+import tensorstore
 from processes import finish, launch, wait_for
 
 from pixeldefend.experiment import lock
@@ -60,6 +63,56 @@ def test_a_living_run_on_another_host_is_not_disturbed(path, monkeypatch):
     _elsewhere(path)
     beats = iter(range(1, 100))
     monkeypatch.setattr(lock.time, "sleep", lambda _: _elsewhere(path, next(beats)))
+    with pytest.raises(ValueError, match="in use by process 1 on other"):
+        Lock(path).take()
+
+
+@pytest.mark.parametrize("what", [{}, {"process": None}, {"process": "one"}])
+def test_a_file_of_this_host_that_names_no_process_is_no_run(path, what):
+    path.write_text(json.dumps({"machine": lock._machine(), "token": "t"} | what))
+    mine = Lock(path)
+    mine.take()
+    mine.release()
+
+
+@pytest.mark.parametrize("ahead", [0, 1e6])
+def test_one_that_died_while_it_took_the_folder_is_in_nobodys_way(path, ahead):
+    """Whenever that was by the clock."""
+    dead = {"machine": lock._machine(), "process": -1, "started": "1", "token": "t"}
+    path.write_text(json.dumps(dead))
+    name = hashlib.sha256(json.dumps(dead, sort_keys=True).encode()).hexdigest()
+    left = [path.parent / f".lock.json.{name[:16]}.partial.json"]
+    left.append(path.parent / "lock.json.__lock")  # TensorStore's
+    for claim in left:
+        claim.touch()
+        os.utime(claim, (time.time() + ahead,) * 2)
+    mine = Lock(path)
+    mine.take()
+    mine.release()
+
+
+def test_a_link_to_nowhere_is_no_run(path):
+    path.symlink_to(path.parent / "nowhere")
+    mine = Lock(path)
+    mine.take()
+    mine.release()
+    assert not path.is_symlink() and not (path.parent / "nowhere").exists()
+
+
+def test_storage_without_locks_is_watched_for_a_while(path, monkeypatch):
+    monkeypatch.setattr(lock, "_SETTLED", 0.2)
+
+    def fails(folder):
+        raise ValueError("UNIMPLEMENTED")
+
+    monkeypatch.setattr(tensorstore.KvStore, "open", fails)
+    mine = Lock(path)
+    mine.take()
+    with pytest.raises(ValueError, match="in use"):
+        Lock(path).take()
+    mine.release()
+    # Somebody else's comes while it is watched.
+    monkeypatch.setattr(lock.time, "sleep", lambda _: _elsewhere(path))
     with pytest.raises(ValueError, match="in use by process 1 on other"):
         Lock(path).take()
 

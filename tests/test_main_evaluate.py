@@ -13,8 +13,7 @@ from test_main import FASHION, ROOT, _command, _environment, _rows, _run, kill_o
 from pixeldefend import attacks
 from pixeldefend.defences import filters, purification
 from pixeldefend.density import likelihood, pixelcnn
-from pixeldefend.experiment import data, grid, parallel, zoo
-from pixeldefend.experiment import parts as parts_module
+from pixeldefend.experiment import data, grid, parallel, store, zoo
 from pixeldefend.experiment.modes.programs import Loaded, Tools
 from pixeldefend.experiment.modes.workbench import Workbench
 from pixeldefend.models import classifiers
@@ -242,7 +241,7 @@ def test_what_an_interrupted_run_made_is_not_made_again(models, tmp_path, monkey
     made = grid.made_for(grid.Pipeline(models["two"]), grid.column("fgsm"), 8.0)
     expected = bench.attacked(made)["images"]
     taken, begun = [], []
-    add, given_rows = parts_module.Parts.add, parallel.BatchMap._given
+    add, given_rows = store.Unfinished.add, parallel.BatchMap._given
 
     def dies(self, rows, result, seconds):
         taken.append(len(result["images"]))
@@ -254,7 +253,7 @@ def test_what_an_interrupted_run_made_is_not_made_again(models, tmp_path, monkey
         begun.append(int(rows[0]))
         return given_rows(self, rows, arrays)
 
-    monkeypatch.setattr(parts_module.Parts, "add", dies)
+    monkeypatch.setattr(store.Unfinished, "add", dies)
     monkeypatch.setattr(parallel.BatchMap, "_given", counted)
     with pytest.raises(KeyboardInterrupt):
         _workbench(tmp_path / "b", models).attacked(made)

@@ -1,8 +1,13 @@
+import ast
+import pathlib
+import shutil
 import sys
 
+import numpy as np
 import pytest
+from processes import ROOT, finish, launch, wait_for
 
-from pixeldefend.experiment import workdir
+from pixeldefend.experiment import data, files, workdir
 
 
 def test_a_command_is_told_without_this_machines_folders(monkeypatch):
@@ -28,7 +33,9 @@ def test_a_folder_belongs_to_its_config(tmp_path):
     place = workdir.Workdir(tmp_path / "a", {"eps": 1, "in": {"x": 2}})
     assert not (tmp_path / "a").exists()
     place.open()
+    place.close()
     workdir.Workdir(tmp_path / "a", {"eps": 1, "in": {"x": 2}})
+    (tmp_path / "a/rows.jsonl").write_text("{}")
     with pytest.raises(ValueError, match="in.x: 2 there, 3 here"):
         workdir.Workdir(tmp_path / "a", {"eps": 1, "in": {"x": 3}})
     (tmp_path / "a/config.json").write_text("{")
@@ -58,5 +65,202 @@ def test_files_of_somebody_else_are_not_taken_for_results(tmp_path):
     (tmp_path / "out/purified/mine.png").write_text("mine")
     with pytest.raises(ValueError, match="not from here"):
         place.check_own("purified")
+    with pytest.raises(workdir.UserError, match="not from here"):
+        place.open()
+    (tmp_path / "out/purified/mine.png").unlink()
     place.open()
+    (tmp_path / "out/purified/mine.png").write_text("the run's")
     place.check_own("purified")
+    place.close()
+
+
+_FOREIGN = (
+    "parts/notes.txt",
+    "adversarial/mine.npz",
+    "correct/1.png",
+    "rows.jsonl",
+    "predictions.npz",
+)
+
+
+def _write(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+
+
+def _state(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("name", [*_FOREIGN, "lock.json", "checkpoints/1/state"])
+def test_a_folder_that_belongs_to_no_run_is_refused(tmp_path, name):
+    _write(tmp_path, [name])
+    with pytest.raises(ValueError, match="there are files that are not from here"):
+        workdir.Workdir(tmp_path, {"mode": "purify"})
+
+
+def test_files_that_no_run_writes_are_in_nobodys_way(tmp_path):
+    names = ["notes.txt", "pictures/1.png", ".a.partial.png", "parts.txt"]
+    _write(tmp_path, names)
+    place = workdir.Workdir(tmp_path, {"mode": "purify"})
+    place.open()
+    place.close()
+    assert _state(tmp_path).keys() == {*names, "config.json"}
+
+
+def test_what_a_killed_run_was_writing_is_removed_by_the_next(tmp_path):
+    for _ in range(2):
+        place = workdir.Workdir(tmp_path, {"mode": "purify"})
+        place.open()
+        place.close()
+        (tmp_path / ".rows.jsonl.host-name-17.partial.jsonl").write_text("half")
+    workdir.Workdir(tmp_path, {"mode": "purify"}).open()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_every_name_that_a_mode_writes_is_known():
+    """Of what lies in a folder that is no run's, none may be taken for a result."""
+    found = set()
+    for top in ("pixeldefend/experiment", "reproduction"):
+        for path in (ROOT / top).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if (
+                    isinstance(node, ast.BinOp)
+                    and isinstance(node.op, ast.Div)
+                    and isinstance(node.left, ast.Name)
+                    and node.left.id in ("folder", "workdir")
+                    and isinstance(node.right, ast.Constant)
+                ):
+                    found.add(pathlib.PurePath(node.right.value).parts[0])
+    models = {"card.json", "weights", "reference.npy", "validation.npy"}
+    models |= {"commit_success.txt", "validation.npz"}  # of a model or a data set
+    assert found >= {"rows.jsonl", "checkpoints", "samples.png"}
+    assert found - models <= workdir.RESULTS | {"config.json", "lock.json"}
+
+
+def test_own_images_in_the_workdir_are_refused_by_their_reader(tmp_path):
+    images = np.zeros((2, 28, 28, 1), np.uint8)
+    (tmp_path / "run").mkdir()
+    for inner in (".", "run"):
+        np.savez(tmp_path / inner / "mine.npz", images=images)
+
+    def read(inner):
+        path = str(tmp_path / inner)
+        return data.read_input("fashion_mnist", path, 0, (28, 28, 1), None)
+
+    place = workdir.Workdir(tmp_path / "run", {"mode": "score"})
+    for inner in ("run/mine.npz", "run", "run/../run/mine.npz"):
+        with pytest.raises(ValueError, match="lies in the workdir"):
+            read(inner)
+    assert read("mine.npz").own
+    place.close()
+    assert read("run/mine.npz").own
+
+
+def test_a_folder_without_results_takes_the_right_config(tmp_path):
+    _open_and_close(tmp_path, batch=0)
+    # What a run writes before it has anything.
+    _write(tmp_path, ["written.json"])
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    _open_and_close(tmp_path, batch=1)
+    _write(tmp_path, ["parts/a/000000000000.npz"])
+    with pytest.raises(ValueError, match="batch: 1 there, 2 here"):
+        _open_and_close(tmp_path, batch=2)
+    _open_and_close(tmp_path, batch=1)
+
+
+def _open_and_close(folder, **config):
+    place = workdir.Workdir(folder, {"mode": "purify"} | config)
+    place.open()
+    place.close()
+
+
+def test_the_config_is_looked_at_again_once_nobody_else_can_write(tmp_path):
+    late = workdir.Workdir(tmp_path, {"mode": "purify"})
+    _open_and_close(tmp_path, mode="attack")
+    _write(tmp_path, ["rows.jsonl"])
+    before = _state(tmp_path)
+    with pytest.raises(workdir.UserError, match="of another mode"):
+        late.open()
+    late.close()
+    assert _state(tmp_path) == before
+
+
+def test_a_folder_that_was_removed_is_not_built_again(tmp_path):
+    place = workdir.Workdir(tmp_path / "run", {"mode": "purify"})
+    folder = place.open()
+    files.write_json(folder / "purified/a.json", {})
+    shutil.rmtree(folder)
+    for _ in range(2):
+        with pytest.raises(files.LostError, match="removed while the run was at work"):
+            files.write_json(folder / "purified/b.json", {})
+    place.close()
+    assert not folder.exists()
+
+
+def _refused(mode, *options):
+    """The one line that a run is refused with."""
+    ((_, errors),) = finish(launch(mode, *options), code=2)
+    assert len(errors.splitlines()) == 1, errors
+    return errors
+
+
+@pytest.mark.slow
+def test_purify_leaves_a_folder_of_somebody_else_as_it_was(tmp_path):
+    _write(tmp_path, _FOREIGN)
+    before = _state(tmp_path)
+    assert "not from here" in _refused("purify", f"--workdir={tmp_path}")
+    assert _state(tmp_path) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["classify", "score", "purify", "attack"])
+def test_no_mode_reads_its_input_from_its_workdir(tmp_path, mode):
+    (tmp_path / "own").mkdir()
+    images, _ = data.sample("fashion_mnist")
+    np.savez(tmp_path / "own/mine.npz", images=images[:2])
+    before = _state(tmp_path)
+    given = f"--config.{mode}.input={tmp_path}/own/mine.npz"
+    assert "lies in the workdir" in _refused(mode, given, f"--workdir={tmp_path}")
+    assert _state(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_results_of_other_images_go_and_what_others_added_stays(tmp_path):
+    images, _ = data.sample("fashion_mnist")
+    options = ["--config.purify.pictures=True", f"--workdir={tmp_path}/run"]
+    options.append(f"--config.purify.input={tmp_path}/own.npz")
+    np.savez(tmp_path / "own.npz", images=images[:2], names=np.array(["a", "b"]))
+    finish(launch("purify", *options))
+    written = set(_state(tmp_path / "run"))
+    added = ["purified/holiday.png", "correct/mine.npz", "parts/notes.txt"]
+    _write(tmp_path / "run", added)
+    np.savez(tmp_path / "own.npz", images=images[2:3])
+    finish(launch("purify", *options))
+    now = set(_state(tmp_path / "run"))
+    assert now >= set(added)
+    assert len(written - now) == 1  # a picture less
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_too_large_leaves_nothing(tmp_path):
+    options = [
+        f"--workdir={tmp_path}/run",
+        "--config.purify.batch=99999999999999999999",
+    ]
+    assert "purify.batch must be at most" in _refused("purify", *options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_whose_folder_was_removed_says_so(tmp_path):
+    options = ["--config.purify.count=200", "--config.purify.batch=1"]
+    started = launch("purify", *options, f"--workdir={tmp_path}/run")
+    wait_for(tmp_path / "run", "parts/*/0*.npz", started)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    ((_, errors),) = finish(started, code=2)
+    assert len(errors.splitlines()) == 1 and "was removed while" in errors
+    assert not (tmp_path / "run").exists()

@@ -192,8 +192,8 @@ def read_input(
       data_dir: for the splits, see `load`.
 
     Raises:
-      ValueError, TypeError, FileNotFoundError: as `load` and `read_images`, and for a
-        negative count.
+      ValueError, TypeError, FileNotFoundError: as `load` and `read_images`, for a
+        negative count, and for own images in a folder that this process writes to.
     """
     if count < 0:
         raise ValueError(f"count must not be negative: {count}")
@@ -201,6 +201,7 @@ def read_input(
     if own:
         if not source:
             raise ValueError("input is empty: sample, a split, a file or a folder")
+        files.check_outside(source)
         images, labels, names = read_images(source, shape)
         path = files.absolute(epath.Path(source).expanduser())
         source = (path.name if path.is_dir() else path.stem) or "images"

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,54 @@ from pixeldefend.experiment import interruption, processes
 
 # What reaches the object stores that `etils.epath` knows.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
+_PARTIAL = re.compile(r"\..+-\d+\.partial(\.\w+)?")  # see `whole_file`
+# Folders that this process's run writes to, each with a file that it always has.
+_runs: dict[epath.Path, epath.Path | None] = {}
+
+
+class LostError(Exception):
+    """The folder of a run was removed while it was at work."""
+
+
+def enter(folder: epath.PathLike, always: str | None = None) -> None:
+    """From now on own images must not lie in a folder.
+
+    Args:
+      folder: that is written to.
+      always: the name of a file in it; without it nothing more is written there.
+    """
+    folder = absolute(folder)
+    _runs[folder] = None if always is None else folder / always
+
+
+def leave(folder: epath.PathLike) -> None:
+    """The opposite of `enter`."""
+    _runs.pop(absolute(folder), None)
+
+
+def check_outside(path: epath.PathLike) -> None:
+    """Raises ValueError where what is read lies in a folder that is written to."""
+    read = absolute(epath.Path(path).expanduser())
+    for folder in _runs.keys() & {read, *read.parents}:
+        raise ValueError(f"{path} lies in the workdir {folder}; name another")
+
+
+def check_there(path: epath.PathLike) -> None:
+    """Raises LostError where the folder that is written to is gone.
+
+    To build it again would leave results without the config that they are of. An object
+    store has no folders that could go.
+    """
+    path = absolute(path)
+    for folder in () if is_remote(path) else _runs.keys() & set(path.parents):
+        if (always := _runs[folder]) is None:
+            continue
+        try:
+            os.stat(always)  # unlike `exists`, for which any failure is an absence
+        except FileNotFoundError as error:
+            raise LostError(
+                f"{always} was removed while the run was at work: start it again"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -37,6 +86,7 @@ def whole_file(
             if kept:
                 temporary.copy(path, overwrite=True)
         return
+    check_there(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Hosts that share a folder may have processes of one number.
     writer = f"{platform.node()}-{os.getpid()}"
@@ -44,8 +94,23 @@ def whole_file(
     try:
         yield temporary
         temporary.replace(path)
+    except FileNotFoundError:
+        check_there(path)  # until a moment ago it was
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial(folder: epath.Path) -> None:
+    """Removes what killed runs left of files that they were writing."""
+    for path in entries(folder):
+        if _PARTIAL.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def entries(folder: epath.Path) -> list[epath.Path]:
+    """What is in a folder, in order; nothing where there is none."""
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def is_remote(path: epath.PathLike) -> bool:

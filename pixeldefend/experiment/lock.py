@@ -1,7 +1,6 @@
 """A folder belongs to one run at a time, on whatever hosts and kind of storage."""
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -18,7 +17,8 @@ from pixeldefend.experiment import files, interruption
 # asked, since it is on another host, counts as dead.
 _BEAT = 5.0
 _PATIENCE = 20.0
-# How long a file has to stay where several may write it at once.
+# How long a file has to stay where several may write it at once. On disks TensorStore
+# replaces it only if it is still the one that was read.
 _SETTLED = 2.0
 
 
@@ -36,7 +36,13 @@ class Lock:
     def __init__(self, path: epath.PathLike):
         """Nothing is written before `take`."""
         self.path = epath.Path(path)
-        self._own = _identity()
+        self._own = {
+            "host": platform.node(),
+            "machine": _machine(),
+            "process": os.getpid(),
+            "started": _started(os.getpid()),
+            "token": uuid.uuid4().hex,
+        }
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -47,8 +53,7 @@ class Lock:
 
     def holder(self) -> str | None:
         """The token of the file that is there; None without one."""
-        there = self._read()
-        return None if there is None else there.get("token")
+        return (self._read() or {}).get("token")
 
     def take(self) -> None:
         """Takes the folder; again by the one who has it, does nothing.
@@ -61,58 +66,29 @@ class Lock:
         there = self._read()
         if there is not None and self._alive(there):
             raise self._refusal(there)
-        if files.is_remote(self.path):
-            # Of two that come at once, the one whose file stays.
-            self._write(0)
-            time.sleep(_SETTLED)
-        elif self.path.exists():
-            self._succeed(there)
-        else:
-            self._create()
+        self._replace(there)
         if self.holder() != self.token:
             raise self._refusal(self._read() or {})
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
-    def _succeed(self, dead: dict | None) -> None:
-        """Takes a dead run's or a damaged file's place; of several that try, one does.
+    def _replace(self, dead: dict | None) -> None:
+        """Writes the file if it still says what `dead` does; of several, one does."""
+        text = json.dumps(self._own | {"beat": 0})
+        if not files.is_remote(self.path):
+            import tensorstore  # slow to import
 
-        There is a file all the time, so nobody can come in between.
-        """
-        # One name for all who saw the same.
-        name = hashlib.sha256(json.dumps(dead, sort_keys=True).encode()).hexdigest()
-        claim = self.path.parent / f".{self.path.name}.{name[:16]}.partial.json"
-        try:
-            if time.time() - claim.stat().mtime > _PATIENCE:
-                claim.unlink()  # of one that died in here
-        except FileNotFoundError:
-            pass
-        try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-        except FileExistsError as error:
-            raise self._refusal(self._read() or {}) from error
-        try:
-            there = self._read()
-            if there != dead:
-                raise self._refusal(there or {})
+            folder = {"driver": "file", "path": f"{files.absolute(self.path.parent)}/"}
+            with contextlib.suppress(Exception):  # of file systems without locks
+                store = tensorstore.KvStore.open(folder).result()
+                found = store.read(self.path.name).result()
+                if _parsed(found.value) == dead:
+                    generation = found.stamp.generation
+                    store.write(self.path.name, text, if_equal=generation).result()
+                return
+        if self._read() == dead:
             self._write(0)
-        finally:
-            claim.unlink(missing_ok=True)
-
-    def _create(self) -> None:
-        """Writes the file if there is none; of several that try, one does."""
-        aside = self.path.parent / f".{self.path.name}.{self.token}.partial.json"
-        aside.write_text(json.dumps(self._own | {"beat": 0}))
-        try:
-            os.link(aside, self.path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            if not self.path.exists():
-                self._write(0)
-                time.sleep(_SETTLED)
-        finally:
-            aside.unlink()
+            time.sleep(_SETTLED)  # of two that come at once, the one whose file stays
 
     def release(self) -> None:
         """Gives the folder back, if it was taken."""
@@ -133,9 +109,8 @@ class Lock:
         """
         for pause in (0.1, 0.5, 2.0, 0.0):
             try:
-                found = json.loads(self.path.read_text())
-                return found if isinstance(found, dict) else None
-            except (FileNotFoundError, ValueError):
+                return _parsed(self.path.read_bytes())
+            except FileNotFoundError:
                 return None
             except Exception as error:  # of object stores there are many kinds
                 if not pause:
@@ -163,7 +138,8 @@ class Lock:
     def _alive(self, there: dict) -> bool:
         """Whether the run that left the file still lives."""
         if there.get("machine") == self._own["machine"]:
-            return there.get("started") == _started(there.get("process", -1))
+            started = _started(there.get("process"))
+            return started is not None and started == there.get("started")
         print(
             f"waiting {_PATIENCE:.0f} s to see whether the run on {there.get('host')} "
             f"that has {self.path.parent} is alive",
@@ -187,15 +163,13 @@ class Lock:
         )
 
 
-def _identity() -> dict:
-    process = os.getpid()
-    return {
-        "host": platform.node(),
-        "machine": _machine(),
-        "process": process,
-        "started": _started(process),
-        "token": uuid.uuid4().hex,
-    }
+def _parsed(text: bytes) -> dict | None:
+    """What a file says; None of a damaged one."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _machine() -> str:
@@ -208,7 +182,7 @@ def _machine() -> str:
     return f"{platform.node()} {boot} {space}"
 
 
-def _started(process: int) -> str | None:
+def _started(process: int | None) -> str | None:
     """When a process of this host started, by the kernel's clock; None without it."""
     try:
         stat = epath.Path(f"/proc/{process}/stat").read_text()

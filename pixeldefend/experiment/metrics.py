@@ -81,6 +81,7 @@ class MetricsFile:
         if not processes.is_first():
             return
         text = json.dumps(line) + "\n"
+        files.check_there(self.path)
         if files.is_remote(self.path):
             with files.whole_file(self.path) as temporary:
                 temporary.write_text(self.path.read_text() + text)

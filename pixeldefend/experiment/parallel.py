@@ -18,6 +18,7 @@ import numpy as np
 from pixeldefend.experiment import interruption, processes
 
 AXIS = "devices"
+_LARGEST_BATCH = 2**20
 
 
 def initialize() -> None:
@@ -39,10 +40,12 @@ def check_batch(batch: int, field: str = "batch") -> int:
     """Images per device, checked; `field` is named in the message.
 
     Raises:
-      ValueError: less than one.
+      ValueError: less than one, or more than any device holds.
     """
     if batch < 1:
         raise ValueError(f"{field} must be at least 1: {batch}")
+    if batch > _LARGEST_BATCH:
+        raise ValueError(f"{field} must be at most {_LARGEST_BATCH}: {batch}")
     return batch
 
 
@@ -195,7 +198,7 @@ class BatchMap:
           batch: B, images per device.
 
         Raises:
-          ValueError: a batch of less than one.
+          ValueError: a batch that `check_batch` refuses.
         """
         self.batch = check_batch(batch)
         self.compile_seconds = 0.0

@@ -6,14 +6,13 @@ for another.
 """
 
 import contextlib
-import functools
 import io
 import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +24,6 @@ _STOP = "pixeldefend/stop"  # a process wants to stop
 _LEFT = "pixeldefend/left"  # a process has stopped
 _names = itertools.count()
 _busy: list[bool] = []
-Found = TypeVar("Found")
 
 
 def join() -> None:
@@ -74,9 +72,9 @@ def agreed(value: Any) -> Any:
         return value
     name = f"pixeldefend/agreed/{next(_names)}"
     if is_first():
-        _client().key_value_set(name, json.dumps(value))
+        _send(name, json.dumps(value).encode())
         return value
-    return json.loads(_wait(lambda: _look(name)))
+    return json.loads(_receive(name))
 
 
 def barrier() -> None:
@@ -84,9 +82,11 @@ def barrier() -> None:
     if count() == 1:
         return
     name = f"pixeldefend/barrier/{next(_names)}"
-    _client().key_value_set(f"{name}/{jax.process_index()}", "")
-    there = count()
-    _wait(lambda: len(_client().key_value_dir_get(name)) == there or None)
+    _send(f"{name}/{jax.process_index()}", b"")
+    # Two words a process, however many there are.
+    for process in range(count()) if is_first() else ():
+        _receive(f"{name}/{process}")
+    agreed(None)
 
 
 def gathered(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
@@ -96,22 +96,14 @@ def gathered(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     name = f"pixeldefend/gathered/{next(_names)}"
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    text, own = buffer.getvalue(), f"{name}/{jax.process_index()}"
-    pieces = -(-len(text) // _PIECE)
-    for i in range(pieces):
-        piece = text[i * _PIECE : (i + 1) * _PIECE]
-        _client().key_value_set_bytes(f"{own}/{i}", piece)
-    _client().key_value_set(f"{own}/pieces", str(pieces))
+    _send(f"{name}/{jax.process_index()}", buffer.getvalue())
     found = []
     for process in range(count()):
-        theirs = f"{name}/{process}"
-        sent_pieces = int(_wait(functools.partial(_look, f"{theirs}/pieces")))
-        get = _client().key_value_try_get_bytes
-        sent = b"".join(get(f"{theirs}/{i}") for i in range(sent_pieces))
-        with np.load(io.BytesIO(sent), allow_pickle=False) as file:
+        sent = io.BytesIO(_receive(f"{name}/{process}"))
+        with np.load(sent, allow_pickle=False) as file:
             found.append(dict(file))
     barrier()
-    _client().key_value_delete(own)
+    _client().key_value_delete(f"{name}/{jax.process_index()}")
     return found
 
 
@@ -161,8 +153,35 @@ def leave(code: int) -> None:
 
 
 def _client() -> Any:
-    # Not public, yet what orbax builds on too, in all versions that we run on.
+    # Not public, but what orbax builds on too, in all versions that we run on. What is
+    # public has no values that can be looked for without waiting: in orbax.checkpoint
+    # .multihost barriers; in jax collectives, and a preemption sync point which wants
+    # equally many steps of all processes, owns SIGTERM and carries no exit code.
     return jax._src.distributed.global_state.client
+
+
+def _send(name: str, payload: bytes) -> None:
+    pieces = [payload[i : i + _PIECE] for i in range(0, len(payload), _PIECE)]
+    for i, piece in enumerate(pieces):
+        _client().key_value_set_bytes(f"{name}/{i}", piece)
+    _client().key_value_set(f"{name}/pieces", str(len(pieces)))
+
+
+def _receive(name: str) -> bytes:
+    """Waits for what was sent under a name; stops where a process has.
+
+    Not for a wish to stop: others may be past this point and go on to the next batch or
+    to the end, and all have to stop at the same one.
+    """
+    pause = 1e-3
+    while (pieces := _look(f"{name}/pieces")) is None:
+        stop_wanted()  # tells the others of this process's wish
+        if code := left():
+            raise interruption.Interrupted(code)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.2)
+    get = _client().key_value_try_get_bytes
+    return b"".join(get(f"{name}/{i}") for i in range(int(pieces)))
 
 
 def _look(name: str) -> str | None:
@@ -173,19 +192,3 @@ def _look(name: str) -> str | None:
         if "NOT_FOUND" in str(error):
             return None
         raise
-
-
-def _wait(look: Callable[[], Found | None]) -> Found:
-    """Looks until there is something; stops where a process has.
-
-    Not for a wish to stop: others may be past this point and go on to the next batch or
-    to the end, and all have to stop at the same one.
-    """
-    pause = 1e-3
-    while (found := look()) is None:
-        stop_wanted()  # tells the others of this process's wish
-        if code := left():
-            raise interruption.Interrupted(code)
-        time.sleep(pause)
-        pause = min(2 * pause, 0.2)
-    return found

@@ -2,13 +2,12 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from pixeldefend.experiment import interruption, parallel, processes
-from pixeldefend.experiment.parts import Parts
+from pixeldefend.experiment import parallel, processes
 
 
 class Progress:
@@ -80,12 +79,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def run_batches(
-    mapped: parallel.BatchMap,
-    what: str,
-    variables: Any,
-    *arrays: np.ndarray,
-    parts: Parts | None = None,
-    each: Callable[[np.ndarray, Any], None] | None = None,
+    mapped: parallel.BatchMap, what: str, variables: Any, *arrays: np.ndarray
 ) -> tuple[Any, float]:
     """Compiles and runs a batch map with progress shown.
 
@@ -94,46 +88,37 @@ def run_batches(
       what: named in front of the progress.
       variables: for the mapped function.
       *arrays: `[N, ...]` each.
-      parts: what an earlier run left; results are added to it as they come.
-      each: called with the rows and the result of every batch of this process, while
-        the devices work on the next.
 
     Returns:
-      The results `[N, ...]`, and the seconds taken after compilation, those of an
-      earlier run included.
+      The results `[N, ...]`, and the seconds taken after compilation.
 
     Raises:
-      interruption.Interrupted: the run was asked to stop; `parts` are on disk.
+      interruption.Interrupted: the run was asked to stop.
     """
-    count = len(arrays[0])
-    rows = np.arange(count) if parts is None else parts.missing(count)
     mapped.compile(variables, *arrays)
-    results = []
+    begun = time.perf_counter()
+    results = list(batches(mapped, what, variables, *arrays))
+    whole = parallel.whole(results, len(arrays[0]))
+    return whole, time.perf_counter() - begun
+
+
+def batches(
+    mapped: parallel.BatchMap,
+    what: str,
+    variables: Any,
+    *arrays: np.ndarray,
+    rows: np.ndarray | None = None,
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """What `mapped.batches` yields, with progress shown; arguments as there."""
+    count = len(arrays[0])
+    left = count if rows is None else len(rows)
     # In the first process's words: the others are as far as it is.
-    progress = Progress(what, start=1 - len(rows) / count)
+    progress = Progress(what, start=1 - left / count)
     begun = time.perf_counter()
     done = 0
-    try:
-        for own, result in mapped.batches(variables, *arrays, rows=rows):
-            if each is not None:
-                each(own, result)
-            seconds = time.perf_counter() - begun
-            if parts is None:
-                results.append((own, result))
-            else:
-                parts.add(own, result, seconds)
-            done = min(done + len(own) * processes.count(), len(rows))
-            share = 1 - (len(rows) - done) / count
-            progress.update(share, f"{done / seconds:.1f} images/s")
-    except (interruption.Interrupted, KeyboardInterrupt):
-        if parts is not None:
-            parts.flush(time.perf_counter() - begun)
-        raise
+    for own, result in mapped.batches(variables, *arrays, rows=rows):
+        yield own, result
+        done = min(done + len(own) * processes.count(), left)
+        rate = done / (time.perf_counter() - begun)
+        progress.update(1 - (left - done) / count, f"{rate:.1f} images/s")
     progress.close()
-    if parts is None:
-        whole = parallel.whole(results, count)
-        return whole, time.perf_counter() - begun
-    parts.flush(time.perf_counter() - begun)
-    earlier = parts.seconds
-    whole = parts.collect(count)
-    return whole, earlier + time.perf_counter() - begun

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Container, Iterator
@@ -12,6 +13,14 @@ from etils import epath
 
 from pixeldefend.experiment import files, processes
 from pixeldefend.experiment.lock import Lock
+
+# All that modes write in a workdir, besides its `config.json` and what is hidden.
+RESULTS = frozenset(
+    "adversarial calibration checkpoints correct detection.npz figures figures.json "
+    "metrics.jsonl model parts predictions predictions.npz purified purifiers.npz "
+    "rows.jsonl samples.npz samples.png scores scores.npz searches sweep.npz table.md "
+    "test threshold.json written.json".split()
+)
 
 
 class UserError(Exception):
@@ -55,7 +64,7 @@ class Workdir:
     """The folder of a run; made only when a mode asks for its path."""
 
     def __init__(self, folder: epath.PathLike, config: dict, free: Container[str] = ()):
-        """Checks that the folder is free or belongs to this config.
+        """Checks that the folder is free or belongs to this config, as `open` does.
 
         Args:
           folder: for the results.
@@ -67,32 +76,40 @@ class Workdir:
           ValueError: the folder belongs to another config, or is none.
         """
         self._folder = epath.Path(folder)
-        self._config = config
+        self._config, self._free = config, free
         self._lock = Lock(self._folder / "lock.json")
         self.hash = config_hash(config)
-        path = self._folder / "config.json"
-        if self._folder.exists() and not self._folder.is_dir():
+        self._check()
+        files.enter(self._folder)
+
+    def _check(self) -> None:
+        """Raises ValueError where the folder is none, or has somebody else's files."""
+        folder, path = self._folder, self._folder / "config.json"
+        if folder.exists() and not folder.is_dir():
             raise ValueError(f"workdir {folder} is a file; name a folder")
+        there = [inner for inner in files.entries(folder) if inner.name in RESULTS]
         if not path.exists():
+            for inner in there:
+                self.check_own(inner.name)
+            if not self._lock.holder():  # one of a run that was killed at its start
+                self.check_own("lock.json")
             return
         try:
-            old = json.loads(path.read_text())
-        except ValueError as error:
+            old = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged; name another --workdir") from error
-        if old != config:
-            differences = dict(_differences(old, config))
-            changed = [
-                f"{name}: {text}"
-                for name, text in sorted(differences.items())
-                if name not in free
-            ]
-            if not changed:
-                return
-            if "mode" in differences:
-                raise ValueError(
-                    f"workdir {folder} is of another mode ({differences['mode']}); "
-                    "name another --workdir"
-                )
+        differences = dict(_differences(old, self._config))
+        if "mode" in differences:
+            raise ValueError(
+                f"workdir {folder} is of another mode ({differences['mode']}); name "
+                "another --workdir"
+            )
+        changed = [
+            f"{name}: {text}"
+            for name, text in sorted(differences.items())
+            if name not in self._free
+        ]
+        if changed and any(map(_has_results, there)):
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise ValueError(
                 f"workdir {folder} belongs to another config "
@@ -101,16 +118,16 @@ class Workdir:
 
     def check_outside(self, path: epath.PathLike) -> None:
         """Raises ValueError where what is read lies in the folder written to."""
-        read = files.absolute(epath.Path(path).expanduser())
-        if files.absolute(self._folder) in (read, *read.parents):
-            raise ValueError(f"{path} lies in the workdir {self._folder}; name another")
+        files.check_outside(path)
 
     def check_own(self, name: str) -> None:
         """Raises ValueError where a file, or one in a subfolder, is no run's."""
         inner = self._folder / name
-        if (self._folder / "config.json").exists() or not inner.exists():
+        if (self._folder / "config.json").exists():
             return
-        if not inner.is_dir() or any(inner.iterdir()):
+        if inner.is_dir() and not any(inner.iterdir()):
+            return
+        if inner.exists() or os.path.islink(inner):
             raise ValueError(
                 f"{inner}: there are files that are not from here; name another "
                 "--workdir"
@@ -122,25 +139,37 @@ class Workdir:
         Until `close` it is refused to other runs.
 
         Raises:
-          UserError: another run is at work here, or it cannot be written to.
+          UserError: another run is at work here, or was since the folder was looked at,
+            or it cannot be written to.
         """
+        path = self._folder / "config.json"
         with user_errors():
             if processes.is_first():
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._lock.take()
-                for path in self._folder.glob(".*.partial.*"):
-                    path.unlink(missing_ok=True)  # a killed run's
+                self._check()
+                if path.exists():
+                    files.remove_partial(self._folder)
+                files.write_json(path, self._config)
             token = processes.agreed(self._lock.token)
             files.patiently(
-                lambda: self._lock.holder() == token or None, self._lock.path
+                lambda: (self._lock.holder() == token and path.exists()) or None, path
             )
             processes.barrier()  # all see the same folder
-            files.write_json(self._folder / "config.json", self._config)
+        files.enter(self._folder, always=path.name)
         return self._folder
 
     def close(self) -> None:
         """Leaves the folder to other runs."""
         self._lock.release()
+        files.leave(self._folder)
+
+
+def _has_results(path: epath.Path) -> bool:
+    """Whether a run came so far as to write something there."""
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.name != "written.json" and path.stat().length > 0
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -10,9 +10,9 @@ from pixeldefend import attacks
 from pixeldefend.experiment import parallel, zoo
 from pixeldefend.experiment.grid import CLEAN, DEFENCES, DETECTORS, EVADE, Made
 from pixeldefend.experiment.modes import programs
-from pixeldefend.experiment.modes.kept import mark
 from pixeldefend.experiment.modes.maker import Maker, slug
 from pixeldefend.experiment.modes.programs import Program
+from pixeldefend.experiment.store import fingerprint
 
 
 class Adversaries:
@@ -154,7 +154,7 @@ class Adversaries:
         weights = ""
         if made.source is not None:
             weights = self._tools.classifiers[made.source].card["sha256"]
-        return mark(
+        return fingerprint(
             self._maker.mapped(program.key, program.function, count),
             what=program.key[0],
             made={

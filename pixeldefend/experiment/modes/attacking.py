@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from pixeldefend import attacks
 from pixeldefend.defences import base
 from pixeldefend.experiment import data, evaluate, files, grid, parallel, report
 from pixeldefend.experiment.modes import inputs
-from pixeldefend.experiment.parts import Parts
 from pixeldefend.experiment.rows import NO_DEFENCE, accuracy, write_rows
+from pixeldefend.experiment.store import Store, Unfinished
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -29,25 +30,26 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
         inputs.check_labels(given, weights, model.classes)
         batch = parallel.batch_for(settings.batch, len(given.images))
         outcomes = Outcomes(model, settings.name, settings.preset, config.seed, batch)
-        if given.own:
-            workdir.check_outside(settings.input)
-        workdir.check_own("adversarial")
         logits_fn = classifiers.logits_fn(model)
         attacks.check_logits(logits_fn, variables, given.images[:2])
     folder = workdir.open()
     inputs.tell_source(config, given)
-    inputs.remove_results(folder)
-    kept = inputs.kept_parts(folder, workdir.hash, given, [card], settings.save_seconds)
-    found = outcomes(variables, given, settings.eps, kept)
+    images = f"adversarial/{given.source}.npz"
+    inputs.remove_results(folder, [images, f"correct/{given.source}.npz", "rows.jsonl"])
+    store = Store(folder)
+    unfinished = inputs.unfinished(
+        store, workdir.hash, given, [card], settings.save_seconds
+    )
+    found = outcomes(variables, given, settings.eps, unfinished)
     files.write_arrays(
-        folder / "adversarial" / f"{given.source}.npz",
+        folder / images,
         clean=given.images,
         names=np.array(given.names),
         **{name: rows for name, rows in found.items() if name != "correct"},
         **({} if given.labels is None else {"labels": given.labels.astype(np.uint8)}),
     )
-    _tell(config, card, given, found, outcomes.seconds, workdir)
-    kept.remove()  # only now is everything elsewhere
+    _tell(config, card, given, found, outcomes.seconds, folder, workdir.hash)
+    store.tidy()  # only now is everything elsewhere
     print(f"results in {folder}")
 
 
@@ -98,7 +100,7 @@ class Outcomes:
         variables: dict,
         given: data.Input,
         eps: float,
-        parts: Parts | None = None,
+        unfinished: Unfinished | None = None,
     ) -> dict[str, np.ndarray]:
         """Attacks images.
 
@@ -106,14 +108,15 @@ class Outcomes:
           variables: of the classifier.
           given: the images; without labels, their predicted classes are left.
           eps: levels.
-          parts: what an earlier run left.
+          unfinished: what an earlier run left; added to as results come.
 
         Returns:
           By name: `images [N, H, W, C]`, the predicted classes `clean_prediction` and
           `prediction` `[N]`, the fields of `attacks.Info`, and with labels whether the
           attacked image is still classified rightly, `correct`.
         """
-        found, self.seconds = report.run_batches(
+        run = report.run_batches if unfinished is None else unfinished.run
+        found, self.seconds = run(
             self._mapped,
             f"{self._name}, eps {eps:g}",
             {
@@ -124,7 +127,6 @@ class Outcomes:
             given.images,
             inputs.labels_or_unknown(given),
             np.arange(len(given.images), dtype=np.uint32),
-            parts=parts,
         )
         if given.labels is not None:
             found = found | {"correct": found["prediction"] == given.labels}
@@ -137,7 +139,8 @@ def _tell(
     given: data.Input,
     found: dict[str, np.ndarray],
     seconds: float,
-    workdir: Workdir,
+    folder: epath.Path,
+    of: str,
 ) -> None:
     """Prints what an attack did and, where there are labels, writes rows."""
     settings, count = config.attack, len(given.images)
@@ -163,10 +166,9 @@ def _tell(
         "clean": found["clean_prediction"] == given.labels,
         name: found["correct"],
     }
-    folder = workdir.open()
     files.write_arrays(folder / "correct" / f"{given.source}.npz", **correct)
     figures = {key: accuracy(right) for key, right in correct.items()}
-    provenance = inputs.provenance(workdir.hash, seconds)
+    provenance = inputs.provenance(of, seconds)
     rows = [
         identity(config, card, None if key == "clean" else name)
         | inputs.identity(given)

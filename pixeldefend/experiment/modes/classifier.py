@@ -121,7 +121,9 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
         mapped = inputs.prediction_map(model, settings.batch)
     folder = workdir.open()
     inputs.tell_source(config, given)
-    inputs.remove_results(folder)
+    inputs.remove_results(
+        folder, ["predictions.npz", f"correct/{given.source}.npz", "rows.jsonl"]
+    )
     guesses, seconds = report.run_batches(
         mapped, "classifying", variables, given.images
     )

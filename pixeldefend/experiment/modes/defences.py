@@ -10,9 +10,9 @@ from pixeldefend.density import likelihood
 from pixeldefend.experiment import zoo
 from pixeldefend.experiment.grid import DEFENCES, DETECTORS, Made
 from pixeldefend.experiment.modes import programs
-from pixeldefend.experiment.modes.kept import mark
 from pixeldefend.experiment.modes.maker import Maker, slug
 from pixeldefend.experiment.modes.programs import Program
+from pixeldefend.experiment.store import fingerprint
 
 
 class Shown(NamedTuple):
@@ -180,7 +180,7 @@ class Defences:
         mapped = self._maker.mapped(
             (*program.key, str(images.dtype)), program.function, len(images)
         )
-        of = mark(
+        of = fingerprint(
             mapped,
             weights=model.card["sha256"],
             draws=[self._tools.samples, self._tools.noise, self._tools.seed],
@@ -218,7 +218,7 @@ class Defences:
         images = np.round(images).astype(np.uint8)
         program = programs.purify(tools)
         mapped = self._maker.mapped(program.key, program.function, len(images))
-        of = mark(
+        of = fingerprint(
             mapped,
             weights=tools.density_model.card["sha256"],
             eps_defend=tools.eps_defend,

@@ -10,11 +10,12 @@ from pixeldefend import attacks
 from pixeldefend.defences import filters, magnet, purification, reject
 from pixeldefend.experiment import data, files, grid, parallel, report, tables, zoo
 from pixeldefend.experiment.evaluate import summary
-from pixeldefend.experiment.modes import inputs, kept
+from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.modes.defences import Shown
 from pixeldefend.experiment.modes.programs import Loaded, Tools
 from pixeldefend.experiment.modes.workbench import Workbench
 from pixeldefend.experiment.rows import accuracy, write_rows
+from pixeldefend.experiment.store import FOLDERS
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -75,7 +76,7 @@ def prepared(
     given = _images(config, tools, source, count)
     if given.own:
         workdir.check_outside(source)
-    for name in (*kept.FOLDERS, *_TABLES):
+    for name in (*FOLDERS, *_TABLES):
         workdir.check_own(name)
     for name, (model, variables, _) in tools.classifiers.items():
         try:

@@ -1,5 +1,7 @@
 """What several modes read of a config: images, splits, models and attacks."""
 
+import contextlib
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,9 +10,8 @@ from etils import epath
 
 from pixeldefend import __version__, attacks
 from pixeldefend.density import likelihood, pixelcnn
-from pixeldefend.experiment import data, parallel, processes, schedule, zoo
-from pixeldefend.experiment.parts import Parts
-from pixeldefend.experiment.workdir import config_hash
+from pixeldefend.experiment import data, files, parallel, processes, schedule, zoo
+from pixeldefend.experiment.store import Store, Unfinished, fingerprint
 from pixeldefend.models import classifiers
 
 if TYPE_CHECKING:
@@ -69,16 +70,21 @@ def in_row(eps: float) -> float | None:
     return eps if np.isfinite(eps) else None
 
 
-def remove_results(folder: epath.Path) -> None:
-    """Removes what earlier runs of this config wrote here, perhaps of other images."""
+def remove_results(folder: epath.Path, names: Sequence[str]) -> None:
+    """Removes what an earlier run of this config wrote here, perhaps of other images.
+
+    Args:
+      folder: of the run.
+      names: of the files that this run will write. They are noted before there are any,
+        since only by that they can be told from what others put beside them.
+    """
     if not processes.is_first():
         return
-    for inner in ("purified", "adversarial", "correct"):
-        for suffix in (".npz", ".png"):
-            for old in (folder / inner).glob(f"*{suffix}"):
-                old.unlink()
-    for name in ("rows.jsonl", "predictions.npz"):
-        (folder / name).unlink(missing_ok=True)
+    note = folder / "written.json"
+    with contextlib.suppress(FileNotFoundError):
+        for name in json.loads(note.read_text()):
+            (folder / name).unlink(missing_ok=True)
+    files.write_json(note, list(names))
 
 
 def split(config: Config, name: str) -> dict[str, np.ndarray]:
@@ -241,27 +247,25 @@ def check_save_seconds(seconds: float) -> None:
         raise ValueError(f"save_seconds must not be negative: {seconds}")
 
 
-def kept_parts(
-    folder: epath.Path,
+def unfinished(
+    store: Store,
     config: str,
     given: data.Input,
     cards: list[dict],
     pause: float,
     **more: float,
-) -> Parts:
+) -> Unfinished:
     """What a killed run of the same work on the same images left; else, none."""
-    identity = more | {
-        "config": config,
-        "images": zoo.fingerprint(given.images),
-        "labels": zoo.fingerprint(labels_or_unknown(given)),
-        "names": given.names,
-        "weights": [card["sha256"] for card in cards],
-        "version": __version__,
-    }
-    kept = Parts(folder / "parts", config_hash(identity), pause)
-    if kept.done:
-        print(f"going on after {kept.done} of {len(given.images)} images")
-    return kept
+    of = fingerprint(
+        None,
+        config=config,
+        images=zoo.fingerprint(given.images),
+        labels=zoo.fingerprint(labels_or_unknown(given)),
+        names=given.names,
+        weights=[card["sha256"] for card in cards],
+        **more,
+    )
+    return store.unfinished(of, pause=pause)
 
 
 def provenance(config: str, seconds: float) -> dict:

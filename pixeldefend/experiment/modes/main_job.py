@@ -20,12 +20,11 @@ from pixeldefend.experiment import (
     files,
     grid,
     parallel,
-    processes,
-    report,
     zoo,
 )
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import write_rows
+from pixeldefend.experiment.store import Store
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -61,25 +60,19 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
             window=purification.window_for(settings.eps),
         )
         mapped = parallel.BatchMap(defend, settings.batch)
-        if job.given.own:
-            workdir.check_outside(settings.input)
-        workdir.check_own("purified")
     folder = workdir.open()
     inputs.tell_source(config, job.given)
-    inputs.remove_results(folder)
-    kept = inputs.kept_parts(
-        folder,
+    pictures = job.given.own and settings.pictures
+    inputs.remove_results(folder, _names(job.given, pictures))
+    store = Store(folder)
+    unfinished = inputs.unfinished(
+        store,
         workdir.hash,
         job.given,
         job.cards,
         settings.save_seconds,
         threshold=job.threshold,
     )
-    write_pictures = None
-    if job.given.own and settings.pictures:
-        write_pictures = functools.partial(_write_pictures, folder, job.given)
-        for rows, part in kept.results if processes.is_first() else ():
-            write_pictures(rows, part)
     variables = {
         "params": job.params,
         "classifier": job.classifier_variables,
@@ -89,15 +82,16 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         "key": jax.random.key(config.seed),
     }
     clean = job.given.images
-    result, seconds = report.run_batches(
+    result, seconds = unfinished.run(
         mapped,
         "purifying",
         variables,
         clean,
         inputs.labels_or_unknown(job.given),
         np.arange(len(clean), dtype=np.uint32),
-        parts=kept,
-        each=write_pictures,
+        each=functools.partial(_write_pictures, folder, job.given)
+        if pictures
+        else None,
     )
     _write_purified(folder, job.given, result)
     stages = evaluate.stages(
@@ -114,7 +108,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         for stage in stages
     ]
     write_rows(folder / "rows.jsonl", rows)
-    kept.remove()  # only now is everything elsewhere
+    store.tidy()  # only now is everything elsewhere
     figures = {stage.title: evaluate.stage_figures(stage) for stage in stages}
     print(evaluate.purification_table(figures))
     print(_who_saw_what(config, job))
@@ -239,6 +233,19 @@ def _check(settings: inputs.Config) -> None:
     parallel.check_batch(settings.batch, "purify.batch")
 
 
+def _names(given: data.Input, pictures: bool) -> list[str]:
+    """Of the files with results, those that every run writes anew left out."""
+    arrays = [f"purified/{given.source}.npz", f"correct/{given.source}.npz"]
+    names = given.names if pictures else []
+    own = [_picture(name) for name in names]
+    return ["predictions.npz", "rows.jsonl", *arrays, *own]
+
+
+def _picture(name: str) -> str:
+    """Of one of the user's images, purified."""
+    return f"purified/{name}.png"
+
+
 def _write_outcomes(
     folder: epath.Path,
     given: data.Input,
@@ -267,7 +274,7 @@ def _write_pictures(
     Written before the batch counts as done.
     """
     for row, image in zip(rows, result["purified"], strict=True):
-        path = folder / "purified" / f"{given.names[row]}.png"
+        path = folder / _picture(given.names[row])
         figures.save(figures.picture(image), path, every_process=True)
 
 

@@ -6,8 +6,8 @@ from etils import epath
 
 from pixeldefend.experiment import data, parallel
 from pixeldefend.experiment.grid import CLEAN, Made
-from pixeldefend.experiment.modes.kept import Kept
 from pixeldefend.experiment.modes.programs import Tools
+from pixeldefend.experiment.store import Store
 
 
 class Maker:
@@ -22,7 +22,7 @@ class Maker:
     def __init__(self, folder: epath.PathLike, given: data.Input, tools: Tools):
         """Prepares; `folder` is the run's."""
         self.given, self.tools = given, tools
-        self.kept = Kept(folder)
+        self.kept = Store(folder)
         self._programs: dict[tuple, parallel.BatchMap] = {}
 
     def count(self, made: Made) -> int:

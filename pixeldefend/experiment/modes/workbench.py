@@ -12,9 +12,9 @@ from pixeldefend.experiment import data, zoo
 from pixeldefend.experiment.grid import Made, Pipeline
 from pixeldefend.experiment.modes.adversaries import Adversaries
 from pixeldefend.experiment.modes.defences import Defences, Shown
-from pixeldefend.experiment.modes.kept import mark
 from pixeldefend.experiment.modes.maker import Maker, slug
 from pixeldefend.experiment.modes.programs import Tools
+from pixeldefend.experiment.store import fingerprint
 from pixeldefend.models import classifiers
 
 
@@ -118,7 +118,7 @@ class Workbench:
 
         kind = str(images.dtype)
         mapped = self._maker.mapped(("predict", model, kind), predict, len(images))
-        of = mark(mapped, weights=card["sha256"], images=zoo.fingerprint(images))
+        of = fingerprint(mapped, weights=card["sha256"], images=zoo.fingerprint(images))
         name = f"{row} {slug(made)}"
         return self._maker.kept.once(
             "predictions",
