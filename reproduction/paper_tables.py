@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from configs import cifar10, fashion_mnist
 from pixeldefend.experiment import evaluate, grid, published, report, tables
-from reproduction import measured
+from reproduction import comparing, measured
 from reproduction.measured import table, told
 
 
@@ -223,7 +223,7 @@ def section_4_4() -> str:
 def gradients() -> str:
     """Gradient norms behind the purifier."""
     rows = measured.rows("gradients_fashion_mnist")
-    return report.markdown_table(*evaluate.slope_table(rows))
+    return report.markdown_table(*comparing.slope_table(rows))
 
 
 def detection(dataset: str, eps: float) -> str:

@@ -13,13 +13,13 @@ from pixeldefend.experiment import (
     data,
     density_training,
     evaluate,
-    figures,
     files,
     parallel,
     report,
     train,
     zoo,
 )
+from pixeldefend.experiment import pictures as figures
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.modes import training as training_
 from pixeldefend.experiment.workdir import Workdir, user_errors

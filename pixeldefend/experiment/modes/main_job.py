@@ -16,7 +16,6 @@ from pixeldefend.density import pixelcnn
 from pixeldefend.experiment import (
     data,
     evaluate,
-    figures,
     files,
     grid,
     parallel,
@@ -24,6 +23,7 @@ from pixeldefend.experiment import (
     report,
     zoo,
 )
+from pixeldefend.experiment import pictures as figures
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
