@@ -12,7 +12,7 @@ from pixeldefend import detection
 from pixeldefend.density import likelihood
 from pixeldefend.experiment import data
 from pixeldefend.experiment.modes import inputs
-from pixeldefend.experiment.rows import read_rows
+from pixeldefend.experiment.rows import WORST, read_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from reproduction import plots, schematics, thesis_figures
 from reproduction.plots import Arrays, Picture
@@ -261,7 +261,7 @@ def _white_box(dataset: str, rows: list[dict]) -> Figure:
         if row["threat"] is None or not row["eps_attack"]:
             continue
         # An attacker who sees everything has all attacks, and keeps what worked.
-        if (row["attack"] == "worst_per_image") != (row["threat"] == "white-box"):
+        if (row["attack"] == WORST) != (row["threat"] == "white-box"):
             continue
         defence = row["defence"].replace("purify", "PixelDefend")
         title = f"{row['training']}\n{defence}\neps {row['eps_attack']:g}"

@@ -6,21 +6,21 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from pixeldefend.experiment import grid, sweeps
+from pixeldefend.experiment.published import THESIS_ATTACKS
+from pixeldefend.experiment.sweeps import OURS
 from reproduction import plots, thesis_plots
 from reproduction.plots import Arrays, Picture
 from reproduction.thesis_plots import Curve, fractions
 
-# The attacks; the defences compared, and the detectors, for people.
-_ATTACKS = ("fgsm", "bim", "pgd")
-_DETECTED = "reject_rmse+puvae"
+# The defences compared, and the detectors, for people.
 _DEFENCES = {
     "none": "no defence",
     "puvae": "PuVAE",
-    _DETECTED: "PuVAE with the detector",
+    OURS: "PuVAE with the detector",
 }
 _WORST = "the eps at which the detector's accuracy is least"
 _DETECTORS = {
-    _DETECTED: "PuVAE, by RMSE",
+    OURS: "PuVAE, by RMSE",
     "reject_magnet+magnet": "MagNet",
     "reject_p_value+puvae": "PuVAE, by p-value",
 }
@@ -99,7 +99,7 @@ def _drawn(swept: dict, field: str, which: dict[str, tuple[str, str]]) -> list[C
             title,
             swept[defence, attack, looks],
             field,
-            marked=defence == _DETECTED and not looks,
+            marked=defence == OURS and not looks,
             dashed=looks,
             thin=defence == "none",
         )
@@ -112,7 +112,7 @@ def _drawn(swept: dict, field: str, which: dict[str, tuple[str, str]]) -> list[C
 def _accuracies(swept: dict) -> dict[str, list[Curve]]:
     """By attack, how often defences are right: as the thesis counts."""
     panels = {}
-    for attack in _ATTACKS:
+    for attack in THESIS_ATTACKS:
         which = {title: (defence, attack) for defence, title in _DEFENCES.items()}
         drawn = _drawn(swept, "accuracy", which)
         if any(not curve.thin for curve in drawn):
@@ -127,7 +127,7 @@ def _robustness(dataset: str, panels: dict[str, list[Curve]]) -> Figure:
 
 def _rejections(swept: dict) -> dict[str, list[Curve]]:
     """How much the detector by RMSE rejects, all attacks in one panel."""
-    which = {plots.title_of(attack): (_DETECTED, attack) for attack in _ATTACKS}
+    which = {plots.title_of(attack): (OURS, attack) for attack in THESIS_ATTACKS}
     drawn = _drawn(swept, "rejected", which)
     return {"": drawn} if drawn else {}
 
@@ -142,14 +142,14 @@ def _outcomes(swept: dict) -> dict[str, dict[str, dict]]:
     sizes = [
         curve[-1]["eps_attack"]
         for (defence, attack, _), curve in swept.items()
-        if defence in _DETECTORS and attack in _ATTACKS
+        if defence in _DETECTORS and attack in THESIS_ATTACKS
     ]
     if not sizes:
         return {}
     panels = {}
     for defence, title in _DETECTORS.items():
         bars = {}
-        for attack in (grid.CLEAN, *_ATTACKS, grid.EVADE):
+        for attack in (grid.CLEAN, *THESIS_ATTACKS, grid.EVADE):
             # Who looks through the purifier is there only if evading.
             curve = swept.get((defence, attack, False)) or []
             if attack == grid.EVADE:

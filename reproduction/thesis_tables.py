@@ -1,13 +1,13 @@
 """Tables about PuVAE, MagNet and detectors, from rows: the thesis's, and its claims."""
 
 from pixeldefend.experiment import grid, published, report, sweeps, tables
+from pixeldefend.experiment.published import THESIS_ATTACKS
+from pixeldefend.experiment.sweeps import OURS
 from reproduction import measured
 from reproduction.measured import interval, table, told
 
-_OURS = "reject_rmse+puvae"
-OWN = ("none", "puvae", _OURS)
+OWN = ("none", "puvae", OURS)
 OTHERS = ("magnet", "reject_magnet+magnet", "reject_p_value+puvae")
-_ATTACKS = ("fgsm", "bim", "pgd")
 _SLOPES = {
     "bpda": "BPDA",
     "straight_through": "its slope",
@@ -43,13 +43,13 @@ class _Swept:
 
     def apart(self, defence: str, slope: str) -> float:
         """Points from the thesis's FGSM, BIM and PGD, their mean."""
-        kind = "detector" if defence == _OURS else defence
+        kind = "detector" if defence == OURS else defence
         differences = [
             abs(
                 100 * self.last(attack, defence, slope)["accuracy"]
                 - published.thesis(self._dataset, attack, kind)
             )
-            for attack in _ATTACKS
+            for attack in THESIS_ATTACKS
         ]
         return sum(differences) / len(differences)
 
@@ -78,12 +78,12 @@ def sweep_claims(dataset: str) -> str:
     rejected = "; ".join(
         told(
             f"{attack.upper()} {{rejected:.1%}} at {{fraction:.2f}}",
-            found.worst(attack, _OURS),
+            found.worst(attack, OURS),
         )
-        for attack in _ATTACKS
+        for attack in THESIS_ATTACKS
     )
-    (bar,) = found.last(grid.CLEAN, _OURS)["thresholds"]["reject_rmse"]
-    hurts = told("{fraction:.2f}", found.worst("pgd", _OURS))
+    (bar,) = found.last(grid.CLEAN, OURS)["thresholds"]["reject_rmse"]
+    hurts = told("{fraction:.2f}", found.worst("pgd", OURS))
     seen = "; ".join(
         told(f"{name} {{accuracy:.1%}}", found.last("pgd", "puvae", slope))
         for slope, name in _SLOPES.items()
@@ -91,7 +91,7 @@ def sweep_claims(dataset: str) -> str:
     distances = {
         name: f"attacks on the bare classifier {found.apart(defence, ''):.1f}, "
         f"through the purifier {found.apart(defence, 'straight_through'):.1f}"
-        for defence, name in (("puvae", "PuVAE"), (_OURS, "PuVAE with the detector"))
+        for defence, name in (("puvae", "PuVAE"), (OURS, "PuVAE with the detector"))
     }
     lines = [
         [
@@ -163,6 +163,6 @@ def p_values_in_front(dataset: str) -> str:
         for one in defences
     ]
     sizes = dict.fromkeys(r["eps_attack"] for r in rows if r["attack"] == "pgd")
-    columns = [f"{name} preset=thesis" for name in _ATTACKS]
+    columns = [f"{name} preset=thesis" for name in THESIS_ATTACKS]
     layout = grid.read(texts, columns, sizes)
     return tables.Table(layout, rows, dataset).show(report.markdown_table)

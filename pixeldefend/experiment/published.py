@@ -118,6 +118,7 @@ _THESIS = {
     """,
 }
 _KINDS = ("none", "puvae", "detector", "worst")
+THESIS_ATTACKS = ("fgsm", "bim", "pgd")
 # The largest eps of the thesis, of the range 0..1; the tables are at it.
 THESIS_EPS = {"mnist": 0.3, "fashion_mnist": 0.3, "cifar10": 0.06}
 # RMSE, 0..1, clean and under PGD of the largest eps; rejected at the worst eps.
