@@ -1,6 +1,7 @@
 """The command line of `main.py`, and of programs with other modes."""
 
 import logging as standard_logging
+import pathlib
 import sys
 import traceback
 from collections.abc import Mapping
@@ -45,8 +46,18 @@ def parse(arguments: list[str]) -> list[str]:
         sys.exit(_mistake(lines[-1] if "Traceback" in str(error) else " ".join(lines)))
 
 
+def _program() -> str:
+    """What was run, as one types it: main.py, pixeldefend, python -m reproduction."""
+    path = pathlib.Path(sys.argv[0])
+    return f"python -m {path.parent.name}" if path.stem == "__main__" else path.name
+
+
+def _tell(text: str) -> None:
+    print(f"{_program()}:", " ".join(text.split()), file=sys.stderr)
+
+
 def _mistake(text: str) -> int:
-    print("main.py:", " ".join(text.split()), file=sys.stderr)
+    _tell(text)
     return 2
 
 
@@ -104,7 +115,7 @@ def _start(config: ml_collections.ConfigDict, known: Mapping[str, modes.Mode]) -
     except interruption.Interrupted as stop:
         if stop.code != interruption.EXIT_CODE:
             return stop.code  # another process has said why
-        print("main.py: asked to stop; start it again to go on", file=sys.stderr)
+        _tell("asked to stop; start it again to go on")
         return stop.code
     except KeyboardInterrupt:
         if not _DISTRIBUTED.value:

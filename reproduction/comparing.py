@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from pixeldefend import attacks
 from pixeldefend.attacks import gradients as attack_gradients
@@ -42,9 +41,20 @@ class _Job:
         """Of the classifier."""
         return classifiers.logits_fn(self.classifier)
 
+    def row(self, config: inputs.Config, own: dict, of: str, seconds: float) -> dict:
+        """A row with what is a mode's own; `of` is the hash of its config."""
+        names = {
+            "dataset": config.dataset,
+            "density_model": config.pixelcnn.weights,
+            "classifier": config.classifier.weights,
+        }
+        given = inputs.identity(self.given)
+        return names | own | self.shas | given | inputs.provenance(of, seconds)
 
-def _read(config: inputs.Config, settings: inputs.Config, name: str) -> _Job:
+
+def _read(config: inputs.Config, workdir: Workdir, name: str) -> _Job:
     """Reads and checks what both modes take."""
+    settings = config[name]
     model, params, card = inputs.density_model(config)
     inputs.check_dataset(config, config.pixelcnn.weights, card)
     classifier, variables, other = inputs.classifier(config)
@@ -59,6 +69,8 @@ def _read(config: inputs.Config, settings: inputs.Config, name: str) -> _Job:
     )
     if given.labels is None:
         raise ValueError(f"{source} has no labels, which an attack needs")
+    if given.own:
+        workdir.check_outside(settings.input)
     inputs.check_labels(given, config.classifier.weights, classifier.classes)
     shas = {
         "classifier_sha256": other["sha256"][:8],
@@ -71,7 +83,7 @@ def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
     """Purifies by L-BFGS-B from random starts, beside greedy decoding (Figure 5)."""
     settings = config.compare_purifiers
     with user_errors():
-        job = _read(config, settings, "compare_purifiers")
+        job = _read(config, workdir, "compare_purifiers")
         move = inputs.attack(settings.attack, settings.preset, settings.eps_attack)
         for field in ("starts", "iterations"):
             if settings[field] < 1:
@@ -80,52 +92,47 @@ def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
                 )
         for own in ("searches", "purifiers.npz", "rows.jsonl"):
             workdir.check_own(own)
-        if job.given.own:
-            workdir.check_outside(settings.input)
     folder = workdir.open()
     inputs.tell_source(config, job.given)
     seen = _attacked_and_purified(config, job, move)
-    ended, asked, seconds = _searched(
-        config, folder, job, seen["perturbed"], workdir.hash
-    )
-    bits = _bits(job, ended.reshape(-1, *ended.shape[2:])).reshape(ended.shape[:2])
+    kept = Store(folder)
+    ended, asked = _searched(config, kept, job, seen["perturbed"], workdir.hash)
     found = {name: _bits(job, images) for name, images in seen.items()}
+    bits = _bits(job, ended.reshape(-1, *ended.shape[2:])).reshape(ended.shape[:2])
     files.write_arrays(folder / "purifiers.npz", lbfgs_b=bits, **found)
-    attacked = found["perturbed"][:, None]
-    shares = {
-        "purified": np.mean(found["purified"][:, None] > attacked),
-        "lbfgs_b": np.mean(bits > attacked),
-    }
-    better = {"lbfgs_b": np.mean(bits < found["purified"][:, None])}
-    lines, rows = [], []
-    # Searches for one image are no independent images; their means are.
-    for name, scores in (found | {"lbfgs_b": bits.mean(1)}).items():
-        figures = evaluate.summary(scores)
-        row = {
-            "dataset": config.dataset,
-            "density_model": config.pixelcnn.weights,
-            "classifier": config.classifier.weights,
+    rows, lines = [], []
+    for name, every in (found | {"lbfgs_b": bits}).items():
+        searched = name == "lbfgs_b"
+        # Searches for one image are no independent images; their means are.
+        scores = every.reshape(len(every), -1)
+        less = likelier = None
+        if name in ("purified", "lbfgs_b"):
+            less = round(float(np.mean(scores > found["perturbed"][:, None])), 4)
+        if searched:
+            likelier = round(float(np.mean(scores < found["purified"][:, None])), 4)
+        own = {
             "stage": name,
             "attack": settings.attack,
             "preset": attacks.usual(settings.attack, settings.preset),
             "eps_attack": settings.eps_attack,
             "eps_defend": config.purify.eps,
             "iterations": settings.iterations,
-            "starts": settings.starts if name == "lbfgs_b" else 0,
-            **figures,
-            "less_likely_than_attacked": _share(shares.get(name)),
-            "likelier_than_purified": _share(better.get(name)),
-            "queries": float(np.mean(asked)) if name == "lbfgs_b" else None,
+            "starts": settings.starts if searched else 0,
+            **evaluate.summary(scores.mean(1)),
+            "less_likely_than_attacked": less,
+            "likelier_than_purified": likelier,
+            "queries": float(np.mean(asked)) if searched else None,
         }
-        rows.append(
-            row
-            | job.shas
-            | inputs.identity(job.given)
-            | inputs.provenance(workdir.hash, seconds if name == "lbfgs_b" else 0.0)
+        seconds = kept.seconds if searched else 0.0
+        rows.append(job.row(config, own, workdir.hash, seconds))
+        lines.append(
+            [
+                name,
+                evaluate.interval(scores.mean(1)),
+                str(len(scores)),
+                "" if less is None else f"{less:.1%}",
+            ]
         )
-        less = row["less_likely_than_attacked"]
-        less = "" if less is None else f"{less:.1%}"
-        lines.append([name, evaluate.interval(scores), str(len(scores)), less])
     write_rows(folder / "rows.jsonl", rows)
     header = ["", "bits/dim (mean, 95 %)", "images", "less likely than attacked"]
     print(report.table(header, lines))
@@ -134,10 +141,6 @@ def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
         f"{len(job.given.images)} images, at most {settings.iterations} iterations\n"
         f"results in {folder}"
     )
-
-
-def _share(share: Any) -> float | None:
-    return None if share is None else round(float(share), 4)
 
 
 def _attacked_and_purified(
@@ -179,72 +182,57 @@ def _bits(job: _Job, images: np.ndarray) -> np.ndarray:
 
 
 def _searched(
-    config: inputs.Config,
-    folder: epath.Path,
-    job: _Job,
-    attacked: np.ndarray,
-    of: str,
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Where all searches end, `[N, starts, H, W, C]` uint8, how often each asked
-    `[N, starts]`, and the seconds."""
+    config: inputs.Config, kept: Store, job: _Job, attacked: np.ndarray, of: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where all searches end, `[N, starts, H, W, C]` uint8, and how often each asked,
+    `[N, starts]`."""
     settings = config.compare_purifiers
-    kept = Store(folder)
 
-    def climbing(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def value_and_slope(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         log_prob = functools.partial(likelihood.log_prob, job.model, params)
         return attack_gradients.score(log_prob, images)
 
-    mapped = parallel.BatchMap(climbing, parallel.batch_for(128, settings.starts))
+    batch = parallel.batch_for(128, settings.starts)
+    mapped = functools.partial(parallel.BatchMap(value_and_slope, batch), job.params)
 
-    def value_and_grad(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return mapped(job.params, images)
+    def search(i: int) -> dict[str, np.ndarray]:
+        ball = purification.bounds(jnp.asarray(attacked[i][None]), config.purify.eps)
+        lower, upper = (np.asarray(bound)[0] for bound in ball)
+        rng = np.random.default_rng((config.seed, i))
+        starts = rng.uniform(lower, upper, (settings.starts, *lower.shape))
+        ended, asked = likelihood_ascent.climb(
+            mapped,
+            starts.astype(np.float32),
+            lower=lower,
+            upper=upper,
+            iterations=settings.iterations,
+        )
+        return {"images": np.rint(ended).astype(np.uint8), "asked": asked}
 
     progress = report.Progress("L-BFGS-B")
     found = []
     for i, image in enumerate(attacked):
-        its_mark = _mark(of, job, image)
+        its_mark = fingerprint(
+            None, config=of, image=zoo.fingerprint(image), **job.shas
+        )
         one = kept.find("searches", f"{i}", its_mark)
         if one is None:
-            lower, upper = (np.asarray(b)[0] for b in _ball(config, image))
-            rng = np.random.default_rng((config.seed, i))
-            starts = rng.uniform(lower, upper, (settings.starts, *image.shape))
-
-            def climb(starts: np.ndarray = starts, low=lower, high=upper) -> dict:
-                ended, asked = likelihood_ascent.climb(
-                    value_and_grad,
-                    starts.astype(np.float32),
-                    lower=low,
-                    upper=high,
-                    iterations=settings.iterations,
-                )
-                return {"images": np.rint(ended).astype(np.uint8), "asked": asked}
-
-            one = kept.keep("searches", f"{i}", its_mark, climb)
+            own = functools.partial(search, i)
+            one = kept.keep("searches", f"{i}", its_mark, own)
         found.append((one["images"], one["asked"]))
         progress.update((i + 1) / len(attacked), f"{len(found)} images")
     progress.close()
     ended, asked = (np.stack(arrays) for arrays in zip(*found, strict=True))
-    return ended, asked, kept.seconds
-
-
-def _mark(of: str, job: _Job, image: np.ndarray) -> str:
-    """What a search depends on."""
-    return fingerprint(None, config=of, image=zoo.fingerprint(image), **job.shas)
-
-
-def _ball(config: inputs.Config, image: np.ndarray) -> tuple:
-    return purification.bounds(jnp.asarray(image)[None], config.purify.eps)
+    return ended, asked
 
 
 def gradients(config: inputs.Config, workdir: Workdir) -> None:
     """Measures gradients through the purifier, which the paper says vanish (4.4)."""
     settings = config.gradients
     with user_errors():
-        job = _read(config, settings, "gradients")
+        job = _read(config, workdir, "gradients")
         parallel.check_batch(settings.batch, "gradients.batch")
         workdir.check_own("rows.jsonl")
-        if job.given.own:
-            workdir.check_outside(settings.input)
     folder = workdir.open()
     inputs.tell_source(config, job.given)
     batch = parallel.batch_for(settings.batch, len(job.given.images))
@@ -256,36 +244,78 @@ def gradients(config: inputs.Config, workdir: Workdir) -> None:
     labels = job.given.labels.astype(np.int32)
     slopes, rows = {}, []
     for name in (_BARE, *attacks.SLOPES):
-        logits_fn = _behind(config, job, name)
-
-        def run(
-            variables: dict, images: jax.Array, labels: jax.Array, of: Any = logits_fn
-        ) -> jax.Array:
-            network = functools.partial(of, variables)
-            levels = images.astype(jnp.float32)
-            return attack_gradients.cross_entropy(network, levels, labels)[1]
-
-        mapped = parallel.BatchMap(run, batch)
+        mapped = parallel.BatchMap(_loss_slope(_behind(config, job, name)), batch)
         slopes[name], seconds = report.run_batches(
             mapped, f"slope {name}", variables, job.given.images, labels
         )
-        rows.append(
-            {
-                "dataset": config.dataset,
-                "density_model": config.pixelcnn.weights,
-                "classifier": config.classifier.weights,
-                "slope": None if name == _BARE else name,
-                "eps_defend": 0 if name == _BARE else config.purify.eps,
-                **evaluate.slopes(slopes[name], slopes[_BARE]),
-            }
-            | job.shas
-            | inputs.identity(job.given)
-            | inputs.provenance(workdir.hash, seconds)
-        )
+        own = {
+            "slope": None if name == _BARE else name,
+            "eps_defend": 0 if name == _BARE else config.purify.eps,
+            **slope_figures(slopes[name], slopes[_BARE]),
+        }
+        rows.append(job.row(config, own, workdir.hash, seconds))
     write_rows(folder / "rows.jsonl", rows)
-    print(report.table(*evaluate.slope_table(rows)))
+    print(report.table(*slope_table(rows)))
     print(f"of the cross-entropy, at {len(labels)} clean images ({job.given.source})")
     print(f"results in {folder}")
+
+
+def slope_figures(found: np.ndarray, bare: np.ndarray) -> dict:
+    """What a row tells of gradients.
+
+    Args:
+      found: of the loss with respect to the levels, `[N, H, W, C]`.
+      bare: those of the classifier without a defence, for comparison.
+
+    Returns:
+      `n`; of the L2 norms the median and the quartiles, nats per level; `zero`, the
+      share of values that are exactly zero; `cosine` (median) and `same_sign` (mean
+      share of values) with those of `bare`.
+    """
+    flat, other = (a.reshape(len(a), -1).astype(np.float64) for a in (found, bare))
+    norms = np.linalg.norm(flat, axis=-1)
+    low, middle, high = np.quantile(norms, [0.25, 0.5, 0.75])
+    lengths = norms * np.linalg.norm(other, axis=-1)
+    cosines = np.sum(flat * other, -1) / np.where(lengths > 0, lengths, 1)
+    shares = {
+        "zero": np.mean(flat == 0),
+        "cosine": np.median(cosines),
+        "same_sign": np.mean(np.sign(flat) == np.sign(other)),
+    }
+    return {
+        "n": len(flat),
+        "norm": float(f"{middle:.4g}"),
+        "norm_low": float(f"{low:.4g}"),
+        "norm_high": float(f"{high:.4g}"),
+    } | {name: round(float(share), 4) for name, share in shares.items()}
+
+
+def slope_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a table of gradients, from rows of `--mode=gradients`."""
+    header = ["slope of the purifier", "L2 norm (median, quartiles)", "zero"]
+    header += ["cosine with bare", "images/s"]
+    lines = [
+        [
+            row["slope"] or "no purifier",
+            f"{row['norm']:.3g} ({row['norm_low']:.3g} to {row['norm_high']:.3g})",
+            f"{row['zero']:.1%}",
+            f"{row['cosine']:.2f}",
+            f"{row['n'] / row['seconds']:.3g}",
+        ]
+        for row in rows
+    ]
+    return header, lines
+
+
+def _loss_slope(logits_fn: Callable) -> Callable:
+    """A function of all variables, images and labels: the loss's gradient."""
+
+    def run(variables: dict, images: jax.Array, labels: jax.Array) -> jax.Array:
+        network = functools.partial(logits_fn, variables)
+        levels = images.astype(jnp.float32)
+        return attack_gradients.cross_entropy(network, levels, labels)[1]
+
+    return run
 
 
 def _behind(config: inputs.Config, job: _Job, slope: str) -> Callable:

@@ -4,8 +4,9 @@ On the host, since the search is scipy's; the values and gradients that it asks 
 are computed on the device, for many searches at a time.
 """
 
-import threading
+import queue
 from collections.abc import Callable
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -48,18 +49,21 @@ def climb(
     lower, upper = (np.broadcast_to(a, starts.shape) for a in (lower, upper))
     if np.any(lower > upper):
         raise ValueError("there are lower bounds above upper ones")
-    meeting = _Meeting(len(starts))
-    ended = np.array(starts, np.float64)
-    asked = np.zeros(len(starts), np.int32)
-    failures: list[BaseException] = []
+    # What searches ask, None once they have ended; and what each is answered.
+    questions: queue.SimpleQueue = queue.SimpleQueue()
+    answers = [queue.SimpleQueue() for _ in starts]
 
-    def search(i: int) -> None:
+    def search(i: int) -> scipy.optimize.OptimizeResult:
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            value, gradient = meeting.ask(i, flat.reshape(starts.shape[1:]))
+            questions.put((i, flat.reshape(starts.shape[1:])))
+            answer = answers[i].get()
+            if answer is None:
+                raise futures.CancelledError
+            value, gradient = answer
             return -float(value), -np.ravel(gradient).astype(np.float64)
 
         try:
-            result = scipy.optimize.minimize(
+            return scipy.optimize.minimize(
                 objective,
                 starts[i].ravel(),
                 jac=True,
@@ -67,31 +71,43 @@ def climb(
                 bounds=scipy.optimize.Bounds(lower[i].ravel(), upper[i].ravel()),
                 options={"maxiter": iterations},
             )
-            ended[i] = result.x.reshape(starts.shape[1:])
-            asked[i] = result.nfev
-        except BaseException as error:  # raised again where it is heard
-            failures.append(error)
         finally:
-            meeting.leave()
+            questions.put((i, None))
 
-    threads = [
-        threading.Thread(target=search, args=(i,), daemon=True)
-        for i in range(len(starts))
-    ]
-    # In the caller's own thread, as JAX's settings (such as precision) are a thread's.
-    try:
-        for thread in threads:
-            thread.start()
-        while images := meeting.questions():
-            meeting.answer(_values(value_and_grad, images, starts))
-    except BaseException as error:
-        meeting.end(error)
-        raise
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-    return ended, asked
+    with futures.ThreadPoolExecutor(len(starts)) as pool:
+        searches = [pool.submit(search, i) for i in range(len(starts))]
+        # In the caller's own thread, as JAX's settings (such as precision) are a
+        # thread's.
+        try:
+            _answer_together(value_and_grad, questions, answers, starts)
+        except BaseException:
+            for own in answers:
+                own.put(None)  # which ends its search
+            raise
+    results = [search.result() for search in searches]
+    ended = np.stack([result.x.reshape(starts.shape[1:]) for result in results])
+    return ended, np.array([result.nfev for result in results], np.int32)
+
+
+def _answer_together(
+    value_and_grad: ValueAndGrad,
+    questions: queue.SimpleQueue,
+    answers: list[queue.SimpleQueue],
+    starts: np.ndarray,
+) -> None:
+    """Answers once all searches that still run have asked, until none does."""
+    running, asked = len(starts), {}
+    while running:
+        i, image = questions.get()
+        if image is None:
+            running -= 1
+        else:
+            asked[i] = image
+        if asked and len(asked) == running:
+            found = _values(value_and_grad, dict(sorted(asked.items())), starts)
+            asked.clear()
+            for i, answer in found.items():
+                answers[i].put(answer)
 
 
 def _values(
@@ -106,49 +122,3 @@ def _values(
     filled = np.concatenate([stacked, np.repeat(stacked[:1], size - len(stacked), 0)])
     values, gradients = jax.device_get(value_and_grad(filled))
     return {i: (values[k], gradients[k]) for k, i in enumerate(images)}
-
-
-class _Meeting:
-    """Where searches wait until all of them have asked, and are answered at once."""
-
-    def __init__(self, searches: int):
-        self._running = searches
-        self._asked: dict[int, np.ndarray] = {}
-        self._answers: dict[int, tuple] = {}
-        self._failure: BaseException | None = None
-        self._changed = threading.Condition()
-
-    def ask(self, i: int, image: np.ndarray) -> tuple:
-        """The value and gradient at `image`, for search `i`."""
-        with self._changed:
-            self._asked[i] = image
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: i in self._answers or self._failure)
-            if self._failure:
-                raise self._failure
-            return self._answers.pop(i)
-
-    def leave(self) -> None:
-        """One search fewer."""
-        with self._changed:
-            self._running -= 1
-            self._changed.notify_all()
-
-    def questions(self) -> dict[int, np.ndarray]:
-        """Waits for those of all that still run; none when all have left."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._asked) == self._running)
-            asked, self._asked = self._asked, {}
-            return dict(sorted(asked.items()))
-
-    def answer(self, answers: dict[int, tuple]) -> None:
-        """Lets the searches go on."""
-        with self._changed:
-            self._answers |= answers
-            self._changed.notify_all()
-
-    def end(self, failure: BaseException) -> None:
-        """Ends all searches."""
-        with self._changed:
-            self._failure = failure
-            self._changed.notify_all()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, Patch, Rectangle
 
-from reproduction.plots import COLOURS
+from reproduction.plots import COLOURS, start
 from reproduction.thesis_plots import WARM, WIDE, legend, mark
 
 # Of the loss over a plane: place of each hill, its height and its width.
@@ -92,8 +92,7 @@ def climbs() -> Figure:
     The ball is a square here, as all attacks of these figures move each value by at
     most eps.
     """
-    figure = Figure(figsize=(WIDE, 3.2), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
+    figure, (axes,) = start(WIDE, 3.2, columns=3, sharey=True)
     edge = 1.7
     across = np.linspace(-edge, edge, 201)
     plane = loss(np.stack(np.meshgrid(across, across), -1))
@@ -156,8 +155,7 @@ def side(weights: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def margins() -> Figure:
     """Boundaries through the balls around points, and past them (Figure 3)."""
-    figure = Figure(figsize=(WIDE, 4.8), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, (axes,) = start(WIDE, 4.8, columns=2)
     edge = 2.45
     across = np.linspace(-edge, edge, 401)
     plane = np.stack(np.meshgrid(across, across), -1)
@@ -200,12 +198,14 @@ def puvae(*, detector: bool) -> Figure:
     axis.axis("off")
     middle = 1.95
     image = _box(axis, 0.5, middle, 0.75, 0.7, "image\n$x$", _GIVEN)
-    choice = _box(axis, 5.2, middle, 1.0, 2.3, "the one\nnearest\nto $x$:\nleast RMSE")
+    choice = _box(
+        axis, 5.2, middle, 1.0, 2.3, "the one\nnearest\nto $x$:\nleast RMSE", _PAPER
+    )
     for at, label in ((2.85, "0"), (2.2, "1"), (1.05, "K-1")):
         encoder = _box(axis, 1.75, at, 0.85, 0.5, f"encoder\n$y={label}$", _NETWORK)
         latent = Circle((2.57, at), 0.17, facecolor=_PAPER, edgecolor=COLOURS[0])
         axis.add_patch(latent)
-        axis.text(2.57, at, "$z$", ha="center", va="center", fontsize=9)
+        _write(axis, 2.57, at, "$z$")
         decoder = _box(axis, 3.39, at, 0.85, 0.5, f"decoder\n$y={label}$", _NETWORK)
         name = rf"$\hat{{x}}_{{{label}}}$"
         rebuilt = _box(axis, 4.25, at, 0.48, 0.4, name, _GIVEN)
@@ -215,19 +215,19 @@ def puvae(*, detector: bool) -> Figure:
         _arrow(axis, (decoder[1], at), (rebuilt[0], at))
         _arrow(axis, (rebuilt[1], at), (choice[0], at))
     for at in (1.75, 3.39, 4.25):
-        axis.text(at, 1.62, "$\\vdots$", ha="center", va="center", fontsize=12)
+        _write(axis, at, 1.62, "$\\vdots$", 12)
     # The image itself, around the networks, to be compared with.
     below = 0.4
     axis.plot([0.5, 0.5, 5.2], [middle - 0.35, below, below], color=COLOURS[0], lw=1)
     _arrow(axis, (5.2, below), (5.2, middle - 1.15))
-    axis.text(2.57, below + 0.06, "$x$ as given", ha="center", va="bottom", fontsize=8)
+    _write(axis, 2.57, below + 0.06, "$x$ as given", 8, va="bottom")
     last = choice
     if detector:
         test = _box(axis, 6.45, middle, 0.9, 0.7, "RMSE\nabove $t$?", _TEST)
         _arrow(axis, (choice[1], middle), (test[0], middle))
         _box(axis, 6.45, 0.7, 1.0, 0.5, "rejected as\nattacked", _OUT)
         _arrow(axis, (6.45, middle - 0.35), (6.45, 0.95))
-        axis.text(6.52, 1.27, "yes", ha="left", va="center", fontsize=10)
+        _write(axis, 6.52, 1.27, "yes", 10, ha="left")
         last = test
     start = 7.65 if detector else 6.7
     network = _box(axis, start, middle, 0.85, 0.7, "classifier", _NETWORK)
@@ -236,33 +236,28 @@ def puvae(*, detector: bool) -> Figure:
     _arrow(axis, (network[1], middle), (end[0], middle))
     passing = "no" if detector else r"$\hat{x}^*$"
     half = (last[1] + network[0]) / 2
-    axis.text(half, middle + 0.07, passing, ha="center", va="bottom", fontsize=10)
+    _write(axis, half, middle + 0.07, passing, 10, va="bottom")
     return figure
 
 
 def _box(
-    axis: Axes,
-    x: float,
-    y: float,
-    wide: float,
-    high: float,
-    text: str,
-    fill: str = _PAPER,
+    axis: Axes, x: float, y: float, wide: float, high: float, text: str, fill: str
 ) -> tuple[float, float]:
     """A box around (x, y) inches with a text; where its left and its right side are."""
     left = x - wide / 2
-    axis.add_patch(
-        FancyBboxPatch(
-            (left, y - high / 2),
-            wide,
-            high,
-            boxstyle="round,pad=0,rounding_size=0.06",
-            facecolor=fill,
-            edgecolor=COLOURS[0],
-        )
-    )
-    axis.text(x, y, text, ha="center", va="center", fontsize=9)
+    look = {"boxstyle": "round,pad=0,rounding_size=0.06", "edgecolor": COLOURS[0]}
+    corner = left, y - high / 2
+    axis.add_patch(FancyBboxPatch(corner, wide, high, facecolor=fill, **look))
+    _write(axis, x, y, text)
     return left, left + wide
+
+
+def _write(
+    axis: Axes, x: float, y: float, text: str, size: int = 9, **where: str
+) -> None:
+    """A text in the middle of (x, y) inches, unless `where` has it elsewhere."""
+    middle = {"ha": "center", "va": "center"}
+    axis.text(x, y, text, fontsize=size, **(middle | where))
 
 
 def _arrow(axis: Axes, start: Sequence[float], end: Sequence[float]) -> None:

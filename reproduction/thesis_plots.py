@@ -1,8 +1,8 @@
 """Figures of the thesis on PuVAE with a detector (2020), and ours beside them.
 
-Each function takes arrays and returns a `matplotlib.figure.Figure`; none reads a file;
-`schematics` has the figures that show no data. Strengths and distances are given in
-levels and shown as the thesis has them, in the range 0..1.
+Each function takes arrays or rows and returns a `matplotlib.figure.Figure`; none reads
+a file; `schematics` has the figures that show no data. Strengths and distances are
+given in levels and shown as the thesis has them, in the range 0..1.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from pixeldefend import pixels
-from reproduction.plots import COLOURS, put_name, show, title_of
+from pixeldefend.experiment import sweeps
+from reproduction.plots import COLOURS, show, start, title_of
 
 WIDE = 8.2  # inches: 900 pixels as saved
 WARM = COLOURS[3]  # for what is chosen, wrong or outside
@@ -37,21 +38,43 @@ class Curve:
 
     Attributes:
       group: what the legend calls it; curves of one group have one colour.
-      eps: `[E]` levels, rising.
-      shares: `[E]`, 0..1.
-      band: `[2, E]`, the ends of 95 % intervals; None for none.
-      worst: where in `[E]` the diamond is; None for no diamond.
+      rows: by rising eps, as `sweeps.curves` has them.
+      field: the share that is drawn, "accuracy" with its 95 % interval.
+      marked: whether a diamond is where accuracy is least.
       dashed: whether the attack looks through the purifier too.
       thin: whether it is drawn as something to compare with.
     """
 
     group: str
-    eps: np.ndarray
-    shares: np.ndarray
-    band: np.ndarray | None = None
-    worst: int | None = None
+    rows: list[dict]
+    field: str
+    marked: bool = False
     dashed: bool = False
     thin: bool = False
+
+    @property
+    def width(self) -> float:
+        """Of its line."""
+        return 0.9 if self.thin else 1.7
+
+    def values(self, field: str) -> np.ndarray:
+        """In percent, `[E]`."""
+        return 100 * np.array([row[field] for row in self.rows])
+
+    def draw(self, axis: Axes, colour: str) -> None:
+        """Adds it to an axis."""
+        eps = fractions([row["eps_attack"] for row in self.rows])
+        if self.field == "accuracy":
+            low, high = self.values("low"), self.values("high")
+            axis.fill_between(eps, low, high, color=colour, alpha=0.18, linewidth=0)
+        look = {"linestyle": "--" if self.dashed else "-", "linewidth": self.width}
+        look["marker"] = "o" if len(eps) == 1 else None  # a single eps has no line
+        values = self.values(self.field)
+        axis.plot(eps, values, color=colour, markersize=4, **look)
+        if self.marked:
+            least = self.rows.index(sweeps.worst(self.rows))
+            look = {"color": colour, "markeredgecolor": "white", "zorder": 5}
+            axis.plot(eps[least], values[least], "D", **look)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +96,17 @@ class Rebuilt:
         return self.distances.argmin(1)
 
 
-def strengths(rows: dict[str, np.ndarray], eps: np.ndarray, name: str = "") -> Figure:
+def strengths(rows: dict[str, np.ndarray], eps: np.ndarray) -> Figure:
     """One image under attacks of rising eps (thesis, Figure 1).
 
     Args:
       rows: by attack, `[E, H, W, C]` levels, whole or not.
       eps: `[E]` levels.
-      name: of the figure.
     """
     side = WIDE / (len(eps) + 0.5)
-    size = (WIDE, (side + 0.2) * len(rows) + 0.3)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(rows), len(eps), squeeze=False)
-    found = _fractions(eps)
+    size = WIDE, (side + 0.2) * len(rows) + 0.3
+    figure, axes = start(*size, len(rows), len(eps))
+    found = fractions(eps)
     digits = 2 if np.allclose(found, found.round(2), rtol=0, atol=1e-4) else 3
     for own, (attack, images) in zip(axes, rows.items(), strict=True):
         own[0].set_ylabel(title_of(attack), fontsize=10)
@@ -93,61 +114,50 @@ def strengths(rows: dict[str, np.ndarray], eps: np.ndarray, name: str = "") -> F
             show(axis, _whole(image))
             axis.set_xlabel(f"{one:.{digits}f}", fontsize=9)
     figure.supxlabel("eps, of the range 0..1", fontsize=9)
-    put_name(figure, name)
     return figure
 
 
-def choices(
-    sets: dict[str, Rebuilt], names: Sequence[str], i: int = 0, name: str = ""
-) -> Figure:
-    """An image, and what a PuVAE makes of it for every label (Figure 6).
+def choices(sets: dict[str, Rebuilt], names: Sequence[str]) -> Figure:
+    """The first image, and what a PuVAE makes of it for every label (Figure 6).
 
     Args:
-      sets: by title, for a row each; the image is the i-th of all of them.
+      sets: by title, for a row each.
       names: of the K classes.
-      i: which image.
-      name: of the figure.
     """
     side = WIDE / (len(names) + 1.8)
-    size = (WIDE, (side + 0.27) * len(sets) + 0.45)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(sets), len(names) + 1, squeeze=False)
+    size = WIDE, (side + 0.27) * len(sets) + 0.45
+    figure, axes = start(*size, len(sets), len(names) + 1)
     for own, (title, found) in zip(axes, sets.items(), strict=True):
-        show(own[0], _whole(found.given[i]))
+        show(own[0], _whole(found.given[0]))
         own[0].set_xlabel("RMSE", fontsize=8)
         own[0].set_ylabel(title, fontsize=9)
-        nearest = found.nearest()[i]
-        distances = _fractions(found.distances[i])
-        for k, axis in enumerate(own[1:]):
-            show(axis, found.images[i, k])
-            axis.set_xlabel(f"{distances[k]:.3f}", fontsize=8)
-            if k == nearest:
-                _frame(axis)
+        distances = fractions(found.distances[0])
+        for axis, image, one in zip(own[1:], found.images[0], distances, strict=True):
+            show(axis, image)
+            axis.set_xlabel(f"{one:.3f}", fontsize=8)
+        _frame(own[1 + found.nearest()[0]])
     for axis, title in zip(axes[0], ("given", *names), strict=True):
         axis.set_title(title, fontsize=8)
-    put_name(figure, name)
     return figure
 
 
-def curves(
-    panels: dict[str, Sequence[Curve]], share: str, name: str = "", worst: str = ""
-) -> Figure:
+def curves(panels: dict[str, Sequence[Curve]], share: str, worst: str = "") -> Figure:
     """Shares of images against eps (Figures 7 and 8).
 
     Args:
       panels: by title, the curves of each.
       share: what the shares are of.
-      name: of the figure.
       worst: what diamonds mark.
     """
-    figure = Figure(figsize=(WIDE, 3.5), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    figure, (axes,) = start(WIDE, 3.5, columns=len(panels), sharey=True)
     every = [curve for own in panels.values() for curve in own]
-    groups = list(dict.fromkeys(curve.group for curve in every))
-    colours = {group: COLOURS[i % len(COLOURS)] for i, group in enumerate(groups)}
+    groups: dict[str, Curve] = {}
+    for curve in every:
+        groups.setdefault(curve.group, curve)
+    colours = dict(zip(groups, itertools.cycle(COLOURS), strict=False))
     for axis, (title, own) in zip(axes, panels.items(), strict=True):
         for curve in own:
-            _draw(axis, curve, colours[curve.group])
+            curve.draw(axis, colours[curve.group])
         axis.set_title(title, fontsize=10)
         axis.set_ylim(-2, 102)
         axis.set_xlim(left=0)
@@ -155,61 +165,30 @@ def curves(
         axis.grid(color="#DDDDDD", linewidth=0.5)
         axis.set_xlabel("eps, of the range 0..1", fontsize=9)
     axes[0].set_ylabel(f"{share}, %", fontsize=9)
-    marks = []
-    for group in groups:
-        width = _width(next(curve for curve in every if curve.group == group))
-        line = Line2D([], [], color=colours[group], linewidth=width, label=group)
-        marks.append(line)
+    marks = [
+        Line2D([], [], color=colours[group], linewidth=curve.width, label=group)
+        for group, curve in groups.items()
+    ]
     notes = []
-    if any(curve.worst is not None for curve in every):
+    if any(curve.marked for curve in every):
         notes.append(mark("D", worst, markersize=6))
     if any(curve.dashed for curve in every):
         text = "the attack looks through the PuVAE too"
         notes.append(Line2D([], [], color="#666666", linestyle="--", label=text))
     legend(figure, marks, notes)
-    put_name(figure, name)
     return figure
 
 
-def _draw(axis: Axes, curve: Curve, colour: str) -> None:
-    eps = _fractions(curve.eps)
-    if curve.band is not None:
-        low, high = 100 * curve.band
-        axis.fill_between(eps, low, high, color=colour, alpha=0.18, linewidth=0)
-    # A single eps has no line.
-    marker = "o" if len(eps) == 1 else None
-    axis.plot(
-        eps,
-        100 * curve.shares,
-        color=colour,
-        linestyle="--" if curve.dashed else "-",
-        linewidth=_width(curve),
-        marker=marker,
-        markersize=4,
-    )
-    if curve.worst is not None:
-        at = eps[curve.worst], 100 * curve.shares[curve.worst]
-        axis.plot(*at, "D", color=colour, markeredgecolor="white", zorder=5)
-
-
-def _width(curve: Curve) -> float:
-    return 0.9 if curve.thin else 1.7
-
-
-def outcomes(
-    panels: dict[str, dict[str, tuple[float, float, float]]], name: str = ""
-) -> Figure:
+def outcomes(panels: dict[str, dict[str, dict]]) -> Figure:
     """What becomes of images behind detectors.
 
     Args:
-      panels: by detector, by attack, the shares right, rejected and wrong, 0..1.
-      name: of the figure.
+      panels: by detector, by attack, a row with the shares right, rejected and wrong.
     """
-    figure = Figure(figsize=(WIDE, 3.5), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    figure, (axes,) = start(WIDE, 3.5, columns=len(panels), sharey=True)
     for axis, (title, bars) in zip(axes, panels.items(), strict=True):
-        for at, shares in enumerate(bars.values()):
-            _stack(axis, at, shares)
+        for at, row in enumerate(bars.values()):
+            _stack(axis, at, row)
         axis.set_xticks(range(len(bars)), list(bars), fontsize=8)
         axis.set_title(title, fontsize=9)
         axis.set_ylim(0, 100)
@@ -221,25 +200,16 @@ def outcomes(
         for outcome, (colour, hatch) in _OUTCOMES.items()
     ]
     legend(figure, marks)
-    put_name(figure, name)
     return figure
 
 
-def _stack(axis: Axes, at: int, shares: Sequence[float]) -> None:
+def _stack(axis: Axes, at: int, row: dict) -> None:
     bottom = 0.0
     halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
-    for share, (colour, hatch) in zip(shares, _OUTCOMES.values(), strict=True):
-        high = 100 * share
-        axis.bar(
-            at,
-            high,
-            0.8,
-            bottom,
-            color=colour,
-            hatch=hatch,
-            edgecolor="#888888",
-            lw=0.5,
-        )
+    for outcome, (colour, hatch) in _OUTCOMES.items():
+        high = 100 * row[outcome]
+        look = {"color": colour, "hatch": hatch, "edgecolor": "#888888", "lw": 0.5}
+        axis.bar(at, high, 0.8, bottom, **look)
         if high >= 6:  # else the text is higher than its bar
             middle = bottom + high / 2
             text = axis.text(at, middle, f"{high:.0f}", ha="center", va="center")
@@ -248,11 +218,7 @@ def _stack(axis: Axes, at: int, shares: Sequence[float]) -> None:
 
 
 def reconstructions(
-    sets: dict[str, Rebuilt],
-    labels: np.ndarray,
-    names: Sequence[str],
-    name: str = "",
-    columns: int = 10,
+    sets: dict[str, Rebuilt], labels: np.ndarray, names: Sequence[str]
 ) -> Figure:
     """Images and the nearest reconstructions of them (appendices B to D).
 
@@ -261,43 +227,36 @@ def reconstructions(
         below that the label it was nearest for, framed where it is not the true one.
       labels: `[N]` true ones.
       names: of the K classes.
-      name: of the figure.
-      columns: images side by side.
     """
     count = min([len(labels), *(len(found.given) for found in sets.values())])
-    blocks = -(-count // columns)
-    across = min(columns, count)
+    across = min(10, count)
+    blocks = -(-count // across)
     side = WIDE / (across + 1)
     high = blocks * (len(sets) * (2 * side + 0.25) + 0.2) + 0.3
-    figure = Figure(figsize=(WIDE, high), layout="constrained")
     rows = 2 * len(sets)
-    axes = figure.subplots(blocks * rows, across, squeeze=False)
+    figure, axes = start(WIDE, high, blocks * rows, across)
     for axis in axes.flat:
         axis.axis("off")
     for i in range(count):
-        top, column = i // columns * rows, i % columns
-        axes[top, column].set_title(names[labels[i]], fontsize=8)
-        for s, found in enumerate(sets.values()):
+        own = axes[i // across * rows :, i % across]
+        own[0].set_title(names[labels[i]], fontsize=8)
+        for s, (title, found) in enumerate(sets.items()):
             label = found.nearest()[i]
-            pair = axes[top + 2 * s : top + 2 * s + 2, column]
-            for axis, image in zip(
-                pair, (found.given[i], found.images[i, label]), strict=True
-            ):
+            pair = own[2 * s : 2 * s + 2]
+            shown = found.given[i], found.images[i, label]
+            for axis, image, text in zip(pair, shown, (title, "rebuilt"), strict=True):
                 axis.axis("on")
                 show(axis, _whole(image))
+                if i % across == 0:
+                    axis.set_ylabel(text, fontsize=8)
             pair[1].set_xlabel(names[label], fontsize=8)
             if label != labels[i]:
                 _frame(pair[1])
-    for block in range(blocks):
-        for s, title in enumerate(sets):
-            for below, text in enumerate((title, "rebuilt")):
-                axis = axes[block * rows + 2 * s + below, 0]
-                axis.set_ylabel(text, fontsize=8)
-    put_name(figure, name)
     return figure
 
 
-def _fractions(levels: np.ndarray) -> np.ndarray:
+def fractions(levels: np.ndarray | Sequence[float] | float) -> np.ndarray:
+    """Levels in the range 0..1."""
     return np.asarray(pixels.to_fractions(np.asarray(levels, np.float32)))
 
 
@@ -326,10 +285,6 @@ def legend(
         blank = Patch(alpha=0, label=" ")
         pairs = itertools.zip_longest(marks, below, fillvalue=blank)
         handles = [one for pair in pairs for one in pair]
-    figure.legend(
-        handles=handles,
-        fontsize=8,
-        loc="outside lower center",
-        ncols=max(len(marks), len(below)),
-        frameon=False,
-    )
+    look = {"fontsize": 8, "loc": "outside lower center", "frameon": False}
+    columns = max(len(marks), len(below))
+    figure.legend(handles=handles, ncols=columns, **look)

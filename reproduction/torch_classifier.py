@@ -221,7 +221,70 @@ def arrays(folder: pathlib.Path) -> dict[str, torch.Tensor]:
     }
 
 
+class Run:
+    """Network, average and optimizer, and how far they are: a checkpoint's content."""
+
+    def __init__(self, args: argparse.Namespace, channels: int, classes: int):
+        """As at the start, or from the checkpoint that `args.out` has."""
+        self.args, self.path = args, pathlib.Path(args.out) / "checkpoint.pt"
+        self.step, self.seconds, self.line = 0, 0.0, {}
+        self.network, self.average = (
+            ResNet(args.variant, channels, classes).to(
+                memory_format=torch.channels_last
+            )
+            for _ in range(2)
+        )
+        if args.start:
+            saved = torch.load(f"{args.start}/checkpoint.pt", weights_only=True)
+            self.network.load_state_dict(saved["average"])
+        self.average.load_state_dict(self.network.state_dict())
+        look = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+        weights = self.network.parameters()
+        self.optimizer = torch.optim.SGD(weights, args.learning_rate, **look)
+        if self.path.exists():
+            saved = torch.load(self.path, weights_only=True)
+            self.step, self.seconds = saved["step"], saved["seconds"]
+            self.line = json.loads(saved["line"])
+            for name in ("network", "average", "optimizer"):
+                getattr(self, name).load_state_dict(saved[name])
+
+    @property
+    def progress(self) -> float:
+        """The share of its hours that it has had."""
+        return self.seconds / (3600 * self.args.hours)
+
+    def rate(self) -> float:
+        """The learning rate: a linear warm-up, then a cosine down to zero."""
+        warm = min(1.0, (self.step + 1) / self.args.warmup)
+        cosine = math.cos(math.pi * min(1.0, self.progress))
+        return self.args.learning_rate * warm * 0.5 * (1 + cosine)
+
+    def update(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """One step on levels [B, C, H, W]; the loss before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        images = augmented(images, self.args.crop)
+        loss = loss_of(self.network, images, labels, self.args)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.args.polyak, (1 + self.step) / (10 + self.step))
+        averaged(self.average, self.network, decay)
+        return loss.item()
+
+    def save(self) -> None:
+        """Writes the checkpoint whole."""
+        whole = {"step": self.step, "seconds": self.seconds}
+        whole["line"] = json.dumps(self.line)
+        for name in ("network", "average", "optimizer"):
+            whole[name] = getattr(self, name).state_dict()
+        torch.save(whole, self.path.with_suffix(".new"))
+        self.path.with_suffix(".new").rename(self.path)
+
+
 def train(args: argparse.Namespace) -> None:
+    """Trains until the hours are over, with a line and a checkpoint each epoch."""
     torch.manual_seed(args.seed)
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -229,81 +292,38 @@ def train(args: argparse.Namespace) -> None:
     with np.load(pathlib.Path(args.data) / "test.npz") as file:
         shown = file["images"][:8]
     images, labels = sets["train"]
-    classes = int(labels.max()) + 1
-    network, average = (
-        ResNet(args.variant, images.shape[3], classes).to(
-            memory_format=torch.channels_last
-        )
-        for _ in range(2)
-    )
-    if args.start:
-        saved = torch.load(f"{args.start}/checkpoint.pt", weights_only=True)
-        network.load_state_dict(saved["average"])
-    average.load_state_dict(network.state_dict())
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        args.learning_rate,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=5e-4,
-    )
-    step, seconds, path = 0, 0.0, out / "checkpoint.pt"
-    line: dict = {}
-    if path.exists():
-        saved = torch.load(path, weights_only=True)
-        step, seconds = saved["step"], saved["seconds"]
-        line = json.loads(saved["line"])
-        network.load_state_dict(saved["network"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-
-    def save() -> None:
-        whole = {"step": step, "seconds": seconds, "optimizer": optimizer.state_dict()}
-        whole |= {"network": network.state_dict(), "average": average.state_dict()}
-        whole["line"] = json.dumps(line)
-        torch.save(whole, path.with_suffix(".new"))
-        path.with_suffix(".new").rename(path)
-
-    epoch, begun, spent = step // (len(images) // args.batch), time.monotonic(), seconds
-    while seconds < 3600 * args.hours:
+    run = Run(args, images.shape[3], int(labels.max()) + 1)
+    epoch = run.step // (len(images) // args.batch)
+    begun = time.monotonic() - run.seconds
+    while run.progress < 1:
         order = torch.from_numpy(
             np.random.default_rng((args.seed, epoch)).permutation(len(images))
         )
-        total, count = 0.0, 0
+        losses = []
         for first in range(0, len(images) - args.batch + 1, args.batch):
             rows = order[first : first + args.batch]
+            rate = run.rate()
             batch = images[rows].permute(0, 3, 1, 2).float()
-            progress = min(1.0, seconds / (3600 * args.hours))
-            warm = min(1.0, (step + 1) / args.warmup)
-            rate = args.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss = loss_of(network, augmented(batch, args.crop), labels[rows], args)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            step += 1
-            averaged(average, network, min(args.polyak, (1 + step) / (10 + step)))
-            total, count = total + loss.item(), count + 1
-            seconds = spent + time.monotonic() - begun
-            if seconds >= 3600 * args.hours:
+            losses.append(run.update(batch, labels[rows]))
+            run.seconds = time.monotonic() - begun
+            if run.progress >= 1:
                 break
-        if not math.isfinite(total):
-            sys.exit(f"the loss is {total} at step {step}")
+        if not math.isfinite(sum(losses)):
+            sys.exit(f"the loss is {sum(losses)} at step {run.step}")
         epoch += 1
-        line = {
-            "step": step,
-            "images": step * args.batch,
-            "seconds": round(seconds, 1),
-            "loss": total / count,
+        run.line = {
+            "step": run.step,
+            "images": run.step * args.batch,
+            "seconds": round(run.seconds, 1),
+            "loss": sum(losses) / len(losses),
             "learning_rate": rate,
-            "validation_accuracy": accuracy(average, *sets["validation"]),
+            "validation_accuracy": accuracy(run.average, *sets["validation"]),
         }
         with (out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
-        save()
-    finish(average, shown, args, line)
+            file.write(json.dumps(run.line) + "\n")
+        print(json.dumps(run.line), flush=True)
+        run.save()
+    finish(run.average, shown, args, run.line)
 
 
 def finish(
@@ -314,24 +334,19 @@ def finish(
     with torch.no_grad():
         levels = torch.from_numpy(shown).permute(0, 3, 1, 2).double()
         logits = average.double().eval()(levels).numpy()
-    command = (
-        "python reproduction/torch_classifier.py --data=DATA_DIR/cifar10"
-        + "".join(
-            f" --{name}={value}"
-            for name, value in vars(args).items()
-            if name not in ("data", "out", "start") and value != DEFAULTS.get(name)
-        )
-    )
+    given = {k: v for k, v in vars(args).items() if k not in ("data", "out")}
+    given["start"] = "FIRST_RUN" if args.start else ""
+    options = [f"--{k}={v}" for k, v in given.items() if v != DEFAULTS.get(k)]
+    command = "python reproduction/torch_classifier.py --data=DATA_DIR/cifar10"
     told = {
-        "command": command + (" --start=FIRST_RUN" if args.start else ""),
+        "command": " ".join((command, *options)),
         "training": args.training,
         **({"delta": args.delta} if args.training.startswith("adversarial") else {}),
-        "config": {k: v for k, v in vars(args).items() if k not in ("data", "out")},
+        "config": given,
         "device": f"cpu, torch {torch.__version__.split('+')[0]} in bfloat16",
         "parameters": sum(p.numel() for p in average.parameters()),
         **line,
     }
-    told["config"]["start"] = "FIRST_RUN" if args.start else ""
     np.savez(
         pathlib.Path(args.out) / "classifier.npz",
         **leaves,

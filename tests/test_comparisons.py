@@ -11,7 +11,7 @@ from etils import epath
 from processes import environment
 
 from benchmarks import reach
-from reproduction import figures, pages, plots
+from reproduction import figures, measured, plots, released_tables
 
 pytestmark = pytest.mark.slow
 
@@ -52,8 +52,8 @@ def test_a_comparison_trains_measures_and_goes_on(tmp_path, monkeypatch):
     done = _compare(*arguments, f"--folder={tmp_path / 'other'}")
     assert done.returncode and "not of a comparison" in done.stderr
     # It is shown, and drawn.
-    monkeypatch.setattr(pages, "RESULTS", tmp_path)
-    assert f"{row['test']['bits_per_dim']:.3f}" in pages.networks(to.stem)
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    assert f"{row['test']['bits_per_dim']:.3f}" in released_tables.networks(to.stem)
     ((name, draw),) = figures._pictures(epath.Path(tmp_path))
     plots.save(draw(), tmp_path / f"{name}.png")
     assert (tmp_path / "conditionals_cifar10.png").stat().st_size > 5000

@@ -604,16 +604,21 @@ for arguments in json.load(sys.stdin):
 
 def test_a_mistake_ends_the_process_with_code_two(tmp_path):
     absent = ["--mode=purify", "--config=configs/absent.py"]
-    for arguments in (["--mode=purify"], absent, ["stray"]):
+    for program, arguments in (
+        ("main.py", ["--mode=purify"]),
+        ("main.py", absent),
+        ("main.py", ["stray"]),
+        ("python -m reproduction", ["--mode=figures"]),
+    ):
         result = subprocess.run(
-            [sys.executable, "main.py", *arguments],
+            [sys.executable, *program.removeprefix("python ").split(), *arguments],
             cwd=ROOT,
             env=_environment(),
             capture_output=True,
             text=True,
         )
         assert result.returncode == 2, arguments
-        assert result.stderr.startswith("main.py: ")
+        assert result.stderr.startswith(f"{program}: ")
         assert result.stderr.count("\n") == 1, result.stderr
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from processes import ROOT, finish, free_port, kill, launch, rows, wait_until
 
-from pixeldefend.experiment import data, figures, files, zoo
+from pixeldefend.experiment import data, files, pictures, zoo
 
 pytestmark = pytest.mark.slow
 
@@ -75,8 +75,8 @@ def test_purifying_ones_own_images_by_two_processes(bucket, tmp_path):
     """Killed in the middle; the same files as in a folder of this machine."""
     images, _ = data.sample("fashion_mnist")
     for i in range(24):
-        figures.save(figures.picture(images[i]), tmp_path / f"own/{i:02d}.png")
-        figures.save(figures.picture(images[i]), bucket / f"own/{i:02d}.png")
+        pictures.save(pictures.picture(images[i]), tmp_path / f"own/{i:02d}.png")
+        pictures.save(pictures.picture(images[i]), bucket / f"own/{i:02d}.png")
     options = ["--config.purify.count=24", "--config.purify.batch=1"]
     here = [f"--config.purify.input={tmp_path}/own", f"--workdir={tmp_path}/out"]
     there = [f"--config.purify.input={bucket}/own", f"--workdir={bucket}/out"]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from reproduction import pages
+from reproduction import measured, pages
 
 
 @pytest.mark.parametrize("name", pages.PAGES)
@@ -54,17 +54,34 @@ def _changed(value, key=None):
 @pytest.mark.parametrize("place", pages.PLACES)
 def test_a_changed_result_changes_its_place(place, monkeypatch):
     before = pages.PLACES[place]()
-    for name in ("read", "_card"):
-        whole = getattr(pages, name)
-        monkeypatch.setattr(pages, name, lambda n, whole=whole: _changed(whole(n)))
+    for name in ("read", "card"):
+        whole = getattr(measured, name)
+        monkeypatch.setattr(measured, name, lambda n, whole=whole: _changed(whole(n)))
     assert pages.PLACES[place]() != before
 
 
 def test_results_of_other_weights_are_refused(monkeypatch):
-    rows = pages.read("purify_fashion_mnist")
+    rows = measured.read("purify_fashion_mnist")
     rows[0]["classifier_sha256"] = "00000000"
+    monkeypatch.setattr(measured, "read", lambda _: rows)
     with pytest.raises(ValueError, match="released anew: measure again"):
-        pages.check_weights(rows)
+        measured.rows("purify_fashion_mnist")
+    with pytest.raises(ValueError, match="released anew: measure again"):
+        pages.PLACES["main_job_fashion_mnist"]()
+
+
+def test_templates_name_fields_and_what_is_derived_from_them():
+    row = {"accuracy": 0.5, "low": 0.25, "high": 0.75, "n": 12345}
+    assert (
+        measured.told("{interval}, n {n:,}", row) == "50.0 % (25.0 to 75.0), n 12 345"
+    )
+    assert measured.told(
+        "{a[accuracy]:.0%} {a[interval]} {b}", {"a": row, "b": None}
+    ) == ("50 % 50.0 % (25.0 to 75.0) None")
+    with pytest.raises(KeyError, match="missing"):
+        measured.told("{missing}", row)
+    columns = {"share": "{accuracy:.1%}", "n": lambda row: row["n"] + 1}
+    assert measured.table([row], columns).splitlines()[2] == "| 50.0 % | 12346 |"
 
 
 def test_every_place_is_on_a_page_and_known():

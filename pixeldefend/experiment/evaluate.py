@@ -228,53 +228,6 @@ def rejection_table(rows: list[dict], eps: float) -> tuple[list[str], list[list[
     return header, lines
 
 
-def slopes(found: np.ndarray, bare: np.ndarray) -> dict:
-    """What a row tells of gradients.
-
-    Args:
-      found: of the loss with respect to the levels, `[N, H, W, C]`.
-      bare: those of the classifier without a defence, for comparison.
-
-    Returns:
-      `n`; of the L2 norms the median and the quartiles, nats per level; `zero`, the
-      share of values that are exactly zero; `cosine` (median) and `same_sign` (mean
-      share of values) with those of `bare`.
-    """
-    flat, other = (a.reshape(len(a), -1).astype(np.float64) for a in (found, bare))
-    norms = np.linalg.norm(flat, axis=-1)
-    low, middle, high = np.quantile(norms, [0.25, 0.5, 0.75])
-    lengths = norms * np.linalg.norm(other, axis=-1)
-    cosines = np.sum(flat * other, -1) / np.where(lengths > 0, lengths, 1)
-    shares = {
-        "zero": np.mean(flat == 0),
-        "cosine": np.median(cosines),
-        "same_sign": np.mean(np.sign(flat) == np.sign(other)),
-    }
-    return {
-        "n": len(flat),
-        "norm": float(f"{middle:.4g}"),
-        "norm_low": float(f"{low:.4g}"),
-        "norm_high": float(f"{high:.4g}"),
-    } | {name: round(float(share), 4) for name, share in shares.items()}
-
-
-def slope_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of a table of gradients, from rows of `--mode=gradients`."""
-    header = ["slope of the purifier", "L2 norm (median, quartiles)", "zero"]
-    header += ["cosine with bare", "images/s"]
-    lines = [
-        [
-            row["slope"] or "no purifier",
-            f"{row['norm']:.3g} ({row['norm_low']:.3g} to {row['norm_high']:.3g})",
-            f"{row['zero']:.1%}",
-            f"{row['cosine']:.2f}",
-            f"{row['n'] / row['seconds']:.3g}",
-        ]
-        for row in rows
-    ]
-    return header, lines
-
-
 def purification_table(found: dict[str, dict]) -> str:
     """What purifying did: a line for each title with its `stage_figures` (or row)."""
     lines = list(found.values())

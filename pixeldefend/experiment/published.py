@@ -2,7 +2,8 @@
 
 PixelDefend (Song et al., ICLR 2018), Tables 1 and 2, with eps_defend 32 for
 Fashion-MNIST and 16 for CIFAR-10. Wester and Thisted's thesis on PuVAE with a detector
-(2020), Tables 3 to 5, at eps 0.3 (CIFAR-10: 0.06) of the range 0..1.
+(2020), Tables 3 to 5, at eps 0.3 (CIFAR-10: 0.06) of the range 0..1. With them, what
+these and the MagNet paper (Meng and Chen, 2017) say of training, and claims in words.
 """
 
 _ATTACKS = ("none", "rand", "fgsm", "bim", "deepfool", "cw", "strongest")
@@ -83,6 +84,18 @@ def accuracy(
     return cells.get((network, training, defence, attack, eps))
 
 
+# Song et al., Appendix A: ResNet', clean and under RAND of eps 8 on CIFAR-10, percent.
+RANDOM_LABEL = {"none": 90.6, "rand": 11.0}
+
+# Of training, by kind and data set.
+EPOCHS = {
+    ("puvae", "mnist"): 350,
+    ("puvae", "fashion_mnist"): 350,
+    ("puvae", "cifar10"): 1024,
+    ("magnet", "mnist"): 100,
+    ("magnet", "fashion_mnist"): 100,
+}
+
 # Attack; then no defence, PuVAE, PuVAE with the detector, and that at the worst eps.
 _THESIS = {
     "mnist": """
@@ -105,8 +118,11 @@ _THESIS = {
     """,
 }
 _KINDS = ("none", "puvae", "detector", "worst")
+THESIS_ATTACKS = ("fgsm", "bim", "pgd")
 # The largest eps of the thesis, of the range 0..1; the tables are at it.
 THESIS_EPS = {"mnist": 0.3, "fashion_mnist": 0.3, "cifar10": 0.06}
+# RMSE, 0..1, clean and under PGD of the largest eps; rejected at the worst eps.
+THESIS_CLAIMS = {"mnist": {"rmse": "0.04, 0.13", "rejected": "1.8 to 18.3 %"}}
 
 
 def thesis(dataset: str, attack: str, kind: str) -> float | None:

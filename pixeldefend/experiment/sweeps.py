@@ -10,7 +10,7 @@ from pixeldefend import pixels
 from pixeldefend.experiment import grid, published, report
 
 # Of a detector in front, the kind of defence that the thesis calls "ours".
-_OURS = "reject_rmse+puvae"
+OURS = "reject_rmse+puvae"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +163,8 @@ def _title(found: dict[Key, list[dict]], column: tuple[str, ...]) -> str:
 
 def _published(row: dict, defence: str, *, worst: bool) -> float | None:
     """What the thesis has for a row at its largest or its worst eps."""
-    kinds = {"none": "none", "puvae": "puvae", _OURS: "worst" if worst else "detector"}
-    if defence not in kinds or (worst and defence != _OURS) or row["slope"]:
+    kinds = {"none": "none", "puvae": "puvae", OURS: "worst" if worst else "detector"}
+    if defence not in kinds or (worst and defence != OURS) or row["slope"]:
         return None
     largest = published.THESIS_EPS.get(row["dataset"])
     if row["attack"] != grid.CLEAN and not worst:

@@ -11,7 +11,7 @@ STRONGEST = "strongest"
 # Presets whose accuracies the paper has; no preset: clean images.
 _THEIRS = (None, "paper", "code")
 _FIVE = {"rand", "fgsm", "bim", "deepfool", "cw"}
-_TITLES = {
+TITLES = {
     grid.CLEAN: "clean",
     STRONGEST: "strongest",
     WORST: "every attack",
@@ -159,7 +159,7 @@ class Table:
             blind = [n for n, c in self._columns.items() if not _looks(c)]
             unmoved = (grid.CLEAN, WORST, *blind)
             columns = [name for name in columns if name not in unmoved]
-        header = [f"eps {eps:g}", *(_TITLES.get(name, name) for name in columns)]
+        header = [f"eps {eps:g}", *(TITLES.get(name, name) for name in columns)]
         lines = []
         for text in self.layout.rows:
             cells = [self.cell(text, name, eps, source) for name in columns]
@@ -186,78 +186,6 @@ class Table:
                     title = f"Transferred: made on {source}, eps {eps:g}"
                     found.append(f"{title}\n\n{form(header, lines)}")
         return "\n\n".join(found)
-
-    def claims(self) -> list[list[str]]:
-        """For each eps the best row without and with a purifier, strongest attack.
-
-        Returns:
-          Lines of eps, the best baseline, its accuracy, the best purified row, its, and
-          what the paper has for its own best ones.
-        """
-        lines = []
-        for eps in self.layout.eps:
-            line = [f"{eps:g}"]
-            papers = []
-            for purified in (False, True):
-                best = self._best(eps, purified)
-                if best is None:
-                    break
-                line += [str(grid.pipeline(best, eps)), _plain(self, best, eps)]
-                papers.append(self._best_published(eps, purified))
-            else:
-                known = None not in papers
-                line.append(" to ".join(f"{p:.0f}" for p in papers) if known else "")
-                lines.append(line)
-        return lines
-
-    def _best(self, eps: float, purified: bool) -> str | None:
-        """The row that does best under its strongest attack."""
-        found = {
-            text: cell.ours
-            for text in self.layout.rows
-            if grid.pipeline(text, eps).purifies is purified
-            and (cell := self.cell(text, STRONGEST, eps)) is not None
-        }
-        return max(found, key=lambda text: found[text]) if found else None
-
-    def _best_published(self, eps: float, purified: bool) -> float | None:
-        found = [
-            cell.paper
-            for text in self.layout.rows
-            if grid.pipeline(text, eps).purifies is purified
-            and (cell := self.cell(text, STRONGEST, eps)) is not None
-            and cell.paper is not None
-        ]
-        return max(found, default=None)
-
-    def departures(self) -> list[list[str]]:
-        """Cells that differ from the paper's by more than their interval and 5 points.
-
-        Returns:
-          Lines of row, attack, eps, ours with its interval, the paper's, difference.
-        """
-        lines = []
-        for eps in self.layout.eps:
-            for text in self.layout.rows:
-                for name in self.columns():
-                    cell = self.cell(text, name, eps)
-                    if cell is not None and cell.departs:
-                        lines.append(
-                            [
-                                str(grid.pipeline(text, eps)),
-                                _TITLES.get(name, name),
-                                f"{eps:g}",
-                                f"{cell.ours:.1f} ({cell.low:.1f} to {cell.high:.1f})",
-                                f"{cell.paper:.0f}",
-                                f"{cell.difference:+.1f}",
-                            ]
-                        )
-        return lines
-
-
-def _plain(table: Table, text: str, eps: float) -> str:
-    """A strongest-attack cell without the paper's number."""
-    return str(dataclasses.replace(table.cell(text, STRONGEST, eps), paper=None))
 
 
 def _looks(column: grid.Column) -> bool:

@@ -12,13 +12,13 @@ from pixeldefend.experiment import (
     data,
     density_training,
     evaluate,
-    figures,
     files,
     parallel,
     report,
     schedule,
     zoo,
 )
+from pixeldefend.experiment import pictures as figures
 from pixeldefend.experiment.kinds import Releasable, Trainable
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.train import adam

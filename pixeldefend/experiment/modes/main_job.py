@@ -16,12 +16,12 @@ from pixeldefend.density import pixelcnn
 from pixeldefend.experiment import (
     data,
     evaluate,
-    figures,
     files,
     grid,
     parallel,
     zoo,
 )
+from pixeldefend.experiment import pictures as figures
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.store import Store

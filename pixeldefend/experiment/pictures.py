@@ -1,4 +1,4 @@
-"""Pictures made from arrays."""
+"""Images as picture files; figures of the papers are drawn elsewhere."""
 
 from collections.abc import Sequence
 
