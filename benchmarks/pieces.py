@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixeldefend.experiment import zoo
+from pixeldefend.experiment import checkpoints, zoo
 
 PIECE = 15_000_000  # bytes of weights in one file
 MOST = 60_000_000  # bytes of weights in float32; more go as bfloat16
@@ -40,7 +40,7 @@ def pack(run: pathlib.Path, to: pathlib.Path) -> int:
       How many there are.
     """
     _, params, card = zoo.load_released(str(run))
-    leaves = {name: np.asarray(a) for name, a in zoo.flat(params).items()}
+    leaves = {name: np.asarray(a) for name, a in checkpoints.flat(params).items()}
     half = sum(a.nbytes for a in leaves.values()) > MOST
     told = {
         "card": json.dumps(card | ({"weights": "bfloat16"} if half else {})),
@@ -102,7 +102,7 @@ def assemble(first: pathlib.Path, to: pathlib.Path) -> None:
             found = found.view(jnp.bfloat16)
         return found.astype(wanted.dtype).reshape(wanted.shape)
 
-    names = iter(zoo.flat(like))
+    names = iter(checkpoints.flat(like))
     params = jax.tree.map(lambda wanted: leaf(next(names), wanted), like)
     whole = zoo.fingerprint(params)
     if card.get("weights") != "bfloat16" and whole != card["sha256"]:

@@ -180,6 +180,9 @@ def _purify() -> ml_collections.ConfigDict:
     # Images at most; 0: all; -1: 128 of the sample or a split, all of your own.
     purify.count = -1
     purify.batch = 128  # images at a time, per device
+    # What images pass, as in a row of `evaluate`: "purify", "squeeze + purify";
+    # "auto": purify, or purify_adaptive where there is a threshold.
+    purify.defence = "auto"
     purify.eps = 16  # levels, the defence's
     # bits/dim below which an image is left alone (adaptive); 0: purify every image; -1:
     # the one on the density model's card.

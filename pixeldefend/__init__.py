@@ -6,14 +6,18 @@ levels, P head outputs, F features, N reference set or positions, S a candidate 
 Images are `uint8` levels `[B, H, W, C]`; eps is in levels; log-probabilities in nats.
 Functions take `(model, params, arrays...)`, options by keyword; the caller jits.
 `attacks` holds the attacks, `data` the data sets; `puvae` and `magnet` purify by
-autoencoders, `detection` and `reject` judge scores.
+autoencoders, `detection` and `reject` judge scores. `defences` knows them all by name,
+`behind` is a classifier behind some of them, as an attacker sees it.
 """
 
-from pixeldefend import attacks, detection
+from pixeldefend import attacks, defences, detection
 from pixeldefend.defences import magnet, puvae, reject
+from pixeldefend.defences.base import behind
 from pixeldefend.defences.filters import squeeze_features
 from pixeldefend.defences.magnet import MagNet
 from pixeldefend.defences.purification import (
+    Purify,
+    PurifyAdaptively,
     adaptive_eps,
     purify,
     relax,
@@ -35,14 +39,18 @@ __all__ = [
     "MagNet",
     "PixelCNN",
     "PuVAE",
+    "Purify",
+    "PurifyAdaptively",
     "ResNet",
     "VGG",
     "adaptive_eps",
     "apply",
     "attacks",
+    "behind",
     "bits_per_dim",
     "data",
     "decode",
+    "defences",
     "detection",
     "init",
     "load_reference",

@@ -12,9 +12,9 @@ import numpy as np
 
 from pixeldefend import attacks
 from pixeldefend.attacks import gradients as attack_gradients
-from pixeldefend.defences import base, purification
+from pixeldefend.defences import base, pipeline, purification
 from pixeldefend.density import likelihood, pixelcnn
-from pixeldefend.experiment import data, evaluate, files, parallel, report, zoo
+from pixeldefend.experiment import data, evaluate, files, parallel, report
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.store import Store, fingerprint
@@ -52,7 +52,7 @@ class _Job:
         return names | own | self.shas | given | inputs.provenance(of, seconds)
 
 
-def _read(config: inputs.Config, workdir: Workdir, name: str) -> _Job:
+def _read(config: inputs.Config, name: str) -> _Job:
     """Reads and checks what both modes take."""
     settings = config[name]
     model, params, card = inputs.density_model(config)
@@ -69,8 +69,6 @@ def _read(config: inputs.Config, workdir: Workdir, name: str) -> _Job:
     )
     if given.labels is None:
         raise ValueError(f"{source} has no labels, which an attack needs")
-    if given.own:
-        workdir.check_outside(settings.input)
     inputs.check_labels(given, config.classifier.weights, classifier.classes)
     shas = {
         "classifier_sha256": other["sha256"][:8],
@@ -83,15 +81,13 @@ def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
     """Purifies by L-BFGS-B from random starts, beside greedy decoding (Figure 5)."""
     settings = config.compare_purifiers
     with user_errors():
-        job = _read(config, workdir, "compare_purifiers")
+        job = _read(config, "compare_purifiers")
         move = inputs.attack(settings.attack, settings.preset, settings.eps_attack)
         for field in ("starts", "iterations"):
             if settings[field] < 1:
                 raise ValueError(
                     f"compare_purifiers.{field} must be at least 1: {settings[field]}"
                 )
-        for own in ("searches", "purifiers.npz", "rows.jsonl"):
-            workdir.check_own(own)
     folder = workdir.open()
     inputs.tell_source(config, job.given)
     seen = _attacked_and_purified(config, job, move)
@@ -147,7 +143,7 @@ def _attacked_and_purified(
     config: inputs.Config, job: _Job, move: Callable
 ) -> dict[str, np.ndarray]:
     """Images by stage."""
-    perturb = base.perturbing(move, job.logits_fn)
+    perturb = pipeline.perturbing(move, job.logits_fn)
     window = purification.window_for(config.purify.eps)
 
     def run(variables: dict, *arrays: jax.Array) -> dict:
@@ -212,9 +208,7 @@ def _searched(
     progress = report.Progress("L-BFGS-B")
     found = []
     for i, image in enumerate(attacked):
-        its_mark = fingerprint(
-            None, config=of, image=zoo.fingerprint(image), **job.shas
-        )
+        its_mark = fingerprint((of, job.shas), image)
         one = kept.find("searches", f"{i}", its_mark)
         if one is None:
             own = functools.partial(search, i)
@@ -230,20 +224,18 @@ def gradients(config: inputs.Config, workdir: Workdir) -> None:
     """Measures gradients through the purifier, which the paper says vanish (4.4)."""
     settings = config.gradients
     with user_errors():
-        job = _read(config, workdir, "gradients")
+        job = _read(config, "gradients")
         parallel.check_batch(settings.batch, "gradients.batch")
-        workdir.check_own("rows.jsonl")
     folder = workdir.open()
     inputs.tell_source(config, job.given)
     batch = parallel.batch_for(settings.batch, len(job.given.images))
     variables = {
         "classifier": job.variables,
-        "params": job.params,
-        "eps": jnp.int32(config.purify.eps),
+        "defences": ({"params": job.params, "eps": jnp.int32(config.purify.eps)},),
     }
     labels = job.given.labels.astype(np.int32)
     slopes, rows = {}, []
-    for name in (_BARE, *attacks.SLOPES):
+    for name in (_BARE, *base.GRADIENTS):
         mapped = parallel.BatchMap(_loss_slope(_behind(config, job, name)), batch)
         slopes[name], seconds = report.run_batches(
             mapped, f"slope {name}", variables, job.given.images, labels
@@ -322,9 +314,6 @@ def _behind(config: inputs.Config, job: _Job, slope: str) -> Callable:
     """The classifier alone, or behind the purifier, as a function of all variables."""
     if slope == _BARE:
         return lambda variables, images: job.logits_fn(variables["classifier"], images)
-    return attacks.behind_purifier(
-        job.logits_fn,
-        job.model,
-        slope=slope,
-        window=purification.window_for(config.purify.eps),
-    )
+    window = purification.window_for(config.purify.eps)
+    purify = purification.Purify(job.model, window)
+    return base.behind((purify,), job.logits_fn, gradient=slope)

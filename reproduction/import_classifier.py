@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from pixeldefend.experiment import data, zoo
+from pixeldefend.experiment import checkpoints, data, zoo
 from pixeldefend.models import classifiers
 
 # Two orders of summation in float64, through thirty-two layers.
@@ -48,7 +48,7 @@ def read(path: pathlib.Path, shape: tuple[int, int, int]) -> tuple:
     training = json.loads(str(arrays.pop("training")))
     shown = arrays.pop("shown_images"), arrays.pop("shown_logits")
     like = zoo.abstract_params("classifier", model, shape)
-    names = zoo.flat(like)
+    names = checkpoints.flat(like)
     for name in sorted(set(names) ^ set(arrays)):
         raise ValueError(f"{path}: {name} is only in one of file and network")
     for name, wanted in names.items():

@@ -11,7 +11,7 @@ import pytest
 from test_main import ROOT, _environment, run_program
 
 from benchmarks import common, pieces
-from pixeldefend.experiment import zoo
+from pixeldefend.experiment import checkpoints, zoo
 from pixeldefend.experiment.rows import read_rows
 
 pytestmark = pytest.mark.slow
@@ -122,7 +122,7 @@ def test_its_pieces_become_a_model(trained):
     assert found.returncode == 0, found.stderr
     model, params, card = zoo.load_released(str(folder / "model"))
     assert model.dtype == "bfloat16" and card["training"]["config"]["flip"]
-    assert all(leaf.dtype == np.float32 for leaf in zoo.flat(params).values())
+    assert all(leaf.dtype == np.float32 for leaf in checkpoints.flat(params).values())
     assert card["training"]["step"] > 1
     # What anyone can repeat it by, not this benchmark's own subprocess.
     command = card["training"]["command"]
@@ -136,7 +136,7 @@ def test_its_pieces_become_a_model(trained):
 def test_pieces_in_bfloat16_and_pieces_that_are_missing(trained, tmp_path, monkeypatch):
     folder, _ = trained
     _run(f"--assemble={folder}/out/cifar10-pixelcnn", f"--release={folder}/model")
-    whole = zoo.flat(zoo.load_released(str(folder / "model"))[1])
+    whole = checkpoints.flat(zoo.load_released(str(folder / "model"))[1])
     monkeypatch.setattr(pieces, "MOST", 1000)
     monkeypatch.setattr(pieces, "PIECE", 4000)
     count = pieces.pack(folder / "model", tmp_path / "halves")
@@ -147,7 +147,7 @@ def test_pieces_in_bfloat16_and_pieces_that_are_missing(trained, tmp_path, monke
     pieces.assemble(tmp_path / "halves", tmp_path / "model")
     _, params, card = zoo.load_released(str(tmp_path / "model"))
     assert card["weights"] == "bfloat16"
-    for name, leaf in zoo.flat(params).items():
+    for name, leaf in checkpoints.flat(params).items():
         # Eight binary digits.
         np.testing.assert_allclose(leaf, whole[name], rtol=2**-8, atol=1e-30)
     assert (tmp_path / "halves-more-0.npz").exists(), "another training's"

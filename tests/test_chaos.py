@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from processes import finish, kill, launch, rows
 
-from pixeldefend.experiment import zoo
+from pixeldefend.experiment import checkpoints, zoo
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ def _state(folder):
     steps = [int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")]
     with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.restore(folder / f"checkpoints/{max(steps)}/state")
-    return max(steps), zoo.flat(tree)
+    return max(steps), checkpoints.flat(tree)
 
 
 def test_training_survives(tmp_path):

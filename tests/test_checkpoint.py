@@ -12,6 +12,7 @@ from models import tiny
 from pixeldefend.defences import puvae
 from pixeldefend.density import likelihood
 from pixeldefend.experiment import data, files, zoo
+from pixeldefend.experiment.checkpoints import Checkpoints
 from pixeldefend.models import classifiers
 
 SHAPE = (8, 8, 1)
@@ -221,19 +222,19 @@ def test_object_store_paths_stay_as_they_are():
 
 def test_a_damaged_training_checkpoint_is_refused(tmp_path):
     state = {"a": jnp.arange(100.0)}
-    saving = zoo.Checkpoints(tmp_path)
+    saving = Checkpoints(tmp_path)
     saving.save(3, state, {"seconds": 1.5})
     saving.close()
-    step, found, extra = zoo.Checkpoints(tmp_path).restore(state)
+    step, found, extra = Checkpoints(tmp_path).restore(state)
     assert step == 3 and extra == {"seconds": 1.5}
     np.testing.assert_array_equal(found["a"], state["a"])
     with pytest.raises(ValueError, match="another model"):
-        zoo.Checkpoints(tmp_path).restore({"b": jnp.arange(7.0)})
+        Checkpoints(tmp_path).restore({"b": jnp.arange(7.0)})
     for path in (tmp_path / "3").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(ValueError, match="damaged"):
-        zoo.Checkpoints(tmp_path).restore(state)
+        Checkpoints(tmp_path).restore(state)
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path):
@@ -296,10 +297,10 @@ def test_released_classifiers_get_the_sample_right_as_their_cards_say(name):
 
 def test_what_a_kill_left_of_a_checkpoint_is_removed(tmp_path):
     for step in (1, 2):
-        with contextlib.closing(zoo.Checkpoints(tmp_path)) as checkpoints:
+        with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
             checkpoints.save(step, {"a": np.arange(3.0)}, {})
     (tmp_path / "2").rename(tmp_path / "2.orbax-checkpoint-tmp")
-    with contextlib.closing(zoo.Checkpoints(tmp_path)) as checkpoints:
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         step, state, _ = checkpoints.restore({"a": np.zeros(3)})
     assert step == 1 and state["a"].tolist() == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["1"]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pixeldefend.experiment import data
+from pixeldefend.experiment import data, schedule
 
 GREY = (28, 28, 1)
 
@@ -19,7 +19,7 @@ GREY = (28, 28, 1)
     seed=st.integers(0, 3),
 )
 def test_batches_resume_at_any_step(count, size, step, seed):
-    batches = data.Batches(count, size, seed)
+    batches = schedule.Batches(count, size, seed)
     whole = batches.from_step(0)
     for _ in range(step):
         next(whole)
@@ -29,17 +29,17 @@ def test_batches_resume_at_any_step(count, size, step, seed):
 
 
 def test_an_epoch_visits_every_image_once_and_epochs_differ():
-    batches = data.Batches(12, 4, seed=0).from_step(0)
+    batches = schedule.Batches(12, 4, seed=0).from_step(0)
     first, second = (np.concatenate([next(batches) for _ in range(3)]) for _ in "ab")
     assert sorted(first) == sorted(second) == list(range(12))
     assert list(first) != list(second)
-    other = np.concatenate([next(data.Batches(12, 4, seed=1).from_step(0))])
+    other = np.concatenate([next(schedule.Batches(12, 4, seed=1).from_step(0))])
     assert list(other) != list(first[:4])
 
 
 def test_a_batch_larger_than_the_set_is_refused():
     with pytest.raises(ValueError, match="batch must be between 1 and 3"):
-        data.Batches(3, 4, 0)
+        schedule.Batches(3, 4, 0)
 
 
 @pytest.mark.parametrize("name", data.HEIGHT_WIDTH_CHANNELS)

@@ -16,7 +16,7 @@ PURE = {
     "detection": set(),
     "models": {"pixels"},
     "density": {"pixels"},
-    "attacks": {"pixels", "density", "defences"},
+    "attacks": {"pixels"},
     "defences": {"pixels", "keys", "models", "density", "attacks"},
 }
 EFFECTS = {"cli", "experiment"}

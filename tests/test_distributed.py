@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from processes import finish, kill, launch, rows, wait_for
 
-from pixeldefend.experiment import zoo
+from pixeldefend.experiment import checkpoints, zoo
 
 pytestmark = pytest.mark.slow
 
@@ -73,9 +73,9 @@ def test_training_gives_the_same_numbers(tmp_path, kind, devices):
     for line, other in zip(ours, theirs, strict=True):
         assert line == pytest.approx(other, rel=1e-5)
     first, second = (zoo.load_released(str(f))[1] for f in (one, many))
-    for name, leaf in zoo.flat(first).items():
+    for name, leaf in checkpoints.flat(first).items():
         np.testing.assert_allclose(
-            leaf, zoo.flat(second)[name], rtol=1e-3, atol=1e-5, err_msg=name
+            leaf, checkpoints.flat(second)[name], rtol=1e-3, atol=1e-5, err_msg=name
         )
 
 

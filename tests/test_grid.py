@@ -3,16 +3,17 @@ import itertools
 import pytest
 
 from pixeldefend import attacks
+from pixeldefend.defences import DEFENCES, base
 from pixeldefend.experiment import grid
 
 
 def test_a_row_is_weights_and_defences_in_their_order():
     found = grid.pipeline("a/b-fgsm{eps} + purify + squeeze", 25.0)
     assert found == grid.Pipeline("a/b-fgsm25", ("purify", "squeeze"))
-    assert found.defence == "purify+squeeze" and found.purifies
+    assert found.defence == "purify+squeeze"
     assert str(found) == "a/b-fgsm25 + purify + squeeze"
     assert grid.pipeline("a/b", 0.5) == grid.Pipeline("a/b")
-    assert grid.Pipeline("a/b").defence == "none" and not grid.Pipeline("a").purifies
+    assert grid.Pipeline("a/b").defence == "none"
     # A folder may have a plus in its name.
     assert grid.pipeline("runs/a+b + squeeze", 8).classifier == "runs/a+b"
 
@@ -204,19 +205,21 @@ def test_rows_name_autoencoders_and_detectors_and_the_models_that_they_take():
         "reject_rmse": {"puvae"},
         "reject_magnet": {"magnet"},
     }
-    assert set(grid.DEFENCES) == set(taken)
+    assert set(DEFENCES) == set(taken)
     for name, models in taken.items():
         found = grid.pipeline(f"a + {name}", 8.0)
         assert found.defences == (name,) and found.models == models
-        assert found.purifies is (name in ("purify", "purify_adaptive"))
-        assert found.rejects is name.startswith("reject_")
+        assert bool(found.detectors) is name.startswith("reject_")
         with pytest.raises(ValueError, match="must begin with the weights"):
             grid.pipeline(name, 8.0)
     both = grid.pipeline("a + reject_magnet + squeeze + reject_rmse + puvae", 8.0)
     assert both.defence == "reject_magnet+squeeze+reject_rmse+puvae"
-    assert both.models == {"puvae", "magnet"} and both.rejects
+    assert both.models == {"puvae", "magnet"} and both.detectors == (
+        "reject_magnet",
+        "reject_rmse",
+    )
     bare = grid.pipeline("a", 8.0)
-    assert bare.models == set() and not bare.rejects
+    assert bare.models == set() and not bare.detectors
 
 
 def test_levels_may_be_left_as_they_are_found():
@@ -256,14 +259,14 @@ def test_autoencoders_are_seen_by_who_is_told_to(name):
     row, bare = grid.pipeline(f"a + {name}", 8.0), grid.pipeline("a", 8.0)
     blind = grid.made_for(row, grid.column("bim"), 8.0)
     assert blind == grid.made_for(bare, grid.column("bim"), 8.0)
-    assert grid.threat(row, blind) == "grey-box" and blind.slope == ""
-    for slope in attacks.SLOPES:
+    assert grid.threat(row, blind) == "grey-box" and blind.gradient == ""
+    for slope in base.GRADIENTS:
         made = grid.made_for(row, grid.column(f"bim through={slope}"), 8.0)
-        assert (made.through, made.slope) == ((name,), slope)
+        assert (made.through, made.gradient) == ((name,), slope)
         assert made.seen == f"{name}+classifier"
         assert grid.threat(row, made) == "white-box"
         moved = grid.made_for(row, grid.column(f"bim through={slope}"), 8.0, "b")
-        assert (moved.through, moved.slope) == ((), "")
+        assert (moved.through, moved.gradient) == ((), "")
         assert grid.threat(row, moved) == "transfer"
 
 
@@ -281,7 +284,7 @@ def test_purifiers_are_seen_in_the_order_in_which_an_image_passes_them():
     assert grid.threat(squeezed, made) == "grey-box"
 
 
-@pytest.mark.parametrize("detector", grid.DETECTORS)
+@pytest.mark.parametrize("detector", [n for n, d in DEFENCES.items() if d.detects])
 def test_who_does_not_see_a_detector_knows_less_than_all(detector):
     row = grid.pipeline(f"a + {detector} + puvae", 8.0)
     blind, through = (
@@ -291,7 +294,7 @@ def test_who_does_not_see_a_detector_knows_less_than_all(detector):
     assert blind.through == () and through.through == ("puvae",)
     alone = grid.pipeline(f"a + {detector}", 8.0)
     unaware = grid.made_for(alone, grid.column("bim through=bpda"), 8.0)
-    assert unaware.through == () and unaware.slope == ""
+    assert unaware.through == () and unaware.gradient == ""
     for defended, made in ((row, blind), (row, through), (alone, unaware)):
         assert grid.threat(defended, made) == "grey-box"
     for defended in (row, alone):

@@ -14,8 +14,7 @@ from test_main import ROOT, _command, _environment, _rows, _run, kill_once
 from pixeldefend import keys
 from pixeldefend.defences import puvae, reject
 from pixeldefend.experiment import data, grid, zoo
-from pixeldefend.experiment.modes.programs import Loaded, Tools
-from pixeldefend.experiment.modes.workbench import Workbench
+from pixeldefend.experiment.workbench import Tools, Workbench
 
 pytestmark = pytest.mark.slow
 
@@ -142,7 +141,7 @@ def test_calibrate_keeps_scores_that_give_its_thresholds(released):
 
 def test_detectors_in_a_row_reject_what_any_of_them_does(released, tmp_path):
     folder, _ = released
-    models = {kind: Loaded(*zoo.load_released(str(folder / kind))) for kind in KINDS}
+    models = {kind: zoo.load_released(str(folder / kind)) for kind in KINDS}
     of = {"reject_rmse": "puvae", "reject_magnet": "magnet"}
     thresholds = {
         name: reject.thresholds(
@@ -151,27 +150,17 @@ def test_detectors_in_a_row_reject_what_any_of_them_does(released, tmp_path):
         for name, kind in of.items()
     }
     named = "mnist/cnn_a"
-    classifiers = {named: Loaded(*zoo.load_released(named))}
-    tools = Tools(
-        classifiers,
-        None,
-        0,
-        0.0,
-        8,
-        "paper",
-        0,
-        16,
-        **models,
-        thresholds=thresholds,
-    )
+    classifiers = {named: zoo.load_released(named)}
+    settings = {"dataset": "mnist", "puvae": {"samples": 1, "noise": 0.1}}
+    tools = Tools(classifiers, models, settings, 0, 16, thresholds)
     given = data.read_input("mnist", "sample", 16, (28, 28, 1), None)
     bench = Workbench(tmp_path, given, tools)
     clean = grid.Made(grid.CLEAN)
-    one, other = (bench.shown(clean, (name,), named).rejected for name in of)
+    one, other = (bench.shown(clean, (name,), named).passed.rejected for name in of)
     assert one.any() and other.any() and not np.array_equal(one, other)
-    both = bench.shown(clean, (*of, "puvae"), named)
+    both = bench.shown(clean, (*of, "puvae"), named).passed
     np.testing.assert_array_equal(both.rejected, one | other)
-    alone = bench.shown(clean, ("puvae",), named)
+    alone = bench.shown(clean, ("puvae",), named).passed
     np.testing.assert_array_equal(both.images, alone.images)
     np.testing.assert_array_equal(both.rmse, alone.rmse)
 

@@ -11,11 +11,10 @@ import pytest
 from test_main import FASHION, ROOT, _command, _environment, _rows, _run, kill_once
 
 from pixeldefend import attacks
-from pixeldefend.defences import filters, purification
+from pixeldefend.defences import base, filters, purification
 from pixeldefend.density import likelihood, pixelcnn
 from pixeldefend.experiment import data, grid, parallel, store, zoo
-from pixeldefend.experiment.modes.programs import Loaded, Tools
-from pixeldefend.experiment.modes.workbench import Workbench
+from pixeldefend.experiment.workbench import Tools, Workbench
 from pixeldefend.models import classifiers
 
 pytestmark = pytest.mark.slow
@@ -228,8 +227,8 @@ def test_evaluate_on_four_devices_gives_the_rows_of_one(models, tmp_path):
 
 
 def _workbench(folder, models, name="two", step=1):
-    loaded = {models["two"]: Loaded(*zoo.load_released(models[name]))}
-    tools = Tools(loaded, None, 32, 0.0, 8, "paper", 0, batch=1)
+    loaded = {models["two"]: zoo.load_released(models[name])}
+    tools = Tools(loaded, {}, {}, seed=0, batch=1)
     given = data.read_input("fashion_mnist", "sample", 24, (28, 28, 1), None)
     given = given._replace(images=given.images[::step].copy())
     return Workbench(folder, given, tools)
@@ -349,8 +348,10 @@ def test_an_attack_through_the_purifier_is_white_box(models, tmp_path):
     model, variables, _ = zoo.load_released(one)
     density_model, params, _ = zoo.load_released(models["density"])
     images, labels = (a[:2] for a in data.sample("fashion_mnist"))
-    seen = attacks.behind_purifier(classifiers.logits_fn(model), density_model)
-    given = {"classifier": variables, "params": params, "eps": 32}
+    purify = purification.Purify(density_model)
+    seen = base.behind((purify,), classifiers.logits_fn(model))
+    its = {"params": params, "eps": jnp.int32(32)}
+    given = {"classifier": variables, "defences": (its,)}
     expected, _ = jax.jit(attacks.named("bim"), static_argnums=0)(
         seen, given, images, labels, eps=8.0
     )

@@ -25,7 +25,7 @@ def _row(defences, text, eps, accuracy, **more):
         "attack": made.attack,
         "preset": made.preset,
         "eps_attack": made.eps,
-        "slope": made.slope or None,
+        "slope": made.gradient or None,
         "accuracy": accuracy,
         "low": round(accuracy - 0.02, 4),
         "high": round(accuracy + 0.01, 4),

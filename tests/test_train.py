@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from pixeldefend.experiment import metrics, schedule, train, zoo
+from pixeldefend.experiment import checkpoints, metrics, schedule, train
 
 PLAN = schedule.Plan(
     batch=8,
@@ -106,14 +106,13 @@ def test_four_devices_train_as_one_does(steps_per_call, tmp_path):
     plan = dataclasses.replace(PLAN, steps_per_call=steps_per_call)
     state, _, _ = _fit(tmp_path, plan, quiet)
     # The same mathematics with optax alone, on the whole batch.
-    from pixeldefend.experiment import data
 
     rng = np.random.default_rng(0)
     images = rng.normal(size=(40, 5)).astype(np.float32) + 2
     optimizer = optax.scale_by_adam(b1=0.95, b2=0.9995, eps=0.0, eps_root=1e-8)
     mean = average = jnp.zeros(5)
     moments = optimizer.init(mean)
-    rows = data.Batches(40, PLAN.batch, PLAN.seed).from_step(0)
+    rows = schedule.Batches(40, PLAN.batch, PLAN.seed).from_step(0)
     for step in range(PLAN.steps):
         batch = images[next(rows)]
         gradient = jax.grad(lambda m, b=batch: jnp.mean((b - m[None]) ** 2))(mean)
@@ -132,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
     with pytest.raises(metrics.NonFiniteLossError, match="nan at step 6"):
         _fit(tmp_path, loss=explodes)
-    assert zoo.Checkpoints(tmp_path / "checkpoints").latest() == 4
+    assert checkpoints.Checkpoints(tmp_path / "checkpoints").latest() == 4
 
 
 def test_a_gradient_that_is_not_finite_is_not_kept(tmp_path):

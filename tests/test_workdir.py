@@ -51,26 +51,25 @@ def test_only_mistakes_become_user_errors():
 
 
 def test_what_is_read_must_not_lie_where_is_written(tmp_path):
-    place = workdir.Workdir(tmp_path / "out", {"a": 1})
-    place.check_outside(tmp_path / "in")
+    workdir.Workdir(tmp_path / "out", {"a": 1})
+    files.check_outside(tmp_path / "in")
     for inner in ("out", "out/purified", "out/../out/purified"):
         with pytest.raises(ValueError, match="lies in the workdir"):
-            place.check_outside(tmp_path / inner)
+            files.check_outside(tmp_path / inner)
 
 
 def test_files_of_somebody_else_are_not_taken_for_results(tmp_path):
     (tmp_path / "out/purified").mkdir(parents=True)
     place = workdir.Workdir(tmp_path / "out", {"a": 1})
-    place.check_own("purified")  # empty
     (tmp_path / "out/purified/mine.png").write_text("mine")
     with pytest.raises(ValueError, match="not from here"):
-        place.check_own("purified")
+        workdir.Workdir(tmp_path / "out", {"a": 1})
     with pytest.raises(workdir.UserError, match="not from here"):
         place.open()
     (tmp_path / "out/purified/mine.png").unlink()
     place.open()
     (tmp_path / "out/purified/mine.png").write_text("the run's")
-    place.check_own("purified")
+    workdir.Workdir(tmp_path / "out", {"a": 1})
     place.close()
 
 

@@ -42,20 +42,12 @@ from pixeldefend.attacks.presets import ATTACKS, named, usual
 from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
 from pixeldefend.attacks.rounding import cut
 from pixeldefend.attacks.saliency import saliency_map
-from pixeldefend.attacks.through_purifier import (
-    SLOPES,
-    behind_autoencoder,
-    behind_purifier,
-)
 
 __all__ = [
     "ATTACKS",
-    "SLOPES",
     "Info",
     "LogitsFn",
     "bim",
-    "behind_autoencoder",
-    "behind_purifier",
     "check_eps",
     "check_labels",
     "check_logits",

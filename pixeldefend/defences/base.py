@@ -1,171 +1,357 @@
-"""Whole defences as one function each: perturb, score, adapt, purify, classify."""
+"""What stands in front of a classifier: one protocol for every defence.
 
-from collections.abc import Callable
-from typing import Any
+A defence is a frozen dataclass, hashable, that says what is done; what it is done with
+(weights, eps, thresholds) comes as `params`, a dict of arrays. Each has a file of its
+own and a line in `defences.DEFENCES`. From the protocol come composition (`apply`), the
+network that a white-box attacker sees (`behind`) and all that the experiments need.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import chex
+import jax
 import jax.numpy as jnp
+from flax import struct
 
-from pixeldefend import attacks, keys
-from pixeldefend.attacks import LogitsFn
-from pixeldefend.defences import filters, purification
-from pixeldefend.density import likelihood, pixelcnn
+from pixeldefend import pixels
+from pixeldefend.attacks.outcome import LogitsFn
 
-STAGES = ("clean", "perturbed", "purified")
-
-
-def blind(variables: Any, images: chex.Array) -> chex.Array:
-    """Logits `[B, 2]` of a classifier that tells nothing apart, where there is none."""
-    del variables
-    return jnp.zeros((len(images), 2))
+# How an attacker differentiates a defence, see `Defence.view`.
+GRADIENTS = ("bpda", "straight_through", "expectation")
 
 
-def behind_median(logits_fn: LogitsFn, *, preset: str = "paper") -> LogitsFn:
-    """A squeezed classifier as attacks see it: through the median filter only.
+@struct.dataclass
+class Passed:
+    """Images as a defence hands them on.
 
-    What rounds the colours has no slope, so in PixelDefend's experiments the gradient
-    goes through the other half of feature squeezing.
-
-    Args:
-      logits_fn: of the classifier.
-      preset: see `filters.median`.
-
-    Returns:
-      Another `logits_fn`, of floating levels.
+    Attributes:
+      images: levels `[B, H, W, C]`.
+      log_prob: of these images, `[B]` nats, where a density model has told.
+      rmse: how far an autoencoder moved them, `[B]` levels, where one did.
+      rejected: by a detector, `[B]` bool, where one judged.
     """
 
-    def looked_at(variables: Any, images: chex.Array) -> chex.Array:
-        return logits_fn(variables, filters.median(images, preset=preset))
+    images: chex.Array
+    log_prob: chex.Array | None = None
+    rmse: chex.Array | None = None
+    rejected: chex.Array | None = None
 
-    return looked_at
+
+class Defence:
+    """Base of all defences; `compute` is all that one of its own must have.
+
+    What costs is in `compute`, a pure function whose results can be kept; `decide`
+    makes of these, cheaply, what is handed on. Two defences may share what they compute
+    (see `computed_by`).
+
+    Attributes:
+      name: in the text of a row, "cifar10/resnet + squeeze + purify".
+      model: the kind of released model that it takes; "" for none.
+      detects: whether it judges images and hands them on unchanged.
+      random: whether it draws from its key.
+      asks_classifier: whether it takes the classifier behind it.
+      always_seen: as what attacks see it even where they know of no defence; "" where
+        they do not.
+    """
+
+    name: ClassVar[str]
+    model: ClassVar[str] = ""
+    detects: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+    asks_classifier: ClassVar[bool] = False
+    always_seen: ClassVar[str] = ""
+
+    @classmethod
+    def build(
+        cls, settings: Mapping[str, Any], model: Any, params: Any, classifier: Any
+    ) -> tuple["Defence", dict[str, Any]]:
+        """The defence and its `params`, as a config describes it.
+
+        Args:
+          settings: sections of fields, such as `settings["purify"]["eps"]`.
+          model: of the kind `cls.model`; None where that is "".
+          params: its parameters.
+          classifier: that is behind it, a pair of description and variables.
+
+        Raises:
+          ValueError, TypeError: settings that cannot be.
+        """
+        del settings, model, params, classifier
+        return cls(), {}
+
+    @property
+    def computed_by(self) -> "Defence":
+        """The defence whose `compute` this one takes the results of."""
+        return self
+
+    def compute(
+        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
+    ) -> dict[str, chex.Array]:
+        """All that costs, as arrays `[B, ...]` by name.
+
+        Args:
+          params: what it needs; `threshold` is for `decide` alone.
+          images: levels `[B, H, W, C]`, `uint8` or floating.
+          key: `[B]`, one for each image.
+        """
+        raise NotImplementedError
+
+    def decide(
+        self,
+        params: dict[str, Any],
+        computed: dict[str, chex.Array],
+        images: chex.Array,
+    ) -> Passed:
+        """What is handed on; by default the `images` that were computed."""
+        del params, images
+        return Passed(computed["images"], rmse=computed.get("rmse"))
+
+    def facts(self, params: dict[str, Any]) -> dict[str, Any]:
+        """What a row tells of its settings, by field."""
+        del params
+        return {}
+
+    def view(
+        self,
+        params: dict[str, Any],
+        images: chex.Array,
+        key: chex.PRNGKey,
+        *,
+        gradient: str,
+    ) -> chex.Array:
+        """The defence as an attacker sees it who differentiates it.
+
+        Args:
+          params: as for `compute`.
+          images: floating levels `[B, H, W, C]`.
+          key: `[B]`.
+          gradient: one of `GRADIENTS`. "bpda": forwards the defence, backwards as if it
+            changed nothing (backward pass differentiable approximation, Athalye et al.
+            2018, section 4.1). "straight_through": its own gradient, past the rounding
+            to levels. "expectation": likewise, and forwards too without rounding; of a
+            random defence the mean over draws (their section 4.2).
+
+        Returns:
+          Floating levels `[B, H, W, C]`.
+
+        Raises:
+          ValueError: it has no such gradient.
+        """
+        if gradient != "bpda":
+            raise ValueError(f"{self.name} has no gradient of its own, only bpda")
+        given = whole(jax.lax.stop_gradient(images))
+        passed = self.decide(params, self.compute(params, given, key), given)
+        return straight_through(images, passed.images.astype(images.dtype))
 
 
-def perturbed(
-    attack: Callable,
+class Smooth(Defence):
+    """A defence with a gradient of its own, which rounds at the end."""
+
+    def smooth(
+        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
+    ) -> chex.Array:
+        """Differentiable floating levels `[B, H, W, C]`, not rounded."""
+        raise NotImplementedError
+
+    def compute(
+        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
+    ) -> dict[str, chex.Array]:
+        """The `images` of `smooth`, in whole levels."""
+        return {"images": whole(self.smooth(params, images, key))}
+
+    def view(
+        self,
+        params: dict[str, Any],
+        images: chex.Array,
+        key: chex.PRNGKey,
+        *,
+        gradient: str,
+    ) -> chex.Array:
+        """As for every defence; a random one's draw is the key's."""
+        if gradient == "expectation":
+            return self.smooth(params, images, key)
+        seen = jax.lax.stop_gradient(images) if gradient == "bpda" else images
+        found = self.smooth(params, seen, key)
+        onto = images if gradient == "bpda" else found
+        return straight_through(onto, jnp.round(found))
+
+
+class Detector(Defence):
+    """A defence that rejects the images that any of its scores finds too suspicious.
+
+    `params` has `threshold` `[D]`, see `reject.thresholds`.
+    """
+
+    detects = True
+
+    def scores(
+        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
+    ) -> chex.Array:
+        """How suspicious images are, `[D, B]`, differentiable."""
+        raise NotImplementedError
+
+    def compute(
+        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
+    ) -> dict[str, chex.Array]:
+        """The `scores` `[B, D]`."""
+        return {"scores": self.scores(params, images, key).T}
+
+    def computed_scores(self, computed: dict[str, chex.Array]) -> chex.Array:
+        """The scores `[D, B]` in what was computed."""
+        return computed["scores"].T
+
+    def decide(
+        self,
+        params: dict[str, Any],
+        computed: dict[str, chex.Array],
+        images: chex.Array,
+    ) -> Passed:
+        """The images as they were, and which of them are `rejected`."""
+        out = rejected(self.computed_scores(computed), params["threshold"])
+        return Passed(images, rmse=computed.get("rmse"), rejected=out)
+
+    def view(
+        self,
+        params: dict[str, Any],
+        images: chex.Array,
+        key: chex.PRNGKey,
+        *,
+        gradient: str,
+    ) -> chex.Array:
+        """The images: the classifier behind it gets them as they are."""
+        del params, key, gradient
+        return images
+
+
+def rejected(scores: chex.Array, thresholds: chex.Array) -> chex.Array:
+    """Whether any detector finds an image too suspicious, `[N]` bool.
+
+    Args:
+      scores: `[D, N]`.
+      thresholds: `[D]`. What is no number is rejected too.
+    """
+    return jnp.any(~(scores <= thresholds[:, None]), 0)
+
+
+def whole(images: chex.Array) -> chex.Array:
+    """The nearest whole levels, uint8; of uint8 the images themselves."""
+    if images.dtype == jnp.uint8:
+        return images
+    levels = jnp.clip(jnp.round(images), 0, pixels.LEVELS - 1)
+    return levels.astype(jnp.uint8)
+
+
+def joined(before: Passed, defence: Defence, after: Passed) -> Passed:
+    """What two defences in a row hand on, of which `defence` is the second."""
+    out = [one for one in (before.rejected, after.rejected) if one is not None]
+    return Passed(
+        after.images,
+        before.log_prob if defence.detects else after.log_prob,
+        before.rmse if after.rmse is None else after.rmse,
+        None if not out else (out[0] | out[-1]),
+    )
+
+
+def apply(
+    defences: Sequence[Defence],
+    params: Sequence[dict[str, Any]],
+    images: chex.Array,
+    key: chex.PRNGKey | None = None,
+) -> Passed:
+    """Images after they passed defences, in their order.
+
+    Args:
+      defences: any number of them.
+      params: of each.
+      images: levels `[B, H, W, C]`, `uint8`.
+      key: `[B]`, one for each image; None where no defence is random.
+
+    Returns:
+      What the last hands on, with what each detector on the way rejected.
+
+    Raises:
+      ValueError: a random defence without a key.
+    """
+    passed = Passed(images)
+    for defence, its in zip(defences, params, strict=True):
+        if defence.random and key is None:
+            raise ValueError(f"{defence.name} is random: it needs a key")
+        computed = defence.compute(its, passed.images, key)
+        passed = joined(passed, defence, defence.decide(its, computed, passed.images))
+    return passed
+
+
+def behind(
+    defences: Sequence[Defence],
     logits_fn: LogitsFn,
-    variables: Any,
-    clean: chex.Array,
-    labels: chex.Array,
-    indices: chex.Array,
     *,
-    key: chex.PRNGKey,
-    eps: chex.Array | float,
-) -> tuple[chex.Array, Any]:
-    """Attacks images of which some may have no label.
+    gradient: str = "bpda",
+    draws: int = 4,
+) -> LogitsFn:
+    """A classifier behind defences, as an attacker sees it who looks through them all.
+
+    Draws of random defences are the same for all images and at every look; with a key
+    of the attacker's own they are not those of the defence. With the gradient
+    "expectation" it is the mean of several draws, of log-probabilities. Whether the
+    defence itself is fooled only the attacked image tells.
 
     Args:
-      attack: see `attacks.named`.
-      logits_fn: `logits_fn(variables, images) -> [B, K]`, of floating levels.
-      variables: for `logits_fn`.
-      clean: levels `[B, H, W, C]` uint8.
-      labels: integers `[B]`; a negative one stands for the predicted class.
-      indices: `[B]`, the images' places in their set, for their keys.
-      key: of all images together.
-      eps: levels, in the norm of the attack.
+      defences: in the order in which an image passes them.
+      logits_fn: of the classifier behind them, of floating levels.
+      gradient: one of `GRADIENTS`, see `Defence.view`.
+      draws: of "expectation", where a defence is random.
 
     Returns:
-      What the attack returns, levels and `attacks.Info`.
+      `logits_fn(variables, images) -> [B, K]` of floating levels; `variables` holds
+      `classifier` (what the given `logits_fn` takes), `defences` (the `params` of each)
+      and, where one is random, `key`.
+
+    Raises:
+      ValueError: an unknown gradient, or not at least one draw.
     """
-    guesses = attacks.predicted(logits_fn, variables, clean).astype(labels.dtype)
-    wanted = jnp.where(labels < 0, guesses, labels)
-    image_keys = keys.for_images(key, indices)
-    return attack(logits_fn, variables, clean, wanted, image_keys, eps=eps)
+    if gradient not in GRADIENTS:
+        known = ", ".join(GRADIENTS)
+        raise ValueError(f"gradient must be one of {known}: {gradient!r}")
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1: {draws}")
+    random = any(defence.random for defence in defences)
+
+    def seen(variables: dict, images: chex.Array, key: Any) -> chex.Array:
+        keys = None if key is None else jnp.broadcast_to(key, (len(images),))
+        for defence, params in zip(defences, variables["defences"], strict=True):
+            images = defence.view(params, images, keys, gradient=gradient)
+        return logits_fn(variables["classifier"], images)
+
+    def logits_behind(variables: dict, images: chex.Array) -> chex.Array:
+        if gradient != "expectation" or not random:
+            return seen(variables, images, variables.get("key"))
+
+        @jax.checkpoint
+        def log_probs(key: chex.PRNGKey) -> chex.Array:
+            return jax.nn.log_softmax(seen(variables, images, key))
+
+        # One after the other: memory for one.
+        each = jax.lax.map(log_probs, jax.random.split(variables["key"], draws))
+        return jnp.mean(each, 0)
+
+    return logits_behind
 
 
-def perturbing(
-    attack: Callable, logits_fn: LogitsFn
-) -> Callable[..., tuple[chex.Array, Any]]:
-    """`perturbed` as a function to be mapped over images.
-
-    Args:
-      attack: see `attacks.named`.
-      logits_fn: as for `perturbed`.
-
-    Returns:
-      `perturb(variables, clean, labels, indices)`, which returns what `perturbed` does;
-      `variables` holds `classifier` (what `logits_fn` takes), `key` and `eps`.
-    """
-
-    def perturb(
-        variables: dict, clean: chex.Array, labels: chex.Array, indices: chex.Array
-    ) -> tuple[chex.Array, Any]:
-        return perturbed(
-            attack,
-            logits_fn,
-            variables["classifier"],
-            clean,
-            labels,
-            indices,
-            key=variables["key"],
-            eps=variables["eps"],
-        )
-
-    return perturb
+@jax.custom_vjp
+def straight_through(images: chex.Array, others: chex.Array) -> chex.Array:
+    """`others`, whose gradient goes to `images`."""
+    del images
+    return others
 
 
-def perturb_and_purify(
-    model: pixelcnn.PixelCNN,
-    attack: Callable | None,
-    logits_fn: LogitsFn | None,
-    *,
-    window: int | None = None,
-) -> Callable[..., dict]:
-    """The main job as one pure function, so that it compiles to one program.
+def _forwards(images: chex.Array, others: chex.Array) -> tuple[chex.Array, None]:
+    del images
+    return others, None
 
-    Args:
-      model: the density model's description.
-      attack: see `attacks.named`; None for none.
-      logits_fn: of the classifier that is attacked and defended; None where there is
-        none, which only an attack that does not look at it can do without.
-      window: static bound on `2 eps + 1`, see `purification.window_for`; None for any.
 
-    Returns:
-      `defend(variables, clean, labels, indices) -> dict`: `variables` holds `params`,
-      `classifier` (what `logits_fn` takes), `eps` (int32 levels), `threshold`
-      (bits/dim, 0 for none), `eps_attack` (levels) and `key`; `clean` is `[B, H, W, C]`
-      uint8, `labels` `[B]` (negative where unknown) and `indices` `[B]` the images'
-      places in their set. The result has the images `perturbed` and `purified`, the
-      log-probabilities `[B]` of all three stages, with a classifier their predicted
-      classes `[B]`, and the `eps` of each image.
-    """
+def _backwards(_: Any, gradient: chex.Array) -> tuple[chex.Array, chex.Array]:
+    return gradient, jnp.zeros_like(gradient)
 
-    def defend(
-        variables: dict, clean: chex.Array, labels: chex.Array, indices: chex.Array
-    ) -> dict:
-        params, classifier = variables["params"], variables["classifier"]
-        images = {"clean": clean, "perturbed": clean}
-        if attack is not None:
-            images["perturbed"], _ = perturbed(
-                attack,
-                logits_fn or blind,
-                classifier,
-                clean,
-                labels,
-                indices,
-                key=variables["key"],
-                eps=variables["eps_attack"],
-            )
-        before = likelihood.log_prob(model, params, images["perturbed"])
-        eps = purification.adaptive_eps(
-            likelihood.to_bits_per_dim(before, clean.shape[1:]),
-            eps=variables["eps"],
-            threshold=variables["threshold"],
-        )
-        images["purified"] = purification.purify(
-            model, params, images["perturbed"], eps=eps, window=window
-        )
-        found = {name: images[name] for name in ("perturbed", "purified")} | {
-            "eps": eps
-        }
-        for name in STAGES:
-            found[f"{name}_log_prob"] = (
-                before
-                if name == "perturbed"
-                else likelihood.log_prob(model, params, images[name])
-            )
-            if logits_fn is not None:
-                guesses = attacks.predicted(logits_fn, classifier, images[name])
-                found[f"{name}_prediction"] = guesses
-        return found
 
-    return defend
+straight_through.defvjp(_forwards, _backwards)

@@ -1,9 +1,15 @@
 """Feature squeezing: fewer colours, then a small median filter."""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import chex
 import jax.numpy as jnp
+import numpy as np
 
 from pixeldefend import pixels
+from pixeldefend.defences import base
 
 MEDIANS = ("paper", "code")
 
@@ -89,3 +95,51 @@ def squeeze_features(
       ValueError: as both parts.
     """
     return median(reduce_colours(images, colours=colours), preset=preset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Squeeze(base.Defence):
+    """`squeeze_features` as a defence.
+
+    Attacks see the median filter in any case (`always_seen`), as in PixelDefend's
+    experiments, and never the rounding of colours.
+
+    Attributes:
+      colours: as for `squeeze_features`.
+      preset: likewise.
+    """
+
+    name = "squeeze"
+    always_seen = "median"
+    colours: int = 8
+    preset: str = "paper"
+
+    @classmethod
+    def build(
+        cls, settings: Mapping[str, Any], model: Any, params: Any, classifier: Any
+    ) -> tuple[base.Defence, dict[str, Any]]:
+        """As for every defence; takes `squeeze.colours` and `squeeze.preset`."""
+        del model, params, classifier
+        found = cls(settings["squeeze"]["colours"], settings["squeeze"]["preset"])
+        found.compute({}, np.zeros((1, 2, 2, 1), np.uint8), None)  # raises what it must
+        return found, {}
+
+    def compute(
+        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey | None
+    ) -> dict[str, chex.Array]:
+        """Squeezed `images`."""
+        del params, key
+        found = squeeze_features(images, colours=self.colours, preset=self.preset)
+        return {"images": found}
+
+    def view(
+        self,
+        params: dict[str, Any],
+        images: chex.Array,
+        key: chex.PRNGKey,
+        *,
+        gradient: str,
+    ) -> chex.Array:
+        """The median filter, whatever the gradient asked for."""
+        del params, key, gradient
+        return median(images, preset=self.preset)

@@ -6,8 +6,25 @@ beside the classifier's 0 to K - 1 (Meng and Chen, MagNet, 2017; Wester and This
 2020, section 4).
 """
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import chex
 import jax.numpy as jnp
+
+from pixeldefend.defences import base
+from pixeldefend.defences.base import rejected
+from pixeldefend.density import likelihood, pixelcnn
+
+__all__ = [
+    "RejectUnlikely",
+    "correct",
+    "rejected",
+    "shares",
+    "thresholds",
+    "with_rejection",
+]
 
 
 def thresholds(scores: chex.Array, *, false_positive_rate: float) -> chex.Array:
@@ -50,16 +67,6 @@ def thresholds(scores: chex.Array, *, false_positive_rate: float) -> chex.Array:
     return jnp.concatenate([falling, never], 1)[:, highest]
 
 
-def rejected(scores: chex.Array, thresholds: chex.Array) -> chex.Array:
-    """Whether any detector finds an image too suspicious, `[N]` bool.
-
-    Args:
-      scores: `[D, N]`.
-      thresholds: `[D]`. What is no number is rejected too.
-    """
-    return jnp.any(~(scores <= thresholds[:, None]), 0)
-
-
 def with_rejection(
     classes: chex.Array, rejected: chex.Array, *, label: int
 ) -> chex.Array:
@@ -98,3 +105,40 @@ def shares(
         "wrong": jnp.mean(~right & ~out),
         "rejected": jnp.mean(out),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class RejectUnlikely(base.Detector):
+    """Rejects images that the density model finds too unlikely (PixelDefend, 3).
+
+    Its `params`: `params` of the density model and `threshold` `[1]`, of minus the
+    log-probability.
+
+    Attributes:
+      density_model: the description.
+    """
+
+    name = "reject_p_value"
+    model = "density_model"
+    density_model: pixelcnn.PixelCNN
+
+    @classmethod
+    def build(
+        cls, settings: Mapping[str, Any], model: Any, params: Any, classifier: Any
+    ) -> tuple[base.Defence, dict[str, Any]]:
+        """As for every defence; has no settings."""
+        del settings, classifier
+        return cls(model), {"params": params}
+
+    def scores(
+        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
+    ) -> chex.Array:
+        """Minus the log-probabilities, `[1, B]` nats."""
+        del key
+        return -likelihood.log_prob(self.density_model, params["params"], images)[None]
+
+    def compute(
+        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
+    ) -> dict[str, chex.Array]:
+        """The `scores` `[B, 1]` of the images, rounded to whole levels."""
+        return super().compute(params, base.whole(images), key)

@@ -1,10 +1,9 @@
-"""A split as `uint8` arrays, images of the user's own, and resumable batches."""
+"""A split as `uint8` arrays, and images of the user's own."""
 
-import dataclasses
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -379,43 +378,3 @@ def check_levels(
             f"{what} has values {images.min()}..{images.max()} outside 0..255"
         )
     return images.astype(np.uint8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Batches:
-    """Shuffled batches as a function of the step alone, so any step can come next.
-
-    Every epoch is a fresh permutation; its incomplete last batch is left out.
-
-    Attributes:
-      count: number of images.
-      size: of a batch, in images.
-      seed: of the shuffling.
-    """
-
-    count: int
-    size: int
-    seed: int
-
-    def __post_init__(self):
-        """Checks the sizes.
-
-        Raises:
-          ValueError: not even one batch.
-        """
-        if not 1 <= self.size <= self.count:
-            raise ValueError(f"batch must be between 1 and {self.count}: {self.size}")
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches in an epoch."""
-        return self.count // self.size
-
-    def from_step(self, step: int) -> Iterator[np.ndarray]:
-        """Yields index arrays `[size]` for `step`, `step + 1`, ... without end."""
-        while True:
-            epoch, first = divmod(step, self.per_epoch)
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-            for i in range(first, self.per_epoch):
-                yield order[i * self.size : (i + 1) * self.size]
-                step += 1

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from pixeldefend.density import likelihood, pixelcnn
-from pixeldefend.experiment import augmentation, data, parallel, train
+from pixeldefend.experiment import augmentation, parallel, schedule, train
 from pixeldefend.experiment.kinds import evaluation_of
 
 
@@ -23,7 +23,7 @@ def initial_params(
       count: images to initialise on; the original uses 100.
     """
     count = min(count, len(training["images"]))
-    rows = next(data.Batches(len(training["images"]), count, seed).from_step(0))
+    rows = next(schedule.Batches(len(training["images"]), count, seed).from_step(0))
     labels = training["labels"][rows] if model.classes else None
     _, key = jax.random.split(jax.random.key(seed))
     init = jax.jit(pixelcnn.init, static_argnums=0)

@@ -4,22 +4,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 from pixeldefend import attacks
+from pixeldefend.defences import DEFENCES
+from pixeldefend.defences.base import GRADIENTS
 from pixeldefend.experiment import rows
 
-# What stands in front of a classifier, and the model that it takes; "" for none.
-DEFENCES = {
-    "squeeze": "",
-    "purify": "density_model",
-    "purify_adaptive": "density_model",
-    "puvae": "puvae",
-    "magnet": "magnet",
-    "reject_p_value": "density_model",
-    "reject_rmse": "puvae",
-    "reject_magnet": "magnet",
-}
-BY_DENSITY = ("purify", "purify_adaptive")
-PURIFIERS = (*BY_DENSITY, "puvae", "magnet")
-DETECTORS = ("reject_p_value", "reject_rmse", "reject_magnet")
 CLEAN = "none"
 EVADE = "evade"  # `attacks.evade`, past a classifier and its detectors
 
@@ -43,19 +31,20 @@ class Pipeline:
         return "+".join(self.defences) or rows.NO_DEFENCE
 
     @property
-    def purifies(self) -> bool:
-        """Whether a density model purifies."""
-        return any(defence in BY_DENSITY for defence in self.defences)
+    def detectors(self) -> tuple[str, ...]:
+        """Those among the defences."""
+        return tuple(name for name in self.defences if DEFENCES[name].detects)
 
     @property
-    def rejects(self) -> bool:
-        """Whether a detector takes part."""
-        return any(defence in DETECTORS for defence in self.defences)
+    def purifies(self) -> bool:
+        """Whether a density model purifies."""
+        kinds = (DEFENCES[name] for name in self.defences)
+        return any(k.model == "density_model" and not k.detects for k in kinds)
 
     @property
     def models(self) -> set[str]:
-        """What the defences take: of "density_model", "puvae" and "magnet"."""
-        return {DEFENCES[defence] for defence in self.defences} - {""}
+        """Kinds of models that the defences take, such as "density_model"."""
+        return {DEFENCES[name].model for name in self.defences} - {""}
 
     def __str__(self) -> str:
         return " + ".join((self.classifier, *self.defences))
@@ -70,7 +59,7 @@ class Column:
       preset: of its arguments.
       images: how many at most are attacked, the first; 0 for all.
       eps: that it has whatever the table's; None for the table's.
-      slope: how it looks through purifiers as well, of `attacks.SLOPES`; "" for not at
+      gradient: how it looks through defences as well, of `GRADIENTS`; "" for not at
         all.
       fractional: whether levels are left as they are found, not whole ones.
     """
@@ -79,7 +68,7 @@ class Column:
     preset: str | None = None
     images: int = 0
     eps: float | None = None
-    slope: str = ""
+    gradient: str = ""
     fractional: bool = False
 
     def __str__(self) -> str:
@@ -89,8 +78,8 @@ class Column:
             words.append(self.preset)
         if self.eps is not None and self.eps != _usual_eps(self.attack):
             words.append(f"{self.eps:g}")
-        if self.slope:
-            words.append(f"({self.slope})")
+        if self.gradient:
+            words.append(f"({self.gradient})")
         if self.fractional:
             words.append("fractional")
         return " ".join(words)
@@ -106,8 +95,8 @@ class Made:
       eps: in the attack's norm; 0.0 for clean images.
       source: the classifier that the attack looked at; None where it looks at none.
       through: what it saw in front of the classifier, in the order in which an image
-        passes it: of "median", `PURIFIERS` and `DETECTORS`.
-      slope: how it saw the purifiers among them, of `attacks.SLOPES`; "" for none.
+        passes it: of `DEFENCES`, or "median" of a squeezed classifier.
+      gradient: how it saw these, of `GRADIENTS`; "" for none.
       images: as for `Column`.
       fractional: likewise.
     """
@@ -117,7 +106,7 @@ class Made:
     eps: float = 0.0
     source: str | None = None
     through: tuple[str, ...] = ()
-    slope: str = ""
+    gradient: str = ""
     images: int = 0
     fractional: bool = False
 
@@ -136,7 +125,7 @@ class Made:
         if self.source is None:
             return text
         seen = " behind ".join((self.source, *self.through[::-1]))
-        return f"{text}, on {seen}{f' ({self.slope})' if self.slope else ''}"
+        return f"{text}, on {seen}{f' ({self.gradient})' if self.gradient else ''}"
 
 
 def pipeline(text: str, eps: float) -> Pipeline:
@@ -167,7 +156,7 @@ def column(text: str) -> Column:
     """Reads an attack: "NAME preset=P images=N eps=E through=T levels=fractional".
 
     NAME must be there. Attacks of another norm than L-infinity have no bound unless
-    `eps` gives one. With `through=bpda`, or another of `attacks.SLOPES`, an attack
+    `eps` gives one. With `through=bpda`, or another of `GRADIENTS`, an attack
     looks through purifiers too (white-box). With `levels=fractional` it is not rounded
     to whole levels, as no file of an image could hold it.
 
@@ -184,8 +173,8 @@ def column(text: str) -> Column:
                 "through=, levels="
             )
         options[option] = value
-    if options["through"] not in ("", *attacks.SLOPES):
-        known = ", ".join(attacks.SLOPES)
+    if options["through"] not in ("", *GRADIENTS):
+        known = ", ".join(GRADIENTS)
         raise ValueError(
             f"attack {text!r}: through= must be one of {known}, or be left out"
         )
@@ -226,9 +215,8 @@ def made_for(
 ) -> Made:
     """The images that a cell needs.
 
-    Attacks see the classifier and, of the defences in front of it, a median filter: the
-    rounding of colours has no slope, and purifiers they see only where the column says
-    so.
+    Attacks see the classifier and, of the defences in front of it, what is always seen
+    (the median filter of a squeezed classifier); others only where the column says so.
 
     Args:
       row: what is attacked.
@@ -249,17 +237,19 @@ def made_for(
     )
     if not known.looks:
         return made
-    through = []
-    for defence in () if source else row.defences:
-        if defence == "squeeze" and not known.bare:
-            through.append("median")
-        if defence in PURIFIERS and column.slope:
-            through.append(defence)
+    through, looks = [], False
+    for name in () if source else row.defences:
+        defence = DEFENCES[name]
+        if defence.always_seen:
+            through += [defence.always_seen] * (not known.bare)
+        elif column.gradient and not defence.detects:
+            through.append(name)
+            looks = True
     return dataclasses.replace(
         made,
         source=source or row.classifier,
         through=tuple(through),
-        slope=column.slope if set(through) & set(PURIFIERS) else "",
+        gradient=column.gradient if looks else "",
     )
 
 

@@ -1,9 +1,9 @@
-"""How long and how fast to train, and the clock that a time box goes by."""
+"""How long and how fast to train, on which batches, and the clock of a time box."""
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -243,3 +243,43 @@ class Clock:
         if self.plan.hours:
             self.seconds = processes.agreed(self.now())
             self._called = self.seconds, 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Shuffled batches as a function of the step alone, so any step can come next.
+
+    Every epoch is a fresh permutation; its incomplete last batch is left out.
+
+    Attributes:
+      count: number of images.
+      size: of a batch, in images.
+      seed: of the shuffling.
+    """
+
+    count: int
+    size: int
+    seed: int
+
+    def __post_init__(self):
+        """Checks the sizes.
+
+        Raises:
+          ValueError: not even one batch.
+        """
+        if not 1 <= self.size <= self.count:
+            raise ValueError(f"batch must be between 1 and {self.count}: {self.size}")
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self.count // self.size
+
+    def from_step(self, step: int) -> Iterator[np.ndarray]:
+        """Yields index arrays `[size]` for `step`, `step + 1`, ... without end."""
+        while True:
+            epoch, first = divmod(step, self.per_epoch)
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            for i in range(first, self.per_epoch):
+                yield order[i * self.size : (i + 1) * self.size]
+                step += 1

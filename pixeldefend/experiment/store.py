@@ -13,28 +13,39 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from pixeldefend import __version__
 from pixeldefend.experiment import files, interruption, parallel, processes, report
-from pixeldefend.experiment.workdir import config_hash
 
 FOLDERS = ("adversarial", "purified", "scores", "predictions", "parts")
 _PART = re.compile(r"\d{12}\.npz")  # a part is named by its first row
 Arrays = dict[str, np.ndarray]
 
 
-def fingerprint(mapped: parallel.BatchMap | None, **identity: Any) -> str:
-    """A short name for what results depend on.
+def fingerprint(words: Any, arrays: Any = ()) -> str:
+    """A short name of all that a result depends on.
 
     Args:
-      mapped: what computes them, if it is a map, for its batch.
-      **identity: everything else.
+      words: whose `repr` tells them apart: numbers, texts, dataclasses.
+      arrays: a pytree.
+
+    Raises:
+      ValueError: a word is known by its place in memory only.
     """
-    if mapped is not None:
-        identity["batch"] = mapped.batch
-    return config_hash(identity | {"version": __version__})
+    text = repr((__version__, words, jax.tree.structure(arrays)))
+    if " at 0x" in text:
+        raise ValueError(f"no lasting name for {text}")
+    digest = hashlib.sha256(text.encode())
+    for leaf in jax.tree.leaves(arrays):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        leaf = np.ascontiguousarray(leaf)
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Store:

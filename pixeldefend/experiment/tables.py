@@ -128,7 +128,7 @@ class Table:
         clean = self._rows.get(_key(grid.pipeline(text, eps), grid.Made(grid.CLEAN)))
         known = {c.attack for c in self._columns.values() if c.preset in _THEIRS}
         theirs = clean is not None and source is None
-        theirs &= not any(column.slope for column in self._columns.values())
+        theirs &= not any(column.gradient for column in self._columns.values())
         theirs &= known == {c.attack for c in self._columns.values()} == _FIVE
         paper = self._paper(clean, STRONGEST, eps) if theirs else None
         return dataclasses.replace(least, paper=paper)
@@ -217,6 +217,6 @@ def _key(row: grid.Pipeline, made: grid.Made) -> tuple:
         made.eps,
         made.source,
         made.seen,
-        made.slope,
+        made.gradient,
         made.fractional,
     )

@@ -13,9 +13,10 @@ import numpy as np
 import optax
 from etils import epath
 
-from pixeldefend.experiment import data, interruption, parallel, processes, zoo
+from pixeldefend.experiment import interruption, parallel, processes
+from pixeldefend.experiment.checkpoints import Checkpoints
 from pixeldefend.experiment.metrics import Averages, MetricsFile
-from pixeldefend.experiment.schedule import Clock, Plan
+from pixeldefend.experiment.schedule import Batches, Clock, Plan
 
 LossFn = Callable[[Any, Any, Any, chex.PRNGKey], tuple[chex.Array, tuple[Any, dict]]]
 Averaged = Callable[[Any, Any], Any]
@@ -243,7 +244,7 @@ def fit(
     parallel.per_device(plan.batch)
     workdir = epath.Path(workdir)
     clock = Clock(plan, time.monotonic() if begun is None else begun)
-    with contextlib.closing(zoo.Checkpoints(workdir / "checkpoints")) as checkpoints:
+    with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
         done, state = _resume(checkpoints, state, clock)
         lines = MetricsFile(workdir / "metrics.jsonl", done)
         if plan.hours and clock.steps(done):
@@ -265,7 +266,7 @@ def fit(
 
 
 def _resume(
-    checkpoints: zoo.Checkpoints, first: TrainState, clock: Clock
+    checkpoints: Checkpoints, first: TrainState, clock: Clock
 ) -> tuple[int, TrainState]:
     """Steps that are done and the state after them; the clock goes on as it went."""
     restored = checkpoints.restore(first)
@@ -293,7 +294,7 @@ def _stretches(
     """
     plan = clock.plan
     own = parallel.own_rows(plan.batch)
-    batches = data.Batches(len(arrays["images"]), plan.batch, plan.seed)
+    batches = Batches(len(arrays["images"]), plan.batch, plan.seed)
     indices = batches.from_step(done)
     key = jax.random.key(plan.seed)
     mapped = parallel.map_step(several(step, plan.steps_per_call), plan.steps_per_call)

@@ -90,9 +90,9 @@ class Workdir:
         there = [inner for inner in files.entries(folder) if inner.name in RESULTS]
         if not path.exists():
             for inner in there:
-                self.check_own(inner.name)
+                self._check_own(inner.name)
             if not self._lock.holder():  # one of a run that was killed at its start
-                self.check_own("lock.json")
+                self._check_own("lock.json")
             return
         try:
             old = dict(json.loads(path.read_text()))
@@ -116,11 +116,7 @@ class Workdir:
                 f"({', '.join(changed[:3])}{more}); name another --workdir"
             )
 
-    def check_outside(self, path: epath.PathLike) -> None:
-        """Raises ValueError where what is read lies in the folder written to."""
-        files.check_outside(path)
-
-    def check_own(self, name: str) -> None:
+    def _check_own(self, name: str) -> None:
         """Raises ValueError where a file, or one in a subfolder, is no run's."""
         inner = self._folder / name
         if (self._folder / "config.json").exists():

@@ -1,4 +1,4 @@
-"""Saving and loading: training checkpoints, released models and their cards."""
+"""Released models and their cards: finding, loading and saving them."""
 
 import dataclasses
 import functools
@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from pixeldefend.defences import magnet, puvae
 from pixeldefend.density import pixelcnn
 from pixeldefend.experiment import files, processes
-from pixeldefend.models import classifiers
+from pixeldefend.experiment.checkpoints import load_weights, save_weights, unreadable
+from pixeldefend.models import classifiers, magnet, puvae
 
 RELEASED = epath.resource_path("pixeldefend") / "released"
 
@@ -37,171 +37,12 @@ _KINDS = {
 KINDS = tuple(_KINDS)
 
 
-class UnreadableError(ValueError):
-    """Weights or a checkpoint that are damaged or of another model."""
+class Loaded(NamedTuple):
+    """A model with its parameters (for a classifier all its variables) and card."""
 
-
-class Checkpoints:
-    """Numbered checkpoints of a training run: a pytree of arrays and a little JSON."""
-
-    def __init__(self, folder: epath.PathLike, keep: int = 2):
-        """Opens or makes `folder`; only the last `keep` checkpoints stay."""
-        import orbax.checkpoint as ocp  # slow to import
-
-        self._ocp = ocp
-        self.folder = epath.Path(folder)
-        first = processes.is_first()
-        if first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.glob("*.orbax-checkpoint-tmp"):
-                path.rmtree()  # what a kill left of one
-        processes.barrier()
-        self._manager = ocp.CheckpointManager(
-            files.absolute(folder),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep if first else None,
-                create=False,
-                read_only=not first,
-                multiprocessing_options=_alone(),
-            ),
-        )
-
-    def save(self, step: int, state: Any, extra: dict) -> None:
-        """Saves in the background; a checkpoint appears only once it is complete.
-
-        Only the first process saves; the state is the same in all of them.
-        """
-        if not processes.is_first():
-            return
-        state = jax.tree.map(np.asarray, jax.device_get(state))
-        args = self._ocp.args
-        self._manager.save(
-            step,
-            args=args.Composite(
-                state=args.StandardSave(state), extra=args.JsonSave(extra)
-            ),
-        )
-
-    def latest(self) -> int | None:
-        """The step of the newest checkpoint, None where there is none."""
-        return self._manager.latest_step()
-
-    def restore(self, like: Any) -> tuple[int, Any, dict] | None:
-        """The newest checkpoint as (step, state, extra), or None where there is none.
-
-        Args:
-          like: a state of the same structure, shapes and types.
-
-        Raises:
-          UnreadableError: the checkpoint is damaged or of another model.
-        """
-        step = processes.agreed(self._manager.latest_step())
-        if step is None:
-            return None
-        args = self._ocp.args
-        abstract = _here(like)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=args.Composite(
-                    state=args.StandardRestore(abstract), extra=args.JsonRestore()
-                ),
-            )
-        except Exception as error:  # orbax raises many kinds for a damaged folder
-            raise _unreadable(self.folder / str(step), error) from error
-        return step, restored["state"], restored["extra"]
-
-    def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
-
-
-def _here(like: Any) -> Any:
-    """Shapes and types, of arrays on this process's first device."""
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), like
-    )
-
-
-def _alone() -> Any:
-    """Has orbax work in this process without asking the others."""
-    import orbax.checkpoint as ocp
-
-    own = jax.process_index()
-    if processes.count() == 1:
-        return ocp.options.MultiprocessingOptions()
-    return ocp.options.MultiprocessingOptions(
-        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"own{own}"
-    )
-
-
-def _unreadable(path: epath.Path, error: Exception | str) -> UnreadableError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    # Of a message of tensorstore's, not its specification.
-    reason = reason.partition(" See full TensorStore")[0][:300].rstrip(".")
-    return UnreadableError(
-        f"cannot read the checkpoint {path}: {reason}; it is damaged or of another "
-        "model: remove it or name another folder"
-    )
-
-
-def save_weights(folder: epath.PathLike, params: Any) -> None:
-    """Saves a pytree of arrays under `folder` (orbax), replacing what was there."""
-    import orbax.checkpoint as ocp
-
-    if not processes.is_first():
-        return
-    folder = files.absolute(folder)
-    params = jax.tree.map(np.asarray, jax.device_get(params))
-    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
-        checkpointer.save(folder, params, force=True)
-    if not files.is_remote(folder):
-        # Only in an object store it is read, and it names the folder it was written to.
-        (folder / "commit_success.txt").unlink(missing_ok=True)
-
-
-def load_weights(folder: epath.PathLike, like: Any) -> Any:
-    """Loads a pytree of arrays saved by `save_weights`.
-
-    Args:
-      folder: where they are.
-      like: the same structure with arrays or `jax.ShapeDtypeStruct`.
-
-    Raises:
-      FileNotFoundError: no such folder.
-      UnreadableError: damaged, or not of this structure and these shapes.
-    """
-    import orbax.checkpoint as ocp
-
-    folder = files.absolute(folder)
-    if not folder.exists():
-        raise FileNotFoundError(f"no weights in {folder}")
-    abstract = _here(like)
-    try:
-        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
-            # A restore that fails half-way leaves threads that complain, so compare
-            # beforehand.
-            stored = _shapes(checkpointer.metadata(folder).item_metadata.tree)
-            if stored != _shapes(abstract):
-                raise ValueError("its arrays do not have the shapes of this model")
-            return checkpointer.restore(folder, abstract)
-    except Exception as error:  # orbax raises many kinds for a damaged folder
-        raise _unreadable(folder, error) from error
-
-
-def flat(tree: Any) -> dict[str, Any]:
-    """Leaves by path; sequences and their indices as text, as orbax stores them."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): leaf
-        for path, leaf in leaves
-    }
-
-
-def _shapes(tree: Any) -> dict[str, tuple]:
-    return {name: tuple(leaf.shape) for name, leaf in flat(tree).items()}
+    model: Any
+    params: Any
+    card: dict
 
 
 def fingerprint(params: Any) -> str:
@@ -344,7 +185,7 @@ def make(card: dict) -> Any:
     return _KINDS[card["kind"]].make(**card["model"])
 
 
-def load_released(name: str) -> tuple[Any, Any, dict]:
+def load_released(name: str) -> Loaded:
     """Loads a released model, or one in the same form.
 
     Args:
@@ -368,11 +209,11 @@ def load_released(name: str) -> tuple[Any, Any, dict]:
     try:
         _check_files(folder, card, "weights")
     except ValueError as error:
-        raise _unreadable(folder / "weights", error) from error
+        raise unreadable(folder / "weights", error) from error
     params = load_weights(folder / "weights", like)
     if card.get("sha256") != fingerprint(params):
-        raise _unreadable(folder / "weights", "they are not the ones of the card")
-    return model, params, card
+        raise unreadable(folder / "weights", "they are not the ones of the card")
+    return Loaded(model, params, card)
 
 
 def save_validation(folder: epath.PathLike, scores: np.ndarray, told: dict) -> None:

@@ -63,7 +63,11 @@ _LATENT = {"puvae": ("samples", "noise")}
 _PURIFIER = {"purify": ("eps",), "squeeze": ("colours", "preset")}
 _GIVEN = ("images", "input", "batch")
 MODES = {
-    "purify": Mode(purify, weights=("pixelcnn", "classifier")),
+    "purify": Mode(
+        purify,
+        weights=("classifier", *_DEFENCES),
+        reads=_LATENT | {"squeeze": ("colours", "preset")},
+    ),
     "attack": Mode(attack, weights=("classifier",)),
     "evaluate": Mode(
         evaluate,

@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 
 from pixeldefend import attacks
-from pixeldefend.defences import base
+from pixeldefend.defences import pipeline
 from pixeldefend.experiment import data, evaluate, files, grid, parallel, report
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import NO_DEFENCE, accuracy, write_rows
@@ -38,7 +38,7 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
     inputs.remove_results(folder, [images, f"correct/{given.source}.npz", "rows.jsonl"])
     store = Store(folder)
     unfinished = inputs.unfinished(
-        store, workdir.hash, given, [card], settings.save_seconds
+        store, workdir.hash, given, variables, settings.save_seconds
     )
     found = outcomes(variables, given, settings.eps, unfinished)
     files.write_arrays(
@@ -78,7 +78,7 @@ class Outcomes:
         """
         move = attacks.named(name, preset)
         logits_fn = classifiers.logits_fn(model)
-        perturb = base.perturbing(move, logits_fn)
+        perturb = pipeline.perturbing(move, logits_fn)
         self._name, self._key = name, jax.random.key(seed)
         self.seconds = 0.0
 

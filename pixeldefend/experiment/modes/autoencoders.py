@@ -1,5 +1,6 @@
 """PuVAE and MagNet: training and releasing them."""
 
+import functools
 from typing import Any
 
 import chex
@@ -16,9 +17,10 @@ from pixeldefend.experiment.kinds import (
     evaluation_of,
     init_by_shape,
 )
-from pixeldefend.experiment.modes import evaluating, inputs, programs
+from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.experiment.rows import accuracy
 from pixeldefend.experiment.train import Evaluate, adam
+from pixeldefend.experiment.workbench import compute
 from pixeldefend.models import classifiers
 
 
@@ -134,14 +136,15 @@ def releasable(config: inputs.Config, card: dict) -> Releasable:
     """What rebuilding by a PuVAE or a MagNet does to clean images."""
     kind, classifier = card["kind"], config.classifier.weights
     tools = evaluating.tools_for(config, [grid.Pipeline(classifier, (kind,))])
-    model, params, _ = tools.model_of(kind)
+    model, params, _ = tools.models[kind]
+    defence, its = tools.defence(kind)
+    rebuild = functools.partial(compute, defence, config.seed)
 
     def measure(split: str, given: data.Input) -> tuple[dict, None]:
-        program = programs.rebuild(tools, kind)
         found, _ = report.run_batches(
-            parallel.BatchMap(program.function, config.release.batch),
+            parallel.BatchMap(rebuild, config.release.batch),
             f"rebuilding {given.source}",
-            params,
+            its,
             given.images,
             np.arange(len(given.images), dtype=np.uint32),
         )

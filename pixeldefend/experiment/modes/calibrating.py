@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from pixeldefend.defences import reject
+from pixeldefend.defences import DEFENCES, reject
 from pixeldefend.experiment import data, grid, parallel, report, zoo
 from pixeldefend.experiment.modes import evaluating, inputs
-from pixeldefend.experiment.modes.programs import Tools
-from pixeldefend.experiment.modes.workbench import Workbench
 from pixeldefend.experiment.rows import accuracy, write_rows
+from pixeldefend.experiment.workbench import Tools, Workbench
 from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
 
 
@@ -22,11 +21,6 @@ def calibrate(config: inputs.Config, workdir: Workdir) -> None:
     with user_errors():
         _check(settings)
         tools, given = _prepared(config)
-        for part, source in (("calibration", settings.input), ("test", settings.test)):
-            if given[part].own:
-                workdir.check_outside(source)
-        for name in given:
-            workdir.check_own(name)
         folders = {
             name: zoo.find_released(_weights(config, name))
             for name in settings.detectors
@@ -49,7 +43,7 @@ def calibrate(config: inputs.Config, workdir: Workdir) -> None:
                 "input": given["calibration"].source,
                 "n": len(given["calibration"].images),
                 "classifier": config.classifier.weights,
-                "draws": [tools.samples, tools.noise],
+                "draws": [config.puvae.samples, config.puvae.noise],
                 "device": parallel.devices(),
                 "command": command_line(),
             }
@@ -78,7 +72,7 @@ def table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
 
 
 def _weights(config: inputs.Config, detector: str) -> str:
-    return config[inputs.SECTIONS[grid.DEFENCES[detector]]].weights
+    return config[inputs.SECTIONS[DEFENCES[detector].model]].weights
 
 
 def _check(settings: inputs.Config) -> None:
@@ -86,10 +80,9 @@ def _check(settings: inputs.Config) -> None:
     if not settings.detectors:
         raise ValueError("calibrate.detectors is empty: nothing to calibrate")
     for name in settings.detectors:
-        if name not in grid.DETECTORS:
-            raise ValueError(
-                f"unknown detector {name!r}: one of {', '.join(grid.DETECTORS)}"
-            )
+        known = [one for one, kind in DEFENCES.items() if kind.detects]
+        if name not in known:
+            raise ValueError(f"unknown detector {name!r}: one of {', '.join(known)}")
     for rate in settings.rates:
         if not 0 < rate < 1:
             raise ValueError(f"calibrate.rates must be between 0 and 1: {rate}")
@@ -144,7 +137,7 @@ def _rows(
     given: data.Input,
 ) -> Iterator[dict]:
     """For each rate how many of the other images are rejected."""
-    model = tools.model_of(grid.DEFENCES[detector])
+    model = tools.models[DEFENCES[detector].model]
     for rate in config.calibrate.rates:
         bars = reject.thresholds(jnp.asarray(scores), false_positive_rate=rate)
         out = np.asarray(reject.rejected(others, bars))

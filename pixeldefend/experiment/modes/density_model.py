@@ -14,11 +14,11 @@ from pixeldefend.experiment import (
     evaluate,
     files,
     parallel,
+    pictures,
     report,
     schedule,
     zoo,
 )
-from pixeldefend.experiment import pictures as figures
 from pixeldefend.experiment.kinds import Releasable, Trainable
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.train import adam
@@ -109,7 +109,7 @@ def sample(config: inputs.Config, workdir: Workdir) -> None:
     )
     columns = int(np.ceil(len(images) ** 0.5))
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
-    figures.save(figures.grid(rows), folder / "samples.png")
+    pictures.save(pictures.grid(rows), folder / "samples.png")
     drawn = {"labels": labels.astype(np.int32)} if model.classes else {}
     files.write_arrays(folder / "samples.npz", images=images, **drawn)
     print(

@@ -9,10 +9,11 @@ import numpy as np
 from pixeldefend import detection
 from pixeldefend.experiment import data, evaluate, files, grid, parallel, report, zoo
 from pixeldefend.experiment.modes import evaluating, inputs
-from pixeldefend.experiment.modes.programs import Tools
-from pixeldefend.experiment.modes.workbench import Workbench
 from pixeldefend.experiment.rows import DETECTOR, accuracy, write_rows
+from pixeldefend.experiment.workbench import Tools, Workbench
 from pixeldefend.experiment.workdir import Workdir, user_errors
+
+_DETECTOR = "reject_p_value"
 
 
 class _Set(NamedTuple):
@@ -53,7 +54,6 @@ def detect(config: inputs.Config, workdir: Workdir) -> None:
         layout = _layout(config)
         tools, given = evaluating.prepared(
             config,
-            workdir,
             layout,
             0.0,
             inputs.source(config, config.evaluate.input),
@@ -66,12 +66,13 @@ def detect(config: inputs.Config, workdir: Workdir) -> None:
                 "released model of it with --mode=release"
             )
         calibration = _calibration(config, given)
-        workdir.check_own("detection.npz")
     folder = workdir.open()
     inputs.tell_source(config, given)
+    detector = _calibrated(settings, tools, calibration, reference)
+    bar = detector.least[_rate(settings.evading_rate)]
+    tools = dataclasses.replace(tools, thresholds={_DETECTOR: np.float32([-bar])})
     bench = Workbench(folder, given, tools)
     evaluating.make(bench, layout)
-    detector = _calibrated(settings, tools, calibration, reference)
     rows, arrays = [], {"reference": reference, "calibration": detector.log_probs}
     for eps in layout.eps:
         sets = list(_sets(layout, bench, eps))
@@ -84,7 +85,7 @@ def detect(config: inputs.Config, workdir: Workdir) -> None:
             rows.append(_evading(config, tools, bench, detector, eps, given))
     whole = {"table_seconds": round(bench.seconds, 1), "config": workdir.hash}
     rows = [row | whole for row in rows]
-    arrays["eps_defend"] = np.int32(tools.eps_defend)
+    arrays["eps_defend"] = np.int32(config.purify.eps)
     arrays["examples/labels"] = given.labels[: settings.examples]
     arrays["examples/clean"] = given.images[: settings.examples]
     files.write_arrays(folder / "detection.npz", **arrays)
@@ -110,7 +111,7 @@ def _layout(config: inputs.Config) -> grid.Grid:
     for column in layout.columns:
         if names.count(column.attack) > 1:
             raise ValueError(f"evaluate.attacks has {column.attack} twice")
-        if column.slope:
+        if column.gradient:
             raise ValueError(f"attack {column}: a detector has no through=")
     for rate in config.detect.false_positive_rates:
         if not 0 < rate < 1:
@@ -146,7 +147,7 @@ def _rate(rate: float) -> str:
 def _calibrated(
     settings: Any, tools: Tools, calibration: data.Input, reference: np.ndarray
 ) -> _Detector:
-    model, params, _ = tools.density_model
+    model, params, _ = tools.models["density_model"]
     batch = parallel.batch_for(tools.batch, len(calibration.images))
     log_probs, _ = report.run_batches(
         inputs.score_map(model, batch),
@@ -169,10 +170,10 @@ def _sets(layout: grid.Grid, bench: Workbench, eps: float) -> Iterator[_Set]:
         shown = bench.shown(made, behind.defences)
         yield _Set(
             made,
-            {"none": bench.log_probs(made), "purify": shown.log_probs},
+            {"none": bench.log_probs(made), "purify": shown.passed.log_prob},
             {
                 "none": bench.correct(bare, made),
-                "purify": bench.correct(behind, made, shown.images),
+                "purify": bench.correct(behind, made, shown.passed.images),
             },
         )
 
@@ -251,12 +252,14 @@ def _evading(
         "selective",
         eps,
         source=source,
-        through=(DETECTOR,),
+        through=(_DETECTOR,),
         images=config.detect.evading_images,
     )
     bar = detector.least[name]
-    found = bench.evading(made, bar)
+    found = bench.attacked(made)
+    log_probs = -bench.suspicion(made, _DETECTOR)[:, 0]
     right = bench.correct(grid.Pipeline(source), made, found["images"])
+    made = dataclasses.replace(made, through=(DETECTOR,))  # as rows name it
     only = dataclasses.replace(detector, least={name: bar})
     return (
         evaluating.identity(config, tools, grid.Pipeline(source), made)
@@ -268,8 +271,8 @@ def _evading(
             )["images"]
         }
         | accuracy(right)
-        | evaluate.detection(found["log_probs"], detector.reference, only.least)
-        | _passed(only, found["log_probs"], right)
+        | evaluate.detection(log_probs, detector.reference, only.least)
+        | _passed(only, log_probs, right)
         | inputs.provenance("", float(found["seconds"]))
     )
 
@@ -286,7 +289,7 @@ def _arrays(
         found[f"{key}/log_probs"] = log_probs
         found[f"{key}/correct"] = one.correct[defence]
         if count:
-            images = bench.shown(one.made, defences).images[:count]
+            images = bench.shown(one.made, defences).passed.images[:count]
             found[f"{key}/images"] = images
             found[f"{key}/probabilities"] = bench.probabilities(
                 settings.classifier, images

@@ -2,24 +2,20 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from pixeldefend import attacks
-from pixeldefend.defences import filters, magnet, purification, reject
+from pixeldefend.defences import DEFENCES, magnet, reject
 from pixeldefend.experiment import data, files, grid, parallel, report, tables, zoo
 from pixeldefend.experiment.evaluate import summary
 from pixeldefend.experiment.modes import inputs
-from pixeldefend.experiment.modes.defences import Shown
-from pixeldefend.experiment.modes.programs import Loaded, Tools
-from pixeldefend.experiment.modes.workbench import Workbench
 from pixeldefend.experiment.rows import accuracy, write_rows
-from pixeldefend.experiment.store import FOLDERS
+from pixeldefend.experiment.workbench import Shown, Tools, Workbench
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
-
-_TABLES = ("rows.jsonl", "table.md")
 
 
 def evaluate(config: inputs.Config, workdir: Workdir) -> None:
@@ -31,7 +27,7 @@ def evaluate(config: inputs.Config, workdir: Workdir) -> None:
         )
         source = inputs.source(config, settings.input)
         tools, given = prepared(
-            config, workdir, layout, settings.threshold, source, settings.images
+            config, layout, settings.threshold, source, settings.images
         )
     folder = workdir.open()
     inputs.tell_source(config, given)
@@ -49,7 +45,6 @@ def evaluate(config: inputs.Config, workdir: Workdir) -> None:
 
 def prepared(
     config: inputs.Config,
-    workdir: Workdir,
     layout: grid.Grid,
     threshold: float,
     source: str,
@@ -59,7 +54,6 @@ def prepared(
 
     Args:
       config: whose models and settings are taken.
-      workdir: of the run.
       layout: of the table.
       threshold: of the adaptive defence, see `inputs.threshold`.
       source: of the images, as for `data.read_input`.
@@ -74,10 +68,6 @@ def prepared(
     bars = _thresholds(config, pipelines)
     tools = dataclasses.replace(tools, thresholds=bars)
     given = _images(config, tools, source, count)
-    if given.own:
-        workdir.check_outside(source)
-    for name in (*FOLDERS, *_TABLES):
-        workdir.check_own(name)
     for name, (model, variables, _) in tools.classifiers.items():
         try:
             attacks.check_logits(
@@ -102,61 +92,27 @@ def tools_for(
       sources: other classifiers.
       threshold: as for `prepared`.
     """
-    settings = config.evaluate
-    parallel.check_batch(settings.batch, "evaluate.batch")
-    if any("squeeze" in row.defences for row in pipelines):
-        filters.squeeze_features(
-            np.zeros((1, 2, 2, 1), np.uint8),
-            colours=config.squeeze.colours,
-            preset=config.squeeze.preset,
-        )
-    model = None
-    models = set().union(*(row.models for row in pipelines))
-    if "density_model" in models:
-        purification.window_for(config.purify.eps)
-        model = Loaded(*inputs.density_model(config))
-        inputs.check_dataset(config, config.pixelcnn.weights, model.card)
-        if any("purify_adaptive" in row.defences for row in pipelines):
-            threshold = inputs.threshold(threshold, config.pixelcnn.weights, model.card)
+    parallel.check_batch(config.evaluate.batch, "evaluate.batch")
+    kinds = sorted(set().union(*(row.models for row in pipelines)))
+    models = {kind: inputs.defence_model(config, kind) for kind in kinds}
+    if any("purify_adaptive" in row.defences for row in pipelines):
+        card = models["density_model"].card
+        threshold = inputs.threshold(threshold, config.pixelcnn.weights, card)
+    settings = config.to_dict()
+    settings["purify"]["threshold"] = threshold
     names = dict.fromkeys([*(row.classifier for row in pipelines), *sources])
     for name in names:  # before the long reading of those that are there
         zoo.find_released(name)
     loaded = {name: _classifier(config, name) for name in names}
-    shapes = {tuple(one.card["image_shape"]) for one in loaded.values()}
-    autoencoders = {
-        kind: Loaded(*inputs.autoencoder(config, kind))
-        for kind in models & {"puvae", "magnet"}
-    }
-    if "magnet" in autoencoders:
-        magnet.check_detectors(autoencoders["magnet"].model, config.dataset)
-    shapes |= {tuple(one.card["image_shape"]) for one in autoencoders.values()}
+    every = [*loaded.values(), *models.values()]
+    shapes = {tuple(one.card["image_shape"]) for one in every}
     if len(shapes) > 1:
         raise ValueError(f"the models take images of different shapes: {shapes}")
-    if "puvae" in models:
-        _check_draws(config)
-    return Tools(
-        classifiers=loaded,
-        density_model=model,
-        eps_defend=config.purify.eps,
-        threshold=threshold,
-        colours=config.squeeze.colours,
-        median=config.squeeze.preset,
-        seed=config.seed,
-        batch=settings.batch,
-        samples=config.puvae.samples,
-        noise=config.puvae.noise,
-        **autoencoders,
-    )
-
-
-def _check_draws(config: inputs.Config) -> None:
-    """Raises ValueError for latent draws that there cannot be."""
-    if config.puvae.samples < 1:
-        raise ValueError(f"puvae.samples must be at least 1: {config.puvae.samples}")
-    if not 0 <= config.puvae.noise < float("inf"):
-        raise ValueError(
-            f"puvae.noise must be finite and not negative: {config.puvae.noise}"
-        )
+    tools = Tools(loaded, models, settings, config.seed, config.evaluate.batch)
+    for row in pipelines:
+        for name in row.defences:
+            tools.defence(name, row.classifier)
+    return tools
 
 
 def _check_scores(
@@ -186,9 +142,9 @@ def _thresholds(
     rate = config.reject.false_positive_rate
     for row in pipelines:
         for name in row.defences:
-            if name not in grid.DETECTORS or name in found:
+            if not DEFENCES[name].detects or name in found:
                 continue
-            weights = config[inputs.SECTIONS[grid.DEFENCES[name]]].weights
+            weights = config[inputs.SECTIONS[DEFENCES[name].model]].weights
             scores = zoo.load_validation(weights)
             if scores is None:
                 raise ValueError(
@@ -203,12 +159,12 @@ def _thresholds(
     return found
 
 
-def _classifier(config: inputs.Config, name: str) -> Loaded:
-    model, variables, card = inputs.classifier_named(name)
-    inputs.check_dataset(config, name, card)
-    if "training" not in card.get("training", {}):
+def _classifier(config: inputs.Config, name: str) -> zoo.Loaded:
+    found = inputs.classifier_named(name)
+    inputs.check_dataset(config, name, found.card)
+    if "training" not in found.card.get("training", {}):
         raise ValueError(f"the card of {name} does not say how it was trained")
-    return Loaded(model, variables, card)
+    return found
 
 
 def _images(config: inputs.Config, tools: Tools, source: str, count: int) -> data.Input:
@@ -238,7 +194,7 @@ def make(bench: Workbench, layout: grid.Grid) -> None:
     for made in attacked:
         bench.attacked(made)
     for row, made in cells:
-        if row.models:
+        if row.defences:
             bench.shown(made, row.defences, row.classifier)
 
 
@@ -297,13 +253,14 @@ def cells(
     right = {} if right is None else right
     for row, made in layout.cells():
         shown = bench.shown(made, row.defences, row.classifier)
-        count = len(shown.images)
-        right[row, made], shares = judged(bench, tools, row, made, shown, given)
-        cell = {"distance": round(float(_distance(shown.images, given.images)), 4)}
-        if shown.log_probs is not None:
-            cell |= summary(bench.bits_per_dim(shown.log_probs))
-        if shown.rmse is not None:
-            cell["rmse"] = round(float(np.mean(shown.rmse)), 3)
+        count = len(shown.passed.images)
+        right[row, made], shares = judged(bench, row, made, shown)
+        images, log_prob = shown.passed.images, shown.passed.log_prob
+        cell = {"distance": round(float(_distance(images, given.images)), 4)}
+        if log_prob is not None:
+            cell |= summary(bench.bits_per_dim(log_prob))
+        if shown.passed.rmse is not None:
+            cell["rmse"] = round(float(np.mean(shown.passed.rmse)), 3)
         cell |= shares
         yield (
             identity(config, tools, row, made)
@@ -316,20 +273,15 @@ def cells(
 
 
 def judged(
-    bench: Workbench,
-    tools: Tools,
-    row: grid.Pipeline,
-    made: grid.Made,
-    shown: Shown,
-    given: data.Input,
+    bench: Workbench, row: grid.Pipeline, made: grid.Made, shown: Shown
 ) -> tuple[np.ndarray, dict]:
     """Which images count as right `[N]`; where some are rejected, also the shares."""
-    classes = bench.classes(row, made, shown.images)
-    labels = given.labels[: len(classes)]
-    if shown.rejected is None:
+    classes = bench.classes(row, made, shown.passed.images)
+    labels = bench.given.labels[: len(classes)]
+    if shown.passed.rejected is None:
         return classes == labels, {}
-    last = tools.classifiers[row.classifier].model.classes
-    found = reject.with_rejection(classes, shown.rejected, label=last)
+    last = bench.tools.classifiers[row.classifier].model.classes
+    found = reject.with_rejection(classes, shown.passed.rejected, label=last)
     attacked = made.attack != grid.CLEAN
     right = reject.correct(found, labels, label=last, attacked=attacked)
     shares = reject.shares(found, labels, label=last)
@@ -348,12 +300,15 @@ def identity(
 ) -> dict:
     """The identity of a row: what was attacked by what, behind which defences."""
     model, _, card = tools.classifiers[row.classifier]
-    adaptive = "purify_adaptive" in row.defences
     weights = dict.fromkeys(inputs.SECTIONS)
     hashes = dict.fromkeys(inputs.SECTIONS)
     for kind in row.models:
         weights[kind] = config[inputs.SECTIONS[kind]].weights
-        hashes[kind] = tools.model_of(kind).card["sha256"][:8]
+        hashes[kind] = tools.models[kind].card["sha256"][:8]
+    facts: dict[str, Any] = {"eps_defend": 0, "threshold": 0.0}
+    for name in row.defences:
+        defence, params = tools.defence(name, row.classifier)
+        facts |= defence.facts(params)
     found = {
         "dataset": config.dataset,
         "classifier": row.classifier,
@@ -364,12 +319,11 @@ def identity(
         "attack": made.attack,
         "preset": made.preset,
         "eps_attack": inputs.in_row(made.eps),
-        "eps_defend": tools.eps_defend if row.purifies else 0,
-        "threshold": tools.threshold if adaptive else 0.0,
+        **facts,
         "threat": grid.threat(row, made),
         "source": made.source,
         "through": made.seen,
-        "slope": made.slope or None,
+        "slope": made.gradient or None,
         "classifier_sha256": card["sha256"][:8],
         "density_model_sha256": hashes["density_model"],
     }
@@ -377,12 +331,11 @@ def identity(
         found["levels"] = "fractional"
     for kind in row.models - {"density_model"}:
         found |= {kind: weights[kind], f"{kind}_sha256": hashes[kind]}
-    if row.rejects:
+    if row.detectors:
         found["false_positive_rate"] = config.reject.false_positive_rate
         found["thresholds"] = {
             name: [float(f"{bar:.6g}") for bar in tools.thresholds[name]]
-            for name in row.defences
-            if name in grid.DETECTORS
+            for name in row.detectors
         }
     return found
 

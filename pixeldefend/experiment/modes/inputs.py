@@ -128,23 +128,23 @@ def training_splits(
         training = held_out = {"images": images, "labels": labels}
     else:
         training, held_out = (split(config, name) for name in ("train", "validation"))
-    data.Batches(len(training["images"]), plan.batch, plan.seed)
+    schedule.Batches(len(training["images"]), plan.batch, plan.seed)
     first = {name: rows[: settings.eval_images] for name, rows in held_out.items()}
     return training, first
 
 
-def density_model(config: Config) -> tuple[pixelcnn.PixelCNN, dict, dict]:
-    """The PixelCNN++ of a config: description, parameters, card."""
-    model, params, card = zoo.load_released(config.pixelcnn.weights)
-    if not isinstance(model, pixelcnn.PixelCNN):
+def density_model(config: Config) -> zoo.Loaded:
+    """The PixelCNN++ of a config."""
+    found = zoo.load_released(config.pixelcnn.weights)
+    if not isinstance(found.model, pixelcnn.PixelCNN):
         raise ValueError(f"{config.pixelcnn.weights} is no PixelCNN++")
-    if model.classes:
+    if found.model.classes:
         raise ValueError("class-conditional weights can only be sampled from here")
-    return model, params, card
+    return found
 
 
-def autoencoder(config: Config, kind: str) -> tuple[Any, dict, dict]:
-    """The PuVAE or the MagNet of a config: description, parameters, card.
+def autoencoder(config: Config, kind: str) -> zoo.Loaded:
+    """The PuVAE or the MagNet of a config.
 
     Args:
       config: whose section `kind` names the weights.
@@ -154,24 +154,33 @@ def autoencoder(config: Config, kind: str) -> tuple[Any, dict, dict]:
       ValueError: weights of another model, or of another data set.
     """
     weights = config[kind].weights
-    model, params, card = zoo.load_released(weights)
-    if card["kind"] != kind:
-        raise ValueError(f"{weights} is no {kind}, but a {card['kind']}")
-    check_dataset(config, weights, card)
-    return model, params, card
+    found = zoo.load_released(weights)
+    if found.card["kind"] != kind:
+        raise ValueError(f"{weights} is no {kind}, but a {found.card['kind']}")
+    check_dataset(config, weights, found.card)
+    return found
 
 
-def classifier(config: Config) -> tuple[classifiers.Classifier, dict, dict]:
-    """The classifier of a config: description, variables, card."""
+def defence_model(config: Config, kind: str) -> zoo.Loaded:
+    """A model of a kind that defences take, such as "density_model"."""
+    if kind != "density_model":
+        return autoencoder(config, kind)
+    model = density_model(config)
+    check_dataset(config, config.pixelcnn.weights, model.card)
+    return model
+
+
+def classifier(config: Config) -> zoo.Loaded:
+    """The classifier of a config."""
     return classifier_named(config.classifier.weights)
 
 
-def classifier_named(weights: str) -> tuple[classifiers.Classifier, dict, dict]:
+def classifier_named(weights: str) -> zoo.Loaded:
     """A classifier by its weights; ValueError where they are of another model."""
-    model, variables, card = zoo.load_released(weights)
-    if card["kind"] != "classifier":
+    found = zoo.load_released(weights)
+    if found.card["kind"] != "classifier":
         raise ValueError(f"{weights} is no classifier")
-    return model, variables, card
+    return found
 
 
 def score_map(model: pixelcnn.PixelCNN, batch: int) -> parallel.BatchMap:
@@ -248,23 +257,19 @@ def check_save_seconds(seconds: float) -> None:
 
 
 def unfinished(
-    store: Store,
-    config: str,
-    given: data.Input,
-    cards: list[dict],
-    pause: float,
-    **more: float,
+    store: Store, words: Any, given: data.Input, variables: Any, pause: float
 ) -> Unfinished:
-    """What a killed run of the same work on the same images left; else, none."""
-    of = fingerprint(
-        None,
-        config=config,
-        images=zoo.fingerprint(given.images),
-        labels=zoo.fingerprint(labels_or_unknown(given)),
-        names=given.names,
-        weights=[card["sha256"] for card in cards],
-        **more,
-    )
+    """What a killed run of the same work on the same images left; else, none.
+
+    Args:
+      store: of the run.
+      words: what the work depends on besides, see `fingerprint`.
+      given: the images.
+      variables: a pytree, all that the work is done with.
+      pause: seconds between two writings.
+    """
+    arrays = (variables, given.images, labels_or_unknown(given))
+    of = fingerprint((words, tuple(given.names)), arrays)
     return store.unfinished(of, pause=pause)
 
 

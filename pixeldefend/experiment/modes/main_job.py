@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from pixeldefend import attacks
-from pixeldefend.defences import base, purification
+from pixeldefend.defences import base, pipeline
 from pixeldefend.density import pixelcnn
 from pixeldefend.experiment import (
     data,
@@ -19,12 +19,13 @@ from pixeldefend.experiment import (
     files,
     grid,
     parallel,
+    pictures,
     zoo,
 )
-from pixeldefend.experiment import pictures as figures
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.store import Store
+from pixeldefend.experiment.workbench import Tools
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -43,7 +44,17 @@ class _Job:
     attack: Callable | None
     attack_name: str
     preset: str | None
-    threshold: float
+    row: grid.Pipeline
+    defences: tuple[base.Defence, ...]
+    defence_params: tuple[dict[str, Any], ...]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What rows tell of the defences."""
+        found: dict[str, Any] = {"eps_defend": 0, "threshold": 0.0}
+        for defence, params in zip(self.defences, self.defence_params, strict=True):
+            found |= defence.facts(params)
+        return found
 
 
 def purify(config: inputs.Config, workdir: Workdir) -> None:
@@ -53,34 +64,32 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         _check(settings)
         job = _read(config)
         reference = zoo.load_reference(config.pixelcnn.weights)
-        defend = base.perturb_and_purify(
+        defend = pipeline.perturb_and_defend(
             job.density_model,
             job.attack,
             classifiers.logits_fn(job.classifier) if job.classifier else None,
-            window=purification.window_for(settings.eps),
+            job.defences,
         )
         mapped = parallel.BatchMap(defend, settings.batch)
     folder = workdir.open()
     inputs.tell_source(config, job.given)
-    pictures = job.given.own and settings.pictures
-    inputs.remove_results(folder, _names(job.given, pictures))
+    own_pictures = job.given.own and settings.pictures
+    inputs.remove_results(folder, _names(job.given, own_pictures))
     store = Store(folder)
-    unfinished = inputs.unfinished(
-        store,
-        workdir.hash,
-        job.given,
-        job.cards,
-        settings.save_seconds,
-        threshold=job.threshold,
-    )
     variables = {
         "params": job.params,
         "classifier": job.classifier_variables,
-        "eps": jnp.int32(settings.eps),
-        "threshold": jnp.float32(job.threshold),
+        "defences": job.defence_params,
         "eps_attack": jnp.float32(settings.eps_attack),
         "key": jax.random.key(config.seed),
     }
+    unfinished = inputs.unfinished(
+        store,
+        (workdir.hash, job.defences),
+        job.given,
+        variables,
+        settings.save_seconds,
+    )
     clean = job.given.images
     result, seconds = unfinished.run(
         mapped,
@@ -90,7 +99,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         inputs.labels_or_unknown(job.given),
         np.arange(len(clean), dtype=np.uint32),
         each=functools.partial(_write_pictures, folder, job.given)
-        if pictures
+        if own_pictures
         else None,
     )
     _write_purified(folder, job.given, result)
@@ -152,7 +161,12 @@ def _read(config: inputs.Config) -> _Job:
             raise ValueError(
                 f"{name} attacks a classifier: give --config.classifier.weights"
             )
-    threshold = inputs.threshold(settings.threshold, config.pixelcnn.weights, card)
+    row, tools = _defended(config, zoo.Loaded(model, params, card))
+    if classifier:
+        tools.classifiers[row.classifier] = zoo.Loaded(classifier, variables, other)
+    built = [tools.defence(name, row.classifier) for name in row.defences]
+    defences, defence_params = zip(*built, strict=True)
+    cards += [tools.models[kind].card for kind in sorted(row.models)]
     return _Job(
         model,
         params,
@@ -164,8 +178,38 @@ def _read(config: inputs.Config) -> _Job:
         attack,
         name,
         preset,
-        threshold,
+        row,
+        defences,
+        defence_params,
     )
+
+
+def _defended(
+    config: inputs.Config, density_model: zoo.Loaded
+) -> tuple[grid.Pipeline, Tools]:
+    """The defences of `purify.defence`, and what they are built from."""
+    chosen = config.purify.defence
+    weights, card = config.pixelcnn.weights, density_model.card
+    threshold = inputs.threshold(config.purify.threshold, weights, card)
+    if chosen == "auto":
+        chosen = "purify_adaptive" if threshold else "purify"
+    row = grid.pipeline(f"{config.classifier.weights or '-'} + {chosen}", 0.0)
+    row = dataclasses.replace(row, classifier=config.classifier.weights)
+    if row.detectors:
+        raise ValueError(
+            f"purify.defence {chosen!r}: {row.detectors[0]} only detects; "
+            "--mode=evaluate measures it"
+        )
+    if "purify_adaptive" in row.defences and not threshold:
+        raise ValueError("purify_adaptive needs a purify.threshold, or -1: the card's")
+    settings = config.to_dict()
+    settings["purify"]["threshold"] = threshold
+    models = {"density_model": density_model}
+    for kind in row.models - set(models):
+        models[kind] = inputs.defence_model(config, kind)
+        if models[kind].card["image_shape"] != card["image_shape"]:
+            raise ValueError(f"the {kind} takes images of another shape than {weights}")
+    return row, Tools({}, models, settings, config.seed, config.purify.batch)
 
 
 def _titles(config: inputs.Config, job: _Job) -> dict[str, str]:
@@ -175,8 +219,10 @@ def _titles(config: inputs.Config, job: _Job) -> dict[str, str]:
     if job.attack is not None:
         titles["perturbed"] = f"{job.attack_name.upper()}, eps {settings.eps_attack:g}"
     titles["purified"] = f"purified, eps {settings.eps}"
-    if job.threshold:
-        titles["purified"] += f" from {job.threshold:g} bits/dim"
+    if job.facts["threshold"]:
+        titles["purified"] += f" from {job.facts['threshold']:g} bits/dim"
+    if settings.defence != "auto":
+        titles["purified"] = f"behind {job.row.defence}"
     return titles
 
 
@@ -186,9 +232,13 @@ def _identity(config: inputs.Config, job: _Job, stage: str) -> dict:
     attacked = job.attack is not None and stage != "clean"
     purified = stage == "purified"
     looks = attacked and attacks.ATTACKS[job.attack_name].looks
-    defence = "purify_adaptive" if job.threshold else "purify"
     source = config.classifier.weights if looks else None
-    row = grid.Pipeline(config.classifier.weights, (defence,) if purified else ())
+    row = job.row if purified else dataclasses.replace(job.row, defences=())
+    facts = job.facts if purified else {"eps_defend": 0, "threshold": 0.0}
+    others = {
+        kind: config[inputs.SECTIONS[kind]].weights
+        for kind in sorted(row.models - {"density_model"})
+    }
     return {
         "dataset": job.cards[0]["dataset"],
         "classifier": config.classifier.weights or None,
@@ -198,13 +248,13 @@ def _identity(config: inputs.Config, job: _Job, stage: str) -> dict:
         "attack": job.attack_name if attacked else "none",
         "preset": job.preset if attacked else None,
         "eps_attack": inputs.in_row(settings.eps_attack) if attacked else 0.0,
-        "eps_defend": settings.eps if purified else 0,
-        "threshold": job.threshold if purified else 0.0,
+        **facts,
         "threat": grid.threat(row, grid.Made(job.attack_name, source=source)),
         "source": source,
         "through": "classifier" if looks else None,
         "density_model_sha256": job.cards[0]["sha256"][:8],
         "classifier_sha256": job.cards[1]["sha256"][:8] if job.classifier else None,
+        **others,
     } | inputs.identity(job.given)
 
 
@@ -275,7 +325,7 @@ def _write_pictures(
     """
     for row, image in zip(rows, result["purified"], strict=True):
         path = folder / _picture(given.names[row])
-        figures.save(figures.picture(image), path, every_process=True)
+        pictures.save(pictures.picture(image), path, every_process=True)
 
 
 def _write_purified(folder: epath.Path, given: data.Input, result: dict) -> None:
@@ -293,4 +343,5 @@ def _write_purified(folder: epath.Path, given: data.Input, result: dict) -> None
     if np.array_equal(given.images, perturbed):
         del shown["perturbed"]
     first = [images[:12] for images in shown.values()]
-    figures.save(figures.grid(first, list(shown)), folder / "figures/before_after.png")
+    grid_of_all = pictures.grid(first, list(shown))
+    pictures.save(grid_of_all, folder / "figures/before_after.png")

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 
 from pixeldefend import attacks, keys
-from pixeldefend.defences import puvae
+from pixeldefend.defences import DEFENCES, puvae
+from pixeldefend.defences.base import GRADIENTS
 from pixeldefend.experiment import data, files, grid, parallel, report, sweeps
 from pixeldefend.experiment.modes import evaluating, inputs
-from pixeldefend.experiment.modes.programs import Tools
-from pixeldefend.experiment.modes.workbench import Workbench
 from pixeldefend.experiment.rows import accuracy, write_rows
+from pixeldefend.experiment.workbench import Tools, Workbench
 from pixeldefend.experiment.workdir import Workdir, user_errors
 
 
@@ -23,7 +23,7 @@ def sweep(config: inputs.Config, workdir: Workdir) -> None:
         evading = _evading(config, layout)
         source = inputs.source(config, settings.input)
         tools, given = evaluating.prepared(
-            config, workdir, layout, config.evaluate.threshold, source, settings.images
+            config, layout, config.evaluate.threshold, source, settings.images
         )
     folder = workdir.open()
     inputs.tell_source(config, given)
@@ -51,9 +51,9 @@ def _evading(
         raise ValueError("sweep.evading_images must not be negative")
     if settings.examples < 0:
         raise ValueError("sweep.examples must not be negative")
-    if settings.evading_slope not in attacks.SLOPES:
+    if settings.evading_slope not in GRADIENTS:
         raise ValueError(
-            f"sweep.evading_slope must be one of {', '.join(attacks.SLOPES)}: "
+            f"sweep.evading_slope must be one of {', '.join(GRADIENTS)}: "
             f"{settings.evading_slope!r}"
         )
     for eps in settings.evading_eps:
@@ -74,14 +74,12 @@ def _evading(
 
 def _check_evaded(row: grid.Pipeline, layout: grid.Grid) -> None:
     """Raises ValueError for a row that EVADE cannot attack."""
-    detectors = [name for name in row.defences if name in grid.DETECTORS]
-    rest = row.defences[len(detectors) :]
-    if not detectors or row.defences[: len(detectors)] != tuple(detectors):
+    detectors = row.detectors
+    if not detectors or row.defences[: len(detectors)] != detectors:
         raise ValueError(f"evading {row}: detectors must come first")
-    if set(rest) - set(grid.PURIFIERS):
-        raise ValueError(
-            f"evading {row}: behind detectors only {', '.join(grid.PURIFIERS)}"
-        )
+    for name in row.defences:
+        if DEFENCES[name].always_seen:
+            raise ValueError(f"evading {row}: {name} cannot be looked through")
     if row not in layout.pipelines():
         raise ValueError(f"evading {row}: its eps is none of sweep.eps")
 
@@ -96,19 +94,19 @@ def _evaded(
     mark: str,
 ) -> dict:
     """The row of a defence whose detectors the attack knows, too."""
-    purifies = set(row.defences) & set(grid.PURIFIERS)
+    purifies = row.defences != row.detectors
     made = grid.Made(
         grid.EVADE,
         None,
         eps,
         source=row.classifier,
         through=row.defences,
-        slope=config.sweep.evading_slope if purifies else "",
+        gradient=config.sweep.evading_slope if purifies else "",
         images=config.sweep.evading_images,
     )
-    found = bench.evading_all(made)
+    found = bench.attacked(made)
     shown = bench.shown(made, row.defences, row.classifier)
-    right, shares = evaluating.judged(bench, tools, row, made, shown, given)
+    right, shares = evaluating.judged(bench, row, made, shown)
     count = len(right)
     return (
         evaluating.identity(config, tools, row, made)
@@ -133,7 +131,7 @@ def _examples(
     shown = {}
     for row in layout.pipelines():
         for column in layout.columns:
-            plain = not column.slope and column.attack in ("fgsm", "pgd")
+            plain = not column.gradient and column.attack in ("fgsm", "pgd")
             if row.defences or not plain or column.attack in shown:
                 continue
             shown[column.attack] = [
@@ -147,7 +145,7 @@ def _examples(
     for name, sets in shown.items():
         images = [bench.attacked(sets[i])["images"][0] for i in some]
         arrays[f"strengths/{name}"] = np.stack(images)
-    if tools.puvae is None or "pgd" not in shown:
+    if "puvae" not in tools.models or "pgd" not in shown:
         return arrays
     strongest = shown["pgd"][-1]
     arrays |= {"eps": np.float32(strongest.eps), "labels": given.labels[:count]}
@@ -162,19 +160,20 @@ def _examples(
 
 def _every_label(tools: Tools, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A PuVAE's reconstructions `[N, K, H, W, C]` and their distances `[N, K]`."""
+    defence, its = tools.defence("puvae")
 
     def run(params: Any, images: jax.Array, indices: jax.Array) -> Any:
         return puvae.reconstructions(
-            tools.puvae.model,
-            params,
+            defence.puvae,
+            params["params"],
             images,
             keys.for_images(jax.random.key(tools.seed), indices),
-            noise=tools.noise,
+            noise=defence.noise,
         )
 
     mapped = parallel.BatchMap(run, parallel.batch_for(tools.batch, len(images)))
     indices = np.arange(len(images), dtype=np.uint32)
-    rebuilt, distances = mapped(tools.puvae.params, images, indices)
+    rebuilt, distances = mapped(its, images, indices)
     return rebuilt[:, 0], distances[:, 0]
 
 

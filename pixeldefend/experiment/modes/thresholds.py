@@ -7,7 +7,7 @@ from etils import epath
 
 from pixeldefend.experiment import evaluate, files, grid, parallel, report, zoo
 from pixeldefend.experiment.modes import evaluating, inputs
-from pixeldefend.experiment.modes.workbench import Workbench
+from pixeldefend.experiment.workbench import Workbench
 from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
 
 _STEP = 0.05  # bits/dim between the thresholds that are tried
@@ -29,7 +29,7 @@ def choose_threshold(config: inputs.Config, workdir: Workdir) -> None:
         if not layout.columns:
             raise ValueError("evaluate.attacks is empty: nothing to be safe from")
         tools, given = evaluating.prepared(
-            config, workdir, layout, 0.0, settings.input, settings.images
+            config, layout, 0.0, settings.input, settings.images
         )
         path = zoo.find_released(config.pixelcnn.weights) / "card.json"
         if settings.keep and not os.access(path, os.W_OK):
@@ -78,7 +78,7 @@ def _curve(layout: grid.Grid, bench: Workbench) -> dict:
         clean = grid.made_for(bare, grid.Column(grid.CLEAN), eps)
         for made in (clean, *layout.attacks_on(bare, eps)):
             found[eps, made] = (
-                bench.scores(made),
+                bench.bits_per_dim(bench.log_probs(made)),
                 bench.correct(bare, made),
                 bench.correct(behind, made),
             )

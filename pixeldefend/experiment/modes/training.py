@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from pixeldefend.experiment import metrics, parallel, report, schedule, zoo
+from pixeldefend.experiment import checkpoints, metrics, parallel, report, schedule, zoo
 from pixeldefend.experiment.kinds import Trainable
 from pixeldefend.experiment.modes import (
     autoencoders,
@@ -41,7 +41,7 @@ def train(config: inputs.Config, workdir: Workdir) -> None:
         variables = None
         if settings.start:
             weights = zoo.find_released(settings.start) / "weights"
-            variables = zoo.load_weights(weights, abstract)
+            variables = checkpoints.load_weights(weights, abstract)
     folder = workdir.open()
     if variables is None:
         variables = trainable.init(training)
@@ -108,7 +108,7 @@ def _fit(
     except (
         metrics.NonFiniteLossError,
         schedule.UnfinishedWarmupError,
-        zoo.UnreadableError,
+        checkpoints.UnreadableError,
     ) as error:
         raise UserError(str(error)) from error
     progress.close()

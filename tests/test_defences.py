@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import pytest
 from models import tiny
 
 from pixeldefend import attacks
-from pixeldefend.defences import purification
+from pixeldefend.defences import base, purification
 from pixeldefend.density import likelihood
 
 SHAPE = (6, 6, 1)
@@ -23,8 +24,12 @@ def defence():
         jnp.asarray(rng.normal(size=(8, 3)), jnp.float32),
     )
     images = jnp.asarray(rng.integers(0, 256, (4, *SHAPE), dtype=np.uint8))
-    variables = {"classifier": weights, "params": params, "eps": jnp.int32(9)}
-    return model, variables, images
+    its = {"params": params, "eps": jnp.int32(9)}
+    return model, {"classifier": weights, "defences": (its,)}, images
+
+
+def behind(model, gradient="bpda", window=None, kind=purification.Purify):
+    return base.behind((kind(model, window),), network, gradient=gradient)
 
 
 def network(weights, images):
@@ -32,15 +37,15 @@ def network(weights, images):
     return jnp.tanh(flat @ weights[0]) @ weights[1]
 
 
-def _purified(model, variables, images, eps=None):
-    eps = variables["eps"] if eps is None else eps
+def _purified(model, variables, images):
+    (its,) = variables["defences"]
     function = jax.jit(purification.purify, static_argnums=0)
-    return function(model, variables["params"], images, eps=eps)
+    return function(model, its["params"], images, eps=its["eps"])
 
 
 def test_forwards_it_is_the_defence(defence):
     model, variables, images = defence
-    seen = jax.jit(attacks.behind_purifier(network, model))
+    seen = jax.jit(behind(model))
     expected = network(variables["classifier"], _purified(*defence))
     moved = images.astype(jnp.float32).at[:, 0].add(0.4)  # rounded away
     moved = jnp.clip(moved, 0, 255)
@@ -50,7 +55,7 @@ def test_forwards_it_is_the_defence(defence):
 
 def test_backwards_it_is_the_classifier_at_the_purified_image(defence):
     model, variables, images = defence
-    seen = attacks.behind_purifier(network, model)
+    seen = behind(model)
     purified = _purified(*defence).astype(jnp.float32)
 
     def loss(function, variables, images):
@@ -70,7 +75,7 @@ def test_backwards_it_is_the_classifier_at_the_purified_image(defence):
 @pytest.mark.slow
 def test_slopes_through_the_scan_are_those_of_relaxed_levels(defence, slope):
     model, variables, images = defence
-    seen = attacks.behind_purifier(network, model, slope=slope, window=19)
+    seen = behind(model, slope, 19)
     straight = slope == "straight_through"
     moved = images.astype(jnp.float32).clip(1, 254) + 0.3
 
@@ -79,7 +84,7 @@ def test_slopes_through_the_scan_are_those_of_relaxed_levels(defence, slope):
             images = images + jax.lax.stop_gradient(jnp.round(images) - images)
         relaxed = purification.relax(
             model,
-            variables["params"],
+            variables["defences"][0]["params"],
             images,
             eps=9,
             straight_through=straight,
@@ -106,35 +111,38 @@ def test_slopes_through_the_scan_are_those_of_relaxed_levels(defence, slope):
 
 def test_unknown_slopes_are_refused(defence):
     with pytest.raises(ValueError, match="bpda, straight_through, expectation"):
-        attacks.behind_purifier(network, defence[0], slope="identity")
+        behind(defence[0], "identity")
 
 
 def test_without_a_ball_of_the_defence_it_is_the_classifier(defence):
     model, variables, images = defence
-    variables = variables | {"eps": jnp.int32(0)}
+    its = variables["defences"][0] | {"eps": jnp.int32(0)}
+    variables = variables | {"defences": (its,)}
     labels = jnp.argmax(network(variables["classifier"], images), -1)
     # BIM takes whole steps, so that rounding has nothing to do.
     attack = functools.partial(attacks.bim, eps=6, keep_failed=True)
-    through = functools.partial(attack, attacks.behind_purifier(network, model))
+    through = functools.partial(attack, behind(model))
     found, _ = jax.jit(through)(variables, images, labels)
     bare = jax.jit(functools.partial(attack, network))
     expected, _ = bare(variables["classifier"], images, labels)
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("slope", attacks.SLOPES)
+@pytest.mark.parametrize("slope", base.GRADIENTS)
 @pytest.mark.slow
 def test_adaptive_defences_leave_likely_images_alone(defence, slope):
     model, variables, images = defence
-    bits = likelihood.bits_per_dim(model, variables["params"], images)
+    params = variables["defences"][0]["params"]
+    bits = likelihood.bits_per_dim(model, params, images)
     threshold = jnp.sort(bits)[2]  # two images are below
-    variables = variables | {"threshold": threshold}
-    seen = jax.jit(attacks.behind_purifier(network, model, slope=slope, adaptive=True))
+    its = variables["defences"][0] | {"threshold": threshold}
+    variables = variables | {"defences": (its,)}
+    seen = jax.jit(behind(model, slope, kind=purification.PurifyAdaptively))
     found = seen(variables, images.astype(jnp.float32))
     purified = _purified(*defence)
     if slope == "expectation":
         levels = images.astype(jnp.float32)
-        purified = purification.relax(model, variables["params"], levels, eps=9)
+        purified = purification.relax(model, params, levels, eps=9)
     alone = (bits < threshold)[:, None, None, None]
     shown = jnp.where(alone, images.astype(purified.dtype), purified)
     assert alone.sum() == 2
@@ -147,9 +155,7 @@ def test_an_attack_through_the_purifier_hurts_more_than_one_in_front_of_it(defen
     model, variables, images = defence
     labels = jnp.argmax(network(variables["classifier"], _purified(*defence)), -1)
     attack = functools.partial(attacks.bim, eps=20, steps=25, keep_failed=True)
-    through = jax.jit(
-        functools.partial(attack, attacks.behind_purifier(network, model))
-    )
+    through = jax.jit(functools.partial(attack, behind(model)))
     bare = jax.jit(functools.partial(attack, network))
     white, _ = through(variables, images, labels)
     grey, _ = bare(variables["classifier"], images, labels)
@@ -161,12 +167,18 @@ def test_an_attack_through_the_purifier_hurts_more_than_one_in_front_of_it(defen
     assert loss(white) > loss(grey) > loss(images)
 
 
-def rebuild(weights, images, keys):
+@dataclasses.dataclass(frozen=True)
+class Rebuild(base.Smooth):
     """A smooth autoencoder with noise of its own, which is not linear."""
-    flat = images.reshape(len(images), -1) - 128
-    noise = jax.vmap(lambda key: jax.random.normal(key, (36,)))(keys)
-    found = 128 + 60 * jnp.tanh(flat @ weights) * (1 + 0.2 * noise)
-    return found.reshape(images.shape)
+
+    name = "rebuild"
+    random = True
+
+    def smooth(self, params, images, key):
+        flat = images.reshape(len(images), -1) - 128
+        noise = jax.vmap(lambda key: jax.random.normal(key, (36,)))(key)
+        found = 128 + 60 * jnp.tanh(flat @ params["params"]) * (1 + 0.2 * noise)
+        return found.reshape(images.shape)
 
 
 @pytest.fixture
@@ -179,7 +191,7 @@ def rebuilt_defence():
     )
     variables = {
         "classifier": classifier,
-        "params": draw(rng.normal(size=(36, 36)) / 300),
+        "defences": ({"params": draw(rng.normal(size=(36, 36)) / 300)},),
         "key": jax.random.key(7),
     }
     images = draw(rng.uniform(0, 255, (4, *SHAPE)))
@@ -188,7 +200,8 @@ def rebuilt_defence():
 
 def _rebuilt(variables, images, key=None):
     key = variables["key"] if key is None else key
-    return rebuild(variables["params"], images, jnp.stack([key] * len(images)))
+    keys = jnp.stack([key] * len(images))
+    return Rebuild().smooth(variables["defences"][0], images, keys)
 
 
 @jax.jit
@@ -196,11 +209,11 @@ def _looked(variables, images, towards):
     """Of each way to look: logits, and their slope by the images."""
 
     def look(slope):
-        seen = attacks.behind_autoencoder(network, rebuild, slope=slope, draws=3)
+        seen = base.behind((Rebuild(),), network, gradient=slope, draws=3)
         found, back = jax.vjp(functools.partial(seen, variables), images)
         return found, back(towards)[0]
 
-    return {slope: look(slope) for slope in attacks.SLOPES}
+    return {slope: look(slope) for slope in base.GRADIENTS}
 
 
 @pytest.mark.parametrize("slope", ["bpda", "straight_through"])
@@ -262,14 +275,14 @@ def test_an_image_is_seen_alike_in_any_place(rebuilt_defence):
     order = np.array([2, 2, 0, 1])
     found = _looked(*rebuilt_defence)
     again = _looked(variables, images[order], towards[order])
-    for slope in attacks.SLOPES:
+    for slope in base.GRADIENTS:
         for one, other in zip(found[slope], again[slope], strict=True):
             np.testing.assert_allclose(one[order], other, rtol=1e-4, atol=1e-6)
 
 
 def test_mistakes_behind_an_autoencoder_are_named():
     with pytest.raises(ValueError, match="bpda, straight_through, expectation"):
-        attacks.behind_autoencoder(network, rebuild, slope="identity")
-    for slope in attacks.SLOPES:
+        base.behind((Rebuild(),), network, gradient="identity")
+    for slope in base.GRADIENTS:
         with pytest.raises(ValueError, match="draws must be at least 1: 0"):
-            attacks.behind_autoencoder(network, rebuild, slope=slope, draws=0)
+            base.behind((Rebuild(),), network, gradient=slope, draws=0)

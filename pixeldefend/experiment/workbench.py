@@ -1,0 +1,389 @@
+"""What a table needs: attacked images, images behind defences, and what classifiers say
+of them; each computed once and kept."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from pixeldefend import attacks, keys
+from pixeldefend.defences import DEFENCES, base
+from pixeldefend.density import likelihood
+from pixeldefend.experiment import adversaries, data, parallel
+from pixeldefend.experiment.adversaries import Target
+from pixeldefend.experiment.grid import CLEAN, EVADE, Made, Pipeline
+from pixeldefend.experiment.store import Store, fingerprint
+from pixeldefend.experiment.zoo import Loaded
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What images are made with.
+
+    Attributes:
+      classifiers: by the name of their weights.
+      models: those of defences, by kind ("density_model").
+      settings: sections of a config, which defences are built from.
+      seed: of random attacks and defences.
+      batch: images at a time, per device.
+      thresholds: `[D]` of each detector's D scores, by its name.
+    """
+
+    classifiers: dict[str, Loaded]
+    models: dict[str, Loaded]
+    settings: dict[str, Any]
+    seed: int
+    batch: int
+    thresholds: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def defence(
+        self, name: str, classifier: str = ""
+    ) -> tuple[base.Defence, dict[str, Any]]:
+        """A defence and its `params`.
+
+        Args:
+          name: of `DEFENCES`.
+          classifier: the one behind it, by the name of its weights; "" where the
+            defence does not ask.
+        """
+        kind = DEFENCES[name]
+        model, params, _ = self.models.get(kind.model, Loaded(None, None, {}))
+        asked = self.classifiers[classifier][:2] if kind.asks_classifier else None
+        defence, its = kind.build(self.settings, model, params, asked)
+        if name in self.thresholds:
+            its = its | {"threshold": jnp.asarray(self.thresholds[name])}
+        return defence, its
+
+
+class Shown(NamedTuple):
+    """Images as a classifier gets them.
+
+    Attributes:
+      passed: what the last defence handed on, as numpy arrays.
+      seconds: that it took to make them.
+      device: that made them, in words.
+    """
+
+    passed: base.Passed
+    seconds: float
+    device: str
+
+
+class Workbench:
+    """Makes sets of images with some tools, keeps them, and finds them again."""
+
+    def __init__(self, folder: epath.PathLike, given: data.Input, tools: Tools):
+        """Prepares; nothing is computed before it is asked for.
+
+        Args:
+          folder: of the run.
+          given: clean images with their labels.
+          tools: see there.
+        """
+        self.given, self.tools = given, tools
+        self._store = Store(folder)
+        self._maps: dict[tuple, parallel.BatchMap] = {}
+
+    @property
+    def seconds(self) -> float:
+        """That everything asked for took to make, compilation apart."""
+        return self._store.seconds
+
+    def tidy(self) -> None:
+        """Removes what only a killed run would need."""
+        self._store.tidy()
+
+    def attacked(self, made: Made) -> dict[str, np.ndarray]:
+        """The attacked images of a set.
+
+        Returns:
+          `images [N, H, W, C]` uint8 (fractional ones floating), and of the attack
+          `success`, `distance` and `queries` `[N]` (see `attacks.Info`); `seconds` and
+          `device`. Of clean images only the first and the last two.
+        """
+        if made.attack == CLEAN:
+            clean = self.given.images[: self._count(made)]
+            none = {"seconds": np.float64(0), "device": np.array(parallel.devices())}
+            return {"images": clean} | none
+        target, variables = self._target(made)
+        if made.attack == EVADE:
+            names = [n for n in made.through if DEFENCES[n].detects]
+            built = [self.tools.defence(name, made.source) for name in names]
+            detectors, params = zip(*built, strict=True)
+            variables |= {"detectors": params, "key": self._attackers_key}
+            return self._attack(
+                made, f"{made}", adversaries.evading, (target, detectors), variables
+            )
+        if not attacks.ATTACKS[made.attack].cut:
+            static = (target, made.attack, made.preset, made.fractional)
+            variables |= {"key": jax.random.key(self.tools.seed)}
+            return self._attack(
+                made, f"{made}", adversaries.attacked, static, variables
+            )
+        wide = dataclasses.replace(made, eps=float("inf"))
+        search = self._attack(
+            wide,
+            f"{wide} (search)",
+            adversaries.searched,
+            (target, made.attack, made.preset),
+            {"target": variables["target"]},
+        )
+        norm = attacks.ATTACKS[made.attack].norm
+        found = self._attack(
+            made,
+            f"{made}",
+            adversaries.cut,
+            (target, norm),
+            variables,
+            search["images"],
+        )
+        return found | {"seconds": found["seconds"] + search["seconds"]}
+
+    def _target(self, made: Made) -> tuple[Target, dict[str, Any]]:
+        """What an attack looks at, and the variables of that; its `eps` too."""
+        eps = {"eps": jnp.float32(made.eps)}
+        if made.source is None:
+            return Target(None), eps | {"target": {}}
+        model, variables, _ = self.tools.classifiers[made.source]
+        seen = {kind.always_seen or name: name for name, kind in DEFENCES.items()}
+        names = [seen[name] for name in made.through]
+        names = [name for name in names if not DEFENCES[name].detects]
+        if not names:
+            return Target(model), eps | {"target": variables}
+        built = [self.tools.defence(name, made.source) for name in names]
+        defences, params = zip(*built, strict=True)
+        variables = {"classifier": variables, "defences": params}
+        if any(defence.random for defence in defences):
+            variables["key"] = self._attackers_key
+        target = Target(model, tuple(defences), made.gradient)
+        return target, eps | {"target": variables}
+
+    @property
+    def _attackers_key(self) -> jax.Array:
+        """Of the draws that an attack makes of a random defence: one for all images,
+        where the defence has one for each."""
+        return jax.random.fold_in(jax.random.key(self.tools.seed), 1)
+
+    def _attack(
+        self,
+        made: Made,
+        what: str,
+        function: Callable[..., dict],
+        static: tuple,
+        variables: dict,
+        *more: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """Attacked images from their file or from one of `adversaries`."""
+        count = self._count(made)
+        preset: dict[str, Any] = {}
+        if made.preset and made.attack in attacks.ATTACKS:
+            preset = dict(attacks.ATTACKS[made.attack].presets[made.preset])
+        images, labels = (a[:count] for a in (self.given.images, self.given.labels))
+        arrays = (images, labels.astype(np.int32), np.arange(count, dtype=np.uint32))
+        name = _slug(made) + "-search" * (function is adversaries.searched)
+        return self._once(
+            "adversarial",
+            name,
+            what,
+            function,
+            static,
+            variables,
+            *arrays,
+            *more,
+            also=preset,
+        )
+
+    def shown(
+        self, made: Made, defences: tuple[str, ...], classifier: str = ""
+    ) -> Shown:
+        """A set of images after it passed defences, in their order.
+
+        Args:
+          made: the set.
+          defences: of `DEFENCES`.
+          classifier: behind them, which some ask.
+        """
+        found = self.attacked(made)
+        passed = base.Passed(found["images"])
+        seconds, device = float(found["seconds"]), str(found["device"])
+        before: tuple[str, ...] = ()
+        for name in defences:
+            defence, params = self.tools.defence(name, classifier)
+            computed = self._computed(made, before, passed.images, name, classifier)
+            decided = defence.decide(params, computed, passed.images)
+            joined = base.joined(passed, defence, decided)
+            passed = jax.tree.map(np.asarray, joined)
+            seconds += float(computed["seconds"])
+            device = str(computed["device"])
+            before += () if defence.detects else (name,)
+        return Shown(passed, seconds, device)
+
+    def _computed(
+        self,
+        made: Made,
+        before: tuple[str, ...],
+        images: np.ndarray,
+        name: str,
+        classifier: str,
+    ) -> dict[str, np.ndarray]:
+        """What a defence computes of images, from its file or anew.
+
+        Args:
+          made: the set that they come from.
+          before: what they have passed.
+          images: `[N, H, W, C]`.
+          name: of the defence.
+          classifier: behind it.
+        """
+        defence, params = self.tools.defence(name, classifier)
+        by = defence.computed_by
+        asked = (classifier,) if by.asks_classifier else ()
+        detects = by.detects
+        return self._once(
+            "scores" if detects else "purified",
+            " ".join((_slug(made), *before, "by", by.name, *asked)),
+            f"{by.name}: {' + '.join((str(made), *before))}",
+            compute,
+            (by, self.tools.seed),
+            {name: value for name, value in params.items() if name != "threshold"},
+            images,
+            np.arange(len(images), dtype=np.uint32),
+        )
+
+    def suspicion(self, made: Made, detector: str, classifier: str = "") -> np.ndarray:
+        """How suspicious a set is to a detector: scores `[N, D]`, see `reject`."""
+        images = self.attacked(made)["images"]
+        computed = self._computed(made, (), images, detector, classifier)
+        defence, _ = self.tools.defence(detector, classifier)
+        return np.asarray(defence.computed_scores(computed)).T
+
+    def log_probs(self, made: Made) -> np.ndarray:
+        """Log-probabilities `[N]`, nats, of a set of images before it is purified."""
+        images = self.attacked(made)["images"]
+        return self._computed(made, (), images, "purify", "")["given_log_probs"]
+
+    def bits_per_dim(self, log_probs: np.ndarray) -> np.ndarray:
+        """`[N]`, of log-probabilities in nats."""
+        shape = self.given.images.shape[1:]
+        return np.asarray(likelihood.to_bits_per_dim(log_probs, shape))
+
+    def correct(
+        self, row: Pipeline, made: Made, images: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Whether a classifier is right about a set behind its defences, `[N]` bool.
+
+        Arguments as for `classes`; what detectors say is not regarded.
+        """
+        found = self.classes(row, made, images)
+        return found == self.given.labels[: len(found)]
+
+    def classes(
+        self, row: Pipeline, made: Made, images: np.ndarray | None = None
+    ) -> np.ndarray:
+        """What a classifier takes a set for behind its defences, `[N]`.
+
+        Args:
+          row: the classifier and its defences.
+          made: the set.
+          images: those of `self.shown(made, row.defences)`, if they are at hand.
+        """
+        if images is None:
+            images = self.shown(made, row.defences, row.classifier).passed.images
+        model, variables, _ = self.tools.classifiers[row.classifier]
+        return self._once(
+            "predictions",
+            f"{row} {_slug(made)}",
+            f"{row}: {made}",
+            adversaries.classes,
+            (model,),
+            variables,
+            images,
+        )["classes"]
+
+    def probabilities(self, classifier: str, images: np.ndarray) -> np.ndarray:
+        """A classifier's probabilities `[N, K]` for a few images, which are not kept.
+
+        Args:
+          classifier: the name of its weights.
+          images: `[N, H, W, C]` uint8.
+        """
+        model, variables, _ = self.tools.classifiers[classifier]
+        mapped = self._mapped(adversaries.probabilities, (model,), (images,))
+        return mapped(variables, images)
+
+    def _count(self, made: Made) -> int:
+        """How many images a set has."""
+        whole = len(self.given.images)
+        return min(made.images or whole, whole)
+
+    def _mapped(
+        self, function: Callable, static: tuple, arrays: tuple
+    ) -> parallel.BatchMap:
+        """A function's program, compiled once for all variables of one shape."""
+        batch = parallel.batch_for(self.tools.batch, len(arrays[0]))
+        kinds = tuple(str(array.dtype) for array in arrays)
+        key = (function, *static, *kinds, batch)
+        if key not in self._maps:
+            bound = functools.partial(function, *static)
+            self._maps[key] = parallel.BatchMap(bound, batch)
+        return self._maps[key]
+
+    def _once(
+        self,
+        kind: str,
+        name: str,
+        what: str,
+        function: Callable[..., dict],
+        static: tuple,
+        variables: Any,
+        *arrays: np.ndarray,
+        also: Any = None,
+    ) -> dict[str, np.ndarray]:
+        """What a function makes of arrays, from its file or anew.
+
+        Args:
+          kind: the folder of the file.
+          name: of the file.
+          what: in front of the progress.
+          function: of `(*static, variables, *arrays)`.
+          static: hashable.
+          variables: a pytree of arrays.
+          *arrays: `[N, ...]` each.
+          also: what the result depends on besides.
+        """
+        mapped = self._mapped(function, static, arrays)
+        words = (function.__name__, static, mapped.batch, also)
+        of = fingerprint(words, (variables, arrays))
+        return self._store.once(
+            kind, name, of, mapped, what, lambda: (variables, *arrays)
+        )
+
+
+def compute(
+    defence: base.Defence,
+    seed: int,
+    params: dict[str, Any],
+    images: jax.Array,
+    indices: jax.Array,
+) -> dict[str, jax.Array]:
+    """What a defence computes, each image with a key of its own."""
+    key = keys.for_images(jax.random.key(seed), indices)
+    return defence.compute(params, images, key)
+
+
+def _slug(made: Made) -> str:
+    """A name for files; what else a set depends on is in their fingerprint."""
+    if made.attack == CLEAN:
+        words = [CLEAN]
+    else:
+        words = [made.attack, made.preset or "", f"eps{made.eps:g}"]
+        words += [made.source or "", *made.through, made.gradient]
+        words.append("fractional" if made.fractional else "")
+    if made.images:
+        words.append(f"first{made.images}")
+    return "-".join(filter(None, words))
