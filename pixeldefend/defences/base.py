@@ -7,7 +7,7 @@ network that a white-box attacker sees (`behind`) and all that the experiments n
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import chex
 import jax
@@ -19,6 +19,30 @@ from pixeldefend.attacks.outcome import LogitsFn
 
 # How an attacker differentiates a defence, see `Defence.view`.
 GRADIENTS = ("bpda", "straight_through", "expectation")
+
+
+# What a defence is done with; `threshold` is for `Defence.decide` alone.
+Params = dict[str, Any]
+# What `Defence.compute` found, `[B, ...]` by name.
+Computed = dict[str, chex.Array]
+Keys = chex.PRNGKey | None  # `[B]`, one for each image
+
+
+class Given(NamedTuple):
+    """What a defence is built from.
+
+    Attributes:
+      settings: sections of a config, such as `settings["purify"]["eps"]`.
+      model: of the kind that the defence takes; None where it takes none.
+      params: its parameters.
+      classifier: that is behind it, a pair of description and variables; None where
+        the defence does not ask.
+    """
+
+    settings: Mapping[str, Any]
+    model: Any = None
+    params: Any = None
+    classifier: tuple[Any, Any] | None = None
 
 
 @struct.dataclass
@@ -63,21 +87,13 @@ class Defence:
     always_seen: ClassVar[str] = ""
 
     @classmethod
-    def build(
-        cls, settings: Mapping[str, Any], model: Any, params: Any, classifier: Any
-    ) -> tuple["Defence", dict[str, Any]]:
+    def build(cls, given: Given) -> tuple["Defence", Params]:
         """The defence and its `params`, as a config describes it.
-
-        Args:
-          settings: sections of fields, such as `settings["purify"]["eps"]`.
-          model: of the kind `cls.model`; None where that is "".
-          params: its parameters.
-          classifier: that is behind it, a pair of description and variables.
 
         Raises:
           ValueError, TypeError: settings that cannot be.
         """
-        del settings, model, params, classifier
+        del given
         return cls(), {}
 
     @property
@@ -85,40 +101,24 @@ class Defence:
         """The defence whose `compute` this one takes the results of."""
         return self
 
-    def compute(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
-    ) -> dict[str, chex.Array]:
+    def compute(self, params: Params, images: chex.Array, key: Keys) -> Computed:
         """All that costs, as arrays `[B, ...]` by name.
 
-        Args:
-          params: what it needs; `threshold` is for `decide` alone.
-          images: levels `[B, H, W, C]`, `uint8` or floating.
-          key: `[B]`, one for each image.
+        Images are levels `[B, H, W, C]`, `uint8` or floating.
         """
         raise NotImplementedError
 
-    def decide(
-        self,
-        params: dict[str, Any],
-        computed: dict[str, chex.Array],
-        images: chex.Array,
-    ) -> Passed:
+    def decide(self, params: Params, computed: Computed, images: chex.Array) -> Passed:
         """What is handed on; by default the `images` that were computed."""
         del params, images
         return Passed(computed["images"], rmse=computed.get("rmse"))
 
-    def facts(self, params: dict[str, Any]) -> dict[str, Any]:
+    def facts(self, params: Params) -> dict[str, Any]:
         """What a row tells of its settings, by field."""
-        del params
         return {}
 
     def view(
-        self,
-        params: dict[str, Any],
-        images: chex.Array,
-        key: chex.PRNGKey,
-        *,
-        gradient: str,
+        self, params: Params, images: chex.Array, key: Keys, gradient: str
     ) -> chex.Array:
         """The defence as an attacker sees it who differentiates it.
 
@@ -148,25 +148,16 @@ class Defence:
 class Smooth(Defence):
     """A defence with a gradient of its own, which rounds at the end."""
 
-    def smooth(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
-    ) -> chex.Array:
+    def smooth(self, params: Params, images: chex.Array, key: Keys) -> chex.Array:
         """Differentiable floating levels `[B, H, W, C]`, not rounded."""
         raise NotImplementedError
 
-    def compute(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
-    ) -> dict[str, chex.Array]:
+    def compute(self, params: Params, images: chex.Array, key: Keys) -> Computed:
         """The `images` of `smooth`, in whole levels."""
         return {"images": whole(self.smooth(params, images, key))}
 
     def view(
-        self,
-        params: dict[str, Any],
-        images: chex.Array,
-        key: chex.PRNGKey,
-        *,
-        gradient: str,
+        self, params: Params, images: chex.Array, key: Keys, gradient: str
     ) -> chex.Array:
         """As for every defence; a random one's draw is the key's."""
         if gradient == "expectation":
@@ -185,39 +176,25 @@ class Detector(Defence):
 
     detects = True
 
-    def scores(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
-    ) -> chex.Array:
+    def scores(self, params: Params, images: chex.Array, key: Keys) -> chex.Array:
         """How suspicious images are, `[D, B]`, differentiable."""
         raise NotImplementedError
 
-    def compute(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
-    ) -> dict[str, chex.Array]:
+    def compute(self, params: Params, images: chex.Array, key: Keys) -> Computed:
         """The `scores` `[B, D]`."""
         return {"scores": self.scores(params, images, key).T}
 
-    def computed_scores(self, computed: dict[str, chex.Array]) -> chex.Array:
+    def computed_scores(self, computed: Computed) -> chex.Array:
         """The scores `[D, B]` in what was computed."""
         return computed["scores"].T
 
-    def decide(
-        self,
-        params: dict[str, Any],
-        computed: dict[str, chex.Array],
-        images: chex.Array,
-    ) -> Passed:
+    def decide(self, params: Params, computed: Computed, images: chex.Array) -> Passed:
         """The images as they were, and which of them are `rejected`."""
         out = rejected(self.computed_scores(computed), params["threshold"])
         return Passed(images, rmse=computed.get("rmse"), rejected=out)
 
     def view(
-        self,
-        params: dict[str, Any],
-        images: chex.Array,
-        key: chex.PRNGKey,
-        *,
-        gradient: str,
+        self, params: Params, images: chex.Array, key: Keys, gradient: str
     ) -> chex.Array:
         """The images: the classifier behind it gets them as they are."""
         del params, key, gradient
@@ -320,7 +297,7 @@ def behind(
     def seen(variables: dict, images: chex.Array, key: Any) -> chex.Array:
         keys = None if key is None else jnp.broadcast_to(key, (len(images),))
         for defence, params in zip(defences, variables["defences"], strict=True):
-            images = defence.view(params, images, keys, gradient=gradient)
+            images = defence.view(params, images, keys, gradient)
         return logits_fn(variables["classifier"], images)
 
     def logits_behind(variables: dict, images: chex.Array) -> chex.Array:

@@ -1,8 +1,6 @@
 """Feature squeezing: fewer colours, then a small median filter."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import chex
 import jax.numpy as jnp
@@ -115,30 +113,24 @@ class Squeeze(base.Defence):
     preset: str = "paper"
 
     @classmethod
-    def build(
-        cls, settings: Mapping[str, Any], model: Any, params: Any, classifier: Any
-    ) -> tuple[base.Defence, dict[str, Any]]:
+    def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
         """As for every defence; takes `squeeze.colours` and `squeeze.preset`."""
-        del model, params, classifier
-        found = cls(settings["squeeze"]["colours"], settings["squeeze"]["preset"])
+        found = cls(
+            given.settings["squeeze"]["colours"], given.settings["squeeze"]["preset"]
+        )
         found.compute({}, np.zeros((1, 2, 2, 1), np.uint8), None)  # raises what it must
         return found, {}
 
     def compute(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey | None
-    ) -> dict[str, chex.Array]:
+        self, params: base.Params, images: chex.Array, key: base.Keys
+    ) -> base.Computed:
         """Squeezed `images`."""
         del params, key
         found = squeeze_features(images, colours=self.colours, preset=self.preset)
         return {"images": found}
 
     def view(
-        self,
-        params: dict[str, Any],
-        images: chex.Array,
-        key: chex.PRNGKey,
-        *,
-        gradient: str,
+        self, params: base.Params, images: chex.Array, key: base.Keys, gradient: str
     ) -> chex.Array:
         """The median filter, whatever the gradient asked for."""
         del params, key, gradient

@@ -11,7 +11,7 @@ Images are levels, as everywhere; errors are of fractions.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -341,15 +341,12 @@ class Reform(base.Smooth):
     magnet: MagNet
 
     @classmethod
-    def build(
-        cls, settings: Mapping[str, Any], model: Any, params: Any, classifier: Any
-    ) -> tuple[base.Defence, dict[str, Any]]:
+    def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
         """As for every defence; has no settings."""
-        del settings, classifier
-        return cls(model), {"params": params}
+        return cls(given.model), {"params": given.params}
 
     def smooth(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
+        self, params: base.Params, images: chex.Array, key: base.Keys
     ) -> chex.Array:
         """What the copy that each image meets makes of it."""
         return reformed(self.magnet, params["params"], images, key)
@@ -377,17 +374,15 @@ class RejectUnstable(base.Detector):
     detectors: tuple[Detector, ...]
 
     @classmethod
-    def build(
-        cls, settings: Mapping[str, Any], model: Any, params: Any, classifier: Any
-    ) -> tuple[base.Defence, dict[str, Any]]:
+    def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
         """As for every defence; detectors are those of the data set."""
-        check_detectors(model, settings["dataset"])
-        asked, variables = classifier
-        found = cls(model, asked, DETECTORS[settings["dataset"]])
-        return found, {"params": params, "classifier": variables}
+        check_detectors(given.model, given.settings["dataset"])
+        asked, variables = given.classifier
+        found = cls(given.model, asked, DETECTORS[given.settings["dataset"]])
+        return found, {"params": given.params, "classifier": variables}
 
     def scores(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
+        self, params: base.Params, images: chex.Array, key: base.Keys
     ) -> chex.Array:
         """Those of `scores`, `[D, B]`."""
         return scores(

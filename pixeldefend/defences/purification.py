@@ -5,7 +5,6 @@ section 4 and Algorithm 1.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -265,17 +264,15 @@ class Purify(base.Defence):
     window: int | None = None
 
     @classmethod
-    def build(
-        cls, settings: Mapping[str, Any], model: Any, params: Any, classifier: Any
-    ) -> tuple[base.Defence, dict[str, Any]]:
+    def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
         """As for every defence; takes `purify.eps`."""
-        del classifier
-        eps = settings["purify"]["eps"]
-        return cls(model, window_for(eps)), {"params": params, "eps": jnp.int32(eps)}
+        eps = given.settings["purify"]["eps"]
+        its = {"params": given.params, "eps": jnp.int32(eps)}
+        return cls(given.model, window_for(eps)), its
 
     def compute(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
-    ) -> dict[str, chex.Array]:
+        self, params: base.Params, images: chex.Array, key: base.Keys
+    ) -> base.Computed:
         """Purified `images`, their `log_probs` and the `given_log_probs`, nats `[B]`.
 
         Images that are not whole are rounded: the density model knows nothing else.
@@ -291,26 +288,18 @@ class Purify(base.Defence):
         }
 
     def decide(
-        self,
-        params: dict[str, Any],
-        computed: dict[str, chex.Array],
-        images: chex.Array,
+        self, params: base.Params, computed: base.Computed, images: chex.Array
     ) -> base.Passed:
         """The purified images with their log-probabilities."""
         del params, images
         return base.Passed(computed["images"], log_prob=computed["log_probs"])
 
-    def facts(self, params: dict[str, Any]) -> dict[str, Any]:
+    def facts(self, params: base.Params) -> dict[str, Any]:
         """`eps_defend`, levels."""
         return {"eps_defend": int(params["eps"])}
 
     def view(
-        self,
-        params: dict[str, Any],
-        images: chex.Array,
-        key: chex.PRNGKey,
-        *,
-        gradient: str,
+        self, params: base.Params, images: chex.Array, key: base.Keys, gradient: str
     ) -> chex.Array:
         """As an attacker sees it; the argmax has no gradient.
 
@@ -338,7 +327,7 @@ class Purify(base.Defence):
         levels = purify(model, its, levels, eps=eps, window=self.window)
         return base.straight_through(images, levels.astype(images.dtype))
 
-    def eps_seen(self, params: dict[str, Any], images: chex.Array) -> chex.Array:
+    def eps_seen(self, params: base.Params, images: chex.Array) -> chex.Array:
         """The eps with which an attacker's floating `images` are purified."""
         del images
         return params["eps"]
@@ -354,12 +343,10 @@ class PurifyAdaptively(Purify):
     name = "purify_adaptive"
 
     @classmethod
-    def build(
-        cls, settings: Mapping[str, Any], model: Any, params: Any, classifier: Any
-    ) -> tuple[base.Defence, dict[str, Any]]:
+    def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
         """As for `Purify`; takes `purify.threshold` too."""
-        defence, its = super().build(settings, model, params, classifier)
-        threshold = jnp.float32(settings["purify"]["threshold"])
+        defence, its = super().build(given)
+        threshold = jnp.float32(given.settings["purify"]["threshold"])
         return defence, its | {"threshold": threshold}
 
     @property
@@ -368,10 +355,7 @@ class PurifyAdaptively(Purify):
         return Purify(self.density_model, self.window)
 
     def decide(
-        self,
-        params: dict[str, Any],
-        computed: dict[str, chex.Array],
-        images: chex.Array,
+        self, params: base.Params, computed: base.Computed, images: chex.Array
     ) -> base.Passed:
         """The likely images as they were, the others purified."""
         given = computed["given_log_probs"]
@@ -383,12 +367,12 @@ class PurifyAdaptively(Purify):
             log_prob=jnp.where(alone, given, computed["log_probs"]),
         )
 
-    def facts(self, params: dict[str, Any]) -> dict[str, Any]:
+    def facts(self, params: base.Params) -> dict[str, Any]:
         """`eps_defend`, levels, and `threshold`, bits/dim."""
         threshold = round(float(params["threshold"]), 6)
         return super().facts(params) | {"threshold": threshold}
 
-    def eps_seen(self, params: dict[str, Any], images: chex.Array) -> chex.Array:
+    def eps_seen(self, params: base.Params, images: chex.Array) -> chex.Array:
         """0 where the rounded image is likely."""
         whole = base.whole(jax.lax.stop_gradient(images))
         bits = likelihood.bits_per_dim(self.density_model, params["params"], whole)

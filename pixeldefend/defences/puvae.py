@@ -7,8 +7,6 @@ those of `models.puvae`.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import chex
 import jax
@@ -228,33 +226,32 @@ class Reconstruct(base.Smooth):
     noise: float = NOISE
 
     @classmethod
-    def build(
-        cls, settings: Mapping[str, Any], model: Any, params: Any, classifier: Any
-    ) -> tuple[base.Defence, dict[str, Any]]:
+    def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
         """As for every defence; takes `puvae.samples` and `puvae.noise`."""
-        del classifier
-        samples, noise = (settings["puvae"][name] for name in ("samples", "noise"))
+        samples, noise = (
+            given.settings["puvae"][name] for name in ("samples", "noise")
+        )
         if samples < 1:
             raise ValueError(f"puvae.samples must be at least 1: {samples}")
         if not 0 <= noise < float("inf"):
             raise ValueError(f"puvae.noise must be finite and not negative: {noise}")
-        return cls(model, samples, noise), {"params": params}
+        return cls(given.model, samples, noise), {"params": given.params}
 
     def _reconstruct(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
+        self, params: base.Params, images: chex.Array, key: base.Keys
     ) -> Reconstruction:
         options = {"samples": self.samples, "noise": self.noise}
         return reconstruct(self.puvae, params["params"], images, key, **options)
 
     def smooth(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
+        self, params: base.Params, images: chex.Array, key: base.Keys
     ) -> chex.Array:
         """The nearest reconstruction."""
         return self._reconstruct(params, images, key).images
 
     def compute(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
-    ) -> dict[str, chex.Array]:
+        self, params: base.Params, images: chex.Array, key: base.Keys
+    ) -> base.Computed:
         """Purified `images` and the `rmse` to those given, `[B]` levels."""
         found = self._reconstruct(params, images, key)
         return {"images": base.whole(found.images), "rmse": found.rmse}
@@ -275,17 +272,17 @@ class RejectDistant(base.Detector, Reconstruct):
         return Reconstruct(self.puvae, self.samples, self.noise)
 
     def scores(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
+        self, params: base.Params, images: chex.Array, key: base.Keys
     ) -> chex.Array:
         """The root of the mean squared distance, `[1, B]` levels."""
         return self._reconstruct(params, images, key).rmse[None]
 
     def compute(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
-    ) -> dict[str, chex.Array]:
+        self, params: base.Params, images: chex.Array, key: base.Keys
+    ) -> base.Computed:
         """As `Reconstruct`."""
         return self.computed_by.compute(params, images, key)
 
-    def computed_scores(self, computed: dict[str, chex.Array]) -> chex.Array:
+    def computed_scores(self, computed: base.Computed) -> chex.Array:
         """The scores `[1, B]` in what was computed."""
         return computed["rmse"][None]

@@ -7,8 +7,6 @@ beside the classifier's 0 to K - 1 (Meng and Chen, MagNet, 2017; Wester and This
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import chex
 import jax.numpy as jnp
@@ -90,9 +88,7 @@ def correct(
     return right | (found == label) if attacked else right
 
 
-def shares(
-    found: chex.Array, labels: chex.Array, *, label: int
-) -> dict[str, chex.Array]:
+def shares(found: chex.Array, labels: chex.Array, *, label: int) -> base.Computed:
     """Fractions of images that are classified `right`, `wrong` and not: `rejected`.
 
     Arguments as for `correct`. To reject is not to classify, so that these, and not the
@@ -123,22 +119,19 @@ class RejectUnlikely(base.Detector):
     density_model: pixelcnn.PixelCNN
 
     @classmethod
-    def build(
-        cls, settings: Mapping[str, Any], model: Any, params: Any, classifier: Any
-    ) -> tuple[base.Defence, dict[str, Any]]:
+    def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
         """As for every defence; has no settings."""
-        del settings, classifier
-        return cls(model), {"params": params}
+        return cls(given.model), {"params": given.params}
 
     def scores(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
+        self, params: base.Params, images: chex.Array, key: base.Keys
     ) -> chex.Array:
         """Minus the log-probabilities, `[1, B]` nats."""
         del key
         return -likelihood.log_prob(self.density_model, params["params"], images)[None]
 
     def compute(
-        self, params: dict[str, Any], images: chex.Array, key: chex.PRNGKey
-    ) -> dict[str, chex.Array]:
+        self, params: base.Params, images: chex.Array, key: base.Keys
+    ) -> base.Computed:
         """The `scores` `[B, 1]` of the images, rounded to whole levels."""
         return super().compute(params, base.whole(images), key)

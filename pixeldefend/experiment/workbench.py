@@ -54,7 +54,7 @@ class Tools:
         kind = DEFENCES[name]
         model, params, _ = self.models.get(kind.model, Loaded(None, None, {}))
         asked = self.classifiers[classifier][:2] if kind.asks_classifier else None
-        defence, its = kind.build(self.settings, model, params, asked)
+        defence, its = kind.build(base.Given(self.settings, model, params, asked))
         if name in self.thresholds:
             its = its | {"threshold": jnp.asarray(self.thresholds[name])}
         return defence, its
