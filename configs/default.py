@@ -26,7 +26,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.calibrate = _calibrate()
     config.evaluate = _evaluate()
     config.sweep = _sweep()
-    config.choose_threshold = _choose_threshold()
     config.detect = _detect()
     config.compare_purifiers = _compare_purifiers()
     config.gradients = _gradients()
@@ -244,15 +243,16 @@ def _reject() -> ml_collections.ConfigDict:
 
 
 def _calibrate() -> ml_collections.ConfigDict:
-    """Scores of clean images by detectors, from which thresholds come."""
+    """The thresholds of defences that have one, on validation images."""
     calibrate = ml_collections.ConfigDict()
-    # Of reject_p_value, reject_rmse, reject_magnet.
-    calibrate.detectors = ("reject_p_value", "reject_rmse", "reject_magnet")
+    # reject_p_value, reject_rmse, reject_magnet, by the scores of clean images; or
+    # purify_adaptive alone, under the attacks of `evaluate` on the classifier.
+    calibrate.defences = ("reject_p_value", "reject_rmse", "reject_magnet")
     calibrate.input = "validation"  # as for evaluate
     calibrate.test = "test"  # images on which the rates are checked, likewise
     calibrate.images = 0  # at most, the first, of both; 0: all
     calibrate.rates = (0.001, 0.01, 0.03)  # of false positives, to be checked
-    calibrate.keep = False  # keep the scores beside the weights
+    calibrate.keep = False  # keep what was found beside the weights
     return calibrate
 
 
@@ -335,16 +335,6 @@ def thesis(config: ml_collections.ConfigDict, classifier: str) -> None:
         f"{classifier} + reject_p_value + puvae",
     )
     config.sweep.evading_rows = config.sweep.rows[2::2]
-
-
-def _choose_threshold() -> ml_collections.ConfigDict:
-    """The threshold of purify_adaptive, under the attacks of `evaluate`."""
-    choose_threshold = ml_collections.ConfigDict()
-    choose_threshold.classifier = "cifar10/resnet-adversarial_fgsm8"
-    choose_threshold.input = "validation"  # as for evaluate
-    choose_threshold.images = 500  # at most, the first; 0: all
-    choose_threshold.keep = False  # write it on the card of pixelcnn.weights
-    return choose_threshold
 
 
 def _detect() -> ml_collections.ConfigDict:
@@ -481,10 +471,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     calibrate = config.calibrate
     calibrate.input = calibrate.test = "sample"
     calibrate.images, calibrate.rates = 16, (0.25,)
-    calibrate.detectors = ("reject_rmse", "reject_magnet")
-    config.choose_threshold.classifier = network
-    config.choose_threshold.input = "sample"
-    config.choose_threshold.images = 4
+    calibrate.defences = ("reject_rmse", "reject_magnet")
     config.detect.classifier = network
     config.detect.calibration_images, config.detect.examples = 8, 2
     config.detect.evading_images = 2

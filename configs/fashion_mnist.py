@@ -64,7 +64,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         f"{fgsm} + purify",
         f"{fgsm} + purify_adaptive",
     )
-    config.choose_threshold.classifier = fgsm
     config.detect.classifier = "fashion_mnist/resnet"
     if variant == "paper":
         config.pixelcnn.model.features = 40

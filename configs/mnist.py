@@ -41,7 +41,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.squeeze.colours = 8
     config.evaluate.eps_attack = (8.0, 25.0)
     config.evaluate.rows = ("mnist/cnn_a", "mnist/cnn_a + squeeze")
-    config.choose_threshold.classifier = "mnist/cnn_a"
     config.detect.classifier = "mnist/cnn_a"
     default.small(config)
     return default.chosen(config, variant)

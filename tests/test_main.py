@@ -337,6 +337,7 @@ def _mistakes(folder):
     """(mode, options, part of the message) for each way to get it wrong."""
     classifier, kind = "--config.classifier.", "--config.train.model=classifier"
     pixelcnn = f"{classifier}weights=fashion_mnist/pixelcnn"
+    alone = ["--config.calibrate.defences=('purify_adaptive',)"]
     write = lambda name, **arrays: np.savez(folder / name, **arrays)  # noqa: E731
     write("floats.npz", images=np.zeros((2, 28, 28, 1), np.float32))
     write("size.npz", images=np.zeros((2, 32, 32, 1), np.uint8))
@@ -452,8 +453,12 @@ def _mistakes(folder):
             [adaptive, "--config.evaluate.input=test"],
             "needs --config.data_dir",
         ),
-        ("choose_threshold", ["--config.evaluate.attacks=()"], "attacks is empty"),
-        ("choose_threshold", [], "needs --config.data_dir"),
+        ("calibrate", [*alone, "--config.evaluate.attacks=()"], "attacks is empty"),
+        (
+            "calibrate",
+            [*alone, "--config.calibrate.input=test"],
+            "needs --config.data",
+        ),
         ("purify", [f"--config.pixelcnn.weights={folder}/misfit"], "weights"),
         ("purify", [f"--workdir={folder}/size.npz"], "is a file"),
         ("score", ["--config.score.batch=-1"], "score.batch"),

@@ -274,7 +274,7 @@ def test_images_are_kept_for_figures(swept):
         ("sweep", ["--config.puvae.samples=0"], "samples must be at least 1"),
         ("sweep", ["--config.reject.false_positive_rate=2.0"], "from 0 to 1: 2.0"),
         ("sweep", ["--config.sweep.evading_slope=x"], "evading_slope must be one of"),
-        ("calibrate", ["--config.calibrate.detectors=('x',)"], "unknown detector 'x'"),
+        ("calibrate", ["--config.calibrate.defences=('x',)"], "unknown detector 'x'"),
         ("calibrate", ["--config.calibrate.rates=(0.0,)"], "between 0 and 1"),
         (
             "train",

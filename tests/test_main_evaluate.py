@@ -1,4 +1,4 @@
-"""The modes `evaluate` and `choose_threshold`, as a user runs them."""
+"""The modes `evaluate` and `calibrate` of purify_adaptive, as a user runs them."""
 
 import json
 import shutil
@@ -276,14 +276,16 @@ def test_files_of_other_images_or_weights_are_made_anew(models, tmp_path):
     assert not np.array_equal(other.attacked(made)["images"], first)
 
 
-def test_choose_threshold_smoke(models, tmp_path):
+def test_the_threshold_of_the_adaptive_defence(models, tmp_path):
     options = [
-        f"--config.choose_threshold.classifier={models['one']}{{eps}}",
+        "--config.calibrate.defences=('purify_adaptive',)",
+        "--config.calibrate.images=4",
+        f"--config.classifier.weights={models['one']}{{eps}}",
         f"--config.pixelcnn.weights={models['density']}",
-        "--config.choose_threshold.keep=True",
+        "--config.calibrate.keep=True",
         f"--workdir={tmp_path}/run",
     ]
-    result = _run(f"{FASHION}:smoke", "choose_threshold", *options)
+    result = _run(f"{FASHION}:smoke", "calibrate", *options)
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "run/threshold.json").read_text())
     curve = found["curve"]

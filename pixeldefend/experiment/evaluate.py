@@ -291,7 +291,7 @@ def threshold_lines(curve: dict, chosen: float) -> tuple[list[str], list[list[st
     """Header and lines of a table: every tenth threshold, and the chosen one.
 
     Args:
-      curve: as `--mode=choose_threshold` keeps it: `threshold [T]`, and by eps the
+      curve: as `--mode=calibrate` keeps it: `threshold [T]`, and by eps the
         accuracies `clean` and `strongest`, `[T]` each.
       chosen: one of the thresholds.
     """

@@ -24,7 +24,6 @@ from pixeldefend.experiment.modes.evaluating import evaluate
 from pixeldefend.experiment.modes.main_job import purify
 from pixeldefend.experiment.modes.releasing import release
 from pixeldefend.experiment.modes.sweeping import sweep
-from pixeldefend.experiment.modes.thresholds import choose_threshold
 from pixeldefend.experiment.modes.training import train
 from pixeldefend.experiment.workdir import UserError, Workdir, config_hash, user_errors
 
@@ -89,14 +88,10 @@ MODES = {
             *("evading_images", "evading_rows", "evading_eps", "evading_slope"),
         ),
     ),
-    "choose_threshold": Mode(
-        choose_threshold,
-        reads=_PURIFIER | {"evaluate": ("attacks", "eps_attack", "batch")},
-    ),
     "calibrate": Mode(
         calibrate,
         weights=("classifier", *_DEFENCES),
-        reads=_LATENT | {"evaluate": ("batch",)},
+        reads=_LATENT | _PURIFIER | {"evaluate": ("attacks", "eps_attack", "batch")},
     ),
     "detect": Mode(
         detect,
@@ -130,14 +125,19 @@ MODES = {
 }
 # What used to be modes, and what to say instead. Those that reproduce the papers'
 # figures have a program of their own; training and releasing take any kind of model.
-MOVED = {
-    name: f"python -m reproduction --mode={name}"
-    for name in ("figures", "compare_purifiers", "gradients")
-} | {
-    f"{mode}_{kind}": f"--mode={mode} --config.{mode}.model={kind}"
-    for mode in ("train", "release")
-    for kind in zoo.KINDS
-}
+_ADAPTIVE = "--mode=calibrate --config.calibrate.defences=\"('purify_adaptive',)\""
+MOVED = (
+    {"choose_threshold": _ADAPTIVE}
+    | {
+        name: f"python -m reproduction --mode={name}"
+        for name in ("figures", "compare_purifiers", "gradients")
+    }
+    | {
+        f"{mode}_{kind}": f"--mode={mode} --config.{mode}.model={kind}"
+        for mode in ("train", "release")
+        for kind in zoo.KINDS
+    }
+)
 
 
 def start(

@@ -1,4 +1,4 @@
-"""The mode `calibrate`: how suspicious clean images are to detectors."""
+"""The mode `calibrate`: the thresholds of defences that have one."""
 
 import dataclasses
 import os
@@ -9,28 +9,31 @@ import numpy as np
 
 from pixeldefend.defences import DEFENCES, reject
 from pixeldefend.experiment import data, grid, parallel, report, zoo
-from pixeldefend.experiment.modes import evaluating, inputs
+from pixeldefend.experiment.modes import evaluating, inputs, thresholds
 from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.workbench import Tools, Workbench
 from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
 
 
 def calibrate(config: inputs.Config, workdir: Workdir) -> None:
-    """Scores clean images with detectors, for thresholds; checks them on others."""
+    """Finds thresholds of detectors, or of purify_adaptive, on validation images."""
     settings = config.calibrate
+    if "purify_adaptive" in settings.defences:
+        thresholds.choose(config, workdir)
+        return
     with user_errors():
         _check(settings)
         tools, given = _prepared(config)
         folders = {
             name: zoo.find_released(_weights(config, name))
-            for name in settings.detectors
+            for name in settings.defences
         }
         for place in folders.values():
             if settings.keep and not os.access(place / "card.json", os.W_OK):
                 raise ValueError(f"{place} cannot be written; leave keep out")
     folder = workdir.open()
     rows = []
-    for name in settings.detectors:
+    for name in settings.defences:
         found = {
             part: _scores(folder / part, images, tools, name, config)
             for part, images in given.items()
@@ -77,9 +80,9 @@ def _weights(config: inputs.Config, detector: str) -> str:
 
 def _check(settings: inputs.Config) -> None:
     """Raises ValueError for what the section cannot mean."""
-    if not settings.detectors:
-        raise ValueError("calibrate.detectors is empty: nothing to calibrate")
-    for name in settings.detectors:
+    if not settings.defences:
+        raise ValueError("calibrate.defences is empty: nothing to calibrate")
+    for name in settings.defences:
         known = [one for one, kind in DEFENCES.items() if kind.detects]
         if name not in known:
             raise ValueError(f"unknown detector {name!r}: one of {', '.join(known)}")
@@ -93,7 +96,7 @@ def _check(settings: inputs.Config) -> None:
 def _prepared(config: inputs.Config) -> tuple[Tools, dict[str, data.Input]]:
     """Models, and the images to score: for thresholds, and to check them on."""
     settings = config.calibrate
-    row = grid.Pipeline(config.classifier.weights, tuple(settings.detectors))
+    row = grid.Pipeline(config.classifier.weights, tuple(settings.defences))
     tools = evaluating.tools_for(config, [row])
     _, _, card = tools.classifiers[config.classifier.weights]
     given = {

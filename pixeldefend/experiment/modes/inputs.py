@@ -240,7 +240,7 @@ def threshold(given: float, weights: str, card: dict) -> float:
             return float(card["adaptive"]["threshold"])
         raise ValueError(
             f"the card of {weights} has no threshold: choose one with "
-            "--mode=choose_threshold, or give a threshold in bits/dim"
+            "--mode=calibrate, or give a threshold in bits/dim"
         )
     if not 0 <= given < float("inf"):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The mode `choose_threshold`: from which bits/dim on an image is to be purified."""
+"""The mode `calibrate` of purify_adaptive: from which bits/dim on to purify."""
 
 import os
 
@@ -13,16 +13,16 @@ from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
 _STEP = 0.05  # bits/dim between the thresholds that are tried
 
 
-def choose_threshold(config: inputs.Config, workdir: Workdir) -> None:
+def choose(config: inputs.Config, workdir: Workdir) -> None:
     """Chooses the threshold of purify_adaptive on validation images."""
-    settings = config.choose_threshold
+    settings, classifier = config.calibrate, config.classifier.weights
     with user_errors():
-        if " + " in settings.classifier:
-            raise ValueError(
-                f"choose_threshold.classifier takes no defences: {settings.classifier}"
-            )
+        if len(settings.defences) > 1:
+            raise ValueError("calibrate.defences: purify_adaptive must stand alone")
+        if " + " in classifier:
+            raise ValueError(f"classifier.weights takes no defences: {classifier}")
         layout = grid.read(
-            (settings.classifier, f"{settings.classifier} + purify"),
+            (classifier, f"{classifier} + purify"),
             config.evaluate.attacks,
             config.evaluate.eps_attack,
         )
@@ -46,7 +46,7 @@ def choose_threshold(config: inputs.Config, workdir: Workdir) -> None:
     found = {
         "threshold": chosen,
         "rule": "the highest up to which no strongest-attack accuracy falls",
-        "classifier": settings.classifier,
+        "classifier": classifier,
         "attacks": list(config.evaluate.attacks),
         "eps_defend": config.purify.eps,
         "input": given.source,
@@ -65,7 +65,7 @@ def choose_threshold(config: inputs.Config, workdir: Workdir) -> None:
         print("no accuracy fell at any threshold: this one purifies nothing")
     print(
         f"threshold {chosen:.2f} bits/dim, chosen on {found['n']} images "
-        f"({given.source}) in front of {settings.classifier} (grey-box attacks)"
+        f"({given.source}) in front of {classifier} (grey-box attacks)"
     )
     print(f"results in {epath.Path(folder) / 'threshold.json'}")
 
