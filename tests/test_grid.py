@@ -87,23 +87,23 @@ def test_attacks_see_the_classifier_and_the_median_and_nothing_else():
         grid.pipeline(text, 8.0) for text in ("a", "a + squeeze", "a + purify")
     )
     bim, cw, rand = map(grid.column, ("bim", "cw", "rand"))
-    assert grid.made_for(bare, bim, 8.0).seen == "classifier"
-    assert grid.made_for(squeezed, bim, 8.0).seen == "median+classifier"
-    assert grid.made_for(squeezed, cw, 8.0).seen == "classifier"
+    assert grid.adversary_for(bare, bim, 8.0).seen == "classifier"
+    assert grid.adversary_for(squeezed, bim, 8.0).seen == "median+classifier"
+    assert grid.adversary_for(squeezed, cw, 8.0).seen == "classifier"
     # So images are shared wherever the attacker sees the same.
-    assert grid.made_for(purified, bim, 8.0) == grid.made_for(bare, bim, 8.0)
-    assert grid.made_for(squeezed, cw, 8.0) == grid.made_for(bare, cw, 8.0)
+    assert grid.adversary_for(purified, bim, 8.0) == grid.adversary_for(bare, bim, 8.0)
+    assert grid.adversary_for(squeezed, cw, 8.0) == grid.adversary_for(bare, cw, 8.0)
     other = grid.pipeline("b", 8.0)
-    assert grid.made_for(bare, rand, 8.0) == grid.made_for(other, rand, 8.0)
-    transferred = grid.made_for(squeezed, bim, 8.0, "b")
-    assert transferred == grid.made_for(other, bim, 8.0)
+    assert grid.adversary_for(bare, rand, 8.0) == grid.adversary_for(other, rand, 8.0)
+    transferred = grid.adversary_for(squeezed, bim, 8.0, "b")
+    assert transferred == grid.adversary_for(other, bim, 8.0)
     threats = [
-        grid.threat(bare, grid.made_for(bare, bim, 8.0)),
-        grid.threat(squeezed, grid.made_for(squeezed, bim, 8.0)),
-        grid.threat(purified, grid.made_for(purified, bim, 8.0)),
+        grid.threat(bare, grid.adversary_for(bare, bim, 8.0)),
+        grid.threat(squeezed, grid.adversary_for(squeezed, bim, 8.0)),
+        grid.threat(purified, grid.adversary_for(purified, bim, 8.0)),
         grid.threat(purified, transferred),
-        grid.threat(bare, grid.made_for(bare, rand, 8.0)),
-        grid.threat(bare, grid.Made(grid.CLEAN)),
+        grid.threat(bare, grid.adversary_for(bare, rand, 8.0)),
+        grid.threat(bare, grid.Adversary(grid.CLEAN)),
     ]
     assert threats == ["white-box", "grey-box", "grey-box", "transfer", None, None]
 
@@ -111,14 +111,14 @@ def test_attacks_see_the_classifier_and_the_median_and_nothing_else():
 def test_slopes_are_told_apart():
     row = grid.pipeline("a/b + purify", 8)
     one, other = (
-        grid.made_for(row, grid.column(f"bim through={slope}"), 8)
+        grid.adversary_for(row, grid.column(f"bim through={slope}"), 8)
         for slope in ("bpda", "expectation")
     )
     assert one != other and str(one) != str(other)
     assert grid.threat(row, one) == grid.threat(row, other) == "white-box"
     bare = grid.pipeline("a/b", 8)
     alike = {
-        grid.made_for(bare, grid.column(f"bim through={slope}"), 8)
+        grid.adversary_for(bare, grid.column(f"bim through={slope}"), 8)
         for slope in ("bpda", "expectation")
     }
     assert len(alike) == 1  # in front of no purifier there is nothing to look through
@@ -131,14 +131,16 @@ def test_only_who_is_told_to_looks_through_purifiers():
     adaptive = grid.pipeline("a + purify_adaptive", 8.0)
     # Where nothing purifies it is the attack itself.
     plain = grid.column("bim")
-    assert grid.made_for(bare, through, 8.0) == grid.made_for(bare, plain, 8.0)
-    made = grid.made_for(both, through, 8.0)
-    assert made.seen == "purify+median+classifier"
-    assert grid.threat(both, made) == "grey-box"  # the colours are not seen
-    made = grid.made_for(adaptive, through, 8.0)
-    assert made.seen == "purify_adaptive+classifier"
-    assert grid.threat(adaptive, made) == "white-box"
-    moved = grid.made_for(adaptive, through, 8.0, "b")
+    assert grid.adversary_for(bare, through, 8.0) == grid.adversary_for(
+        bare, plain, 8.0
+    )
+    adversary = grid.adversary_for(both, through, 8.0)
+    assert adversary.seen == "purify+median+classifier"
+    assert grid.threat(both, adversary) == "grey-box"  # the colours are not seen
+    adversary = grid.adversary_for(adaptive, through, 8.0)
+    assert adversary.seen == "purify_adaptive+classifier"
+    assert grid.threat(adaptive, adversary) == "white-box"
+    moved = grid.adversary_for(adaptive, through, 8.0, "b")
     assert moved.through == () and grid.threat(adaptive, moved) == "transfer"
 
 
@@ -151,8 +153,8 @@ def test_columns_that_come_to_the_same_share_the_larger_set():
     one, other, *_ = found.attacks_on(purified, 8.0)
     assert (one.images, other.images) == (5, 9)
     keys = [
-        (row, made.attack, made.eps, made.source, made.through)
-        for row, made in found.cells()
+        (row, adversary.attack, adversary.eps, adversary.source, adversary.through)
+        for row, adversary in found.cells()
     ]
     assert len(set(keys)) == len(keys)
 
@@ -164,16 +166,18 @@ def test_an_infinite_ball_is_told_where_it_is_not_the_usual_one():
 
 def test_sources_take_the_network_of_the_eps_too():
     found = grid.read(("a",), ("bim",), (8, 25), ("f{eps}",))
-    moved = {made.source for _, made in found.cells() if made.source != "a"}
+    moved = {
+        adversary.source for _, adversary in found.cells() if adversary.source != "a"
+    }
     assert moved == {None, "f8", "f25"}
 
 
 def test_every_attack_that_looks_is_made_on_the_rows_classifier():
     row = grid.pipeline("a", 8.0)
     for name, known in attacks.ATTACKS.items():
-        made = grid.made_for(row, grid.column(name), 8.0)
-        assert (made.source == "a") is known.looks
-        assert (made.eps == 8.0) is (known.norm == "linf")
+        adversary = grid.adversary_for(row, grid.column(name), 8.0)
+        assert (adversary.source == "a") is known.looks
+        assert (adversary.eps == 8.0) is (known.norm == "linf")
 
 
 def test_a_grid_has_each_cell_once_and_all_of_them():
@@ -181,7 +185,10 @@ def test_a_grid_has_each_cell_once_and_all_of_them():
     found = grid.read(rows, ("rand", "bim"), (8, 25), ("b",))
     cells = list(found.cells())
     assert len(set(cells)) == len(cells)
-    pairs = {(str(row), made.attack, made.eps, made.source) for row, made in cells}
+    pairs = {
+        (str(row), adversary.attack, adversary.eps, adversary.source)
+        for row, adversary in cells
+    }
     for text, eps in itertools.product(rows, (8.0, 25.0)):
         name = text.replace("{eps}", f"{eps:g}")
         weights = name.split(" + ")[0]
@@ -229,9 +236,9 @@ def test_levels_may_be_left_as_they_are_found():
     found = grid.column("pgd preset=thesis levels=fractional through=bpda eps=9")
     assert str(found) == "pgd thesis 9 (bpda) fractional"
     row = grid.pipeline("a + puvae", 8.0)
-    made = grid.made_for(row, found, 8.0)
-    assert made.fractional and "fractional" in str(made)
-    assert not grid.made_for(row, whole, 8.0).fractional
+    adversary = grid.adversary_for(row, found, 8.0)
+    assert adversary.fractional and "fractional" in str(adversary)
+    assert not grid.adversary_for(row, whole, 8.0).fractional
     # They are no images of each other's.
     both = grid.read(("a",), ("bim images=5", "bim levels=fractional images=9"), (8,))
     one, other = both.attacks_on(grid.pipeline("a", 8.0), 8.0)
@@ -257,15 +264,15 @@ def test_levels_that_are_none(text, message):
 @pytest.mark.parametrize("name", ["puvae", "magnet"])
 def test_autoencoders_are_seen_by_who_is_told_to(name):
     row, bare = grid.pipeline(f"a + {name}", 8.0), grid.pipeline("a", 8.0)
-    blind = grid.made_for(row, grid.column("bim"), 8.0)
-    assert blind == grid.made_for(bare, grid.column("bim"), 8.0)
+    blind = grid.adversary_for(row, grid.column("bim"), 8.0)
+    assert blind == grid.adversary_for(bare, grid.column("bim"), 8.0)
     assert grid.threat(row, blind) == "grey-box" and blind.gradient == ""
     for slope in base.GRADIENTS:
-        made = grid.made_for(row, grid.column(f"bim through={slope}"), 8.0)
-        assert (made.through, made.gradient) == ((name,), slope)
-        assert made.seen == f"{name}+classifier"
-        assert grid.threat(row, made) == "white-box"
-        moved = grid.made_for(row, grid.column(f"bim through={slope}"), 8.0, "b")
+        adversary = grid.adversary_for(row, grid.column(f"bim through={slope}"), 8.0)
+        assert (adversary.through, adversary.gradient) == ((name,), slope)
+        assert adversary.seen == f"{name}+classifier"
+        assert grid.threat(row, adversary) == "white-box"
+        moved = grid.adversary_for(row, grid.column(f"bim through={slope}"), 8.0, "b")
         assert (moved.through, moved.gradient) == ((), "")
         assert grid.threat(row, moved) == "transfer"
 
@@ -274,37 +281,39 @@ def test_purifiers_are_seen_in_the_order_in_which_an_image_passes_them():
     through = grid.column("bim through=bpda")
     for first, second in itertools.permutations(("purify", "puvae", "magnet"), 2):
         row = grid.pipeline(f"a + {first} + {second}", 8.0)
-        made = grid.made_for(row, through, 8.0)
-        assert made.through == (first, second)
-        assert str(made).endswith(f"on a behind {second} behind {first} (bpda)")
-        assert grid.threat(row, made) == "white-box"
+        adversary = grid.adversary_for(row, through, 8.0)
+        assert adversary.through == (first, second)
+        assert str(adversary).endswith(f"on a behind {second} behind {first} (bpda)")
+        assert grid.threat(row, adversary) == "white-box"
     squeezed = grid.pipeline("a + magnet + squeeze", 8.0)
-    made = grid.made_for(squeezed, through, 8.0)
-    assert made.through == ("magnet", "median")
-    assert grid.threat(squeezed, made) == "grey-box"
+    adversary = grid.adversary_for(squeezed, through, 8.0)
+    assert adversary.through == ("magnet", "median")
+    assert grid.threat(squeezed, adversary) == "grey-box"
 
 
 @pytest.mark.parametrize("detector", [n for n, d in DEFENCES.items() if d.detects])
 def test_who_does_not_see_a_detector_knows_less_than_all(detector):
     row = grid.pipeline(f"a + {detector} + puvae", 8.0)
     blind, through = (
-        grid.made_for(row, grid.column(text), 8.0)
+        grid.adversary_for(row, grid.column(text), 8.0)
         for text in ("bim", "bim through=bpda")
     )
     assert blind.through == () and through.through == ("puvae",)
     alone = grid.pipeline(f"a + {detector}", 8.0)
-    unaware = grid.made_for(alone, grid.column("bim through=bpda"), 8.0)
+    unaware = grid.adversary_for(alone, grid.column("bim through=bpda"), 8.0)
     assert unaware.through == () and unaware.gradient == ""
-    for defended, made in ((row, blind), (row, through), (alone, unaware)):
-        assert grid.threat(defended, made) == "grey-box"
+    for defended, adversary in ((row, blind), (row, through), (alone, unaware)):
+        assert grid.threat(defended, adversary) == "grey-box"
     for defended in (row, alone):
-        knowing = grid.Made(
+        knowing = grid.Adversary(
             grid.EVADE, None, 8.0, source="a", through=defended.defences
         )
         assert grid.threat(defended, knowing) == "white-box"
         assert knowing.seen == "+".join((*defended.defences, "classifier"))
-        other = grid.Made(grid.EVADE, None, 8.0, source="b", through=defended.defences)
+        other = grid.Adversary(
+            grid.EVADE, None, 8.0, source="b", through=defended.defences
+        )
         assert grid.threat(defended, other) == "transfer"
     # In another order it is another defence.
-    turned = grid.Made(grid.EVADE, None, 8.0, "a", row.defences[::-1])
+    turned = grid.Adversary(grid.EVADE, None, 8.0, "a", row.defences[::-1])
     assert grid.threat(row, turned) == "grey-box"

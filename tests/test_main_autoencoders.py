@@ -155,7 +155,7 @@ def test_detectors_in_a_row_reject_what_any_of_them_does(released, tmp_path):
     tools = Tools(classifiers, models, settings, 0, 16, thresholds)
     given = data.read_input("mnist", "sample", 16, (28, 28, 1), None)
     bench = Workbench(tmp_path, given, tools)
-    clean = grid.Made(grid.CLEAN)
+    clean = grid.Adversary(grid.CLEAN)
     one, other = (bench.shown(clean, (name,), named).passed.rejected for name in of)
     assert one.any() and other.any() and not np.array_equal(one, other)
     both = bench.shown(clean, (*of, "puvae"), named).passed

@@ -237,8 +237,10 @@ def _workbench(folder, models, name="two", step=1):
 def test_what_an_interrupted_run_made_is_not_made_again(models, tmp_path, monkeypatch):
     """Six batches; the third is lost while it is written, the fourth is begun."""
     bench = _workbench(tmp_path / "a", models)
-    made = grid.made_for(grid.Pipeline(models["two"]), grid.column("fgsm"), 8.0)
-    expected = bench.attacked(made)["images"]
+    adversary = grid.adversary_for(
+        grid.Pipeline(models["two"]), grid.column("fgsm"), 8.0
+    )
+    expected = bench.attacked(adversary)["images"]
     taken, begun = [], []
     add, given_rows = store.Unfinished.add, parallel.BatchMap._given
 
@@ -255,8 +257,8 @@ def test_what_an_interrupted_run_made_is_not_made_again(models, tmp_path, monkey
     monkeypatch.setattr(store.Unfinished, "add", dies)
     monkeypatch.setattr(parallel.BatchMap, "_given", counted)
     with pytest.raises(KeyboardInterrupt):
-        _workbench(tmp_path / "b", models).attacked(made)
-    found = _workbench(tmp_path / "b", models).attacked(made)["images"]
+        _workbench(tmp_path / "b", models).attacked(adversary)
+    found = _workbench(tmp_path / "b", models).attacked(adversary)["images"]
     np.testing.assert_array_equal(found, expected)
     assert len(taken) == 6 + 1
     # The first of each run's is to compile.
@@ -264,16 +266,18 @@ def test_what_an_interrupted_run_made_is_not_made_again(models, tmp_path, monkey
 
 
 def test_files_of_other_images_or_weights_are_made_anew(models, tmp_path):
-    made = grid.made_for(grid.Pipeline(models["two"]), grid.column("fgsm"), 8.0)
+    adversary = grid.adversary_for(
+        grid.Pipeline(models["two"]), grid.column("fgsm"), 8.0
+    )
     bench = _workbench(tmp_path, models)
-    first = bench.attacked(made)["images"]
+    first = bench.attacked(adversary)["images"]
     turned = _workbench(tmp_path, models, step=-1)
-    assert not np.array_equal(turned.attacked(made)["images"], first)
+    assert not np.array_equal(turned.attacked(adversary)["images"], first)
     (path,) = (tmp_path / "adversarial").glob("*.npz")
     path.write_bytes(b"damaged")
-    np.testing.assert_array_equal(bench.attacked(made)["images"], first)
+    np.testing.assert_array_equal(bench.attacked(adversary)["images"], first)
     other = _workbench(tmp_path, models, "one8")  # under the same name
-    assert not np.array_equal(other.attacked(made)["images"], first)
+    assert not np.array_equal(other.attacked(adversary)["images"], first)
 
 
 def test_the_threshold_of_the_adaptive_defence(models, tmp_path):

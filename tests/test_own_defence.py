@@ -14,7 +14,7 @@ from test_main_evaluate import models  # noqa: F401
 
 from pixeldefend import attacks, defences
 from pixeldefend.defences import base
-from pixeldefend.experiment import data, zoo
+from pixeldefend.experiment import data, grid, zoo
 from pixeldefend.models import classifiers
 
 pytestmark = pytest.mark.slow
@@ -124,6 +124,16 @@ def test_a_defence_without_a_gradient_of_its_own_says_so():
     seen = base.behind((Flat(),), lambda _, x: x, gradient="expectation")
     with pytest.raises(ValueError, match="flat has no gradient of its own, only bpda"):
         seen(given, images)
+
+
+def test_a_gradient_that_a_defence_has_not_is_refused_before_anything_runs(monkeypatch):
+    class Flat(base.Defence):
+        name = "flat"
+
+    monkeypatch.setitem(defences.DEFENCES, "flat", Flat)
+    assert grid.read(("a + flat",), ("bim through=bpda",), (8,))
+    with pytest.raises(ValueError, match="flat has no gradient but bpda"):
+        grid.read(("a + flat + purify",), ("bim through=expectation",), (8,))
 
 
 def test_a_random_defence_needs_a_key():

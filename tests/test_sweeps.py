@@ -15,23 +15,23 @@ PGD, SEEING = (
 def _row(defences, text, eps, accuracy, **more):
     """As `--mode=sweep` writes it, of what `sweeps` reads."""
     row = grid.pipeline(f"mnist/a{defences}", eps)
-    made = grid.Made(grid.CLEAN)
+    adversary = grid.Adversary(grid.CLEAN)
     if text != grid.CLEAN:
-        made = grid.made_for(row, grid.column(text), eps)
+        adversary = grid.adversary_for(row, grid.column(text), eps)
     found = {
         "dataset": "mnist",
         "classifier": row.classifier,
         "defence": row.defence,
-        "attack": made.attack,
-        "preset": made.preset,
-        "eps_attack": made.eps,
-        "slope": made.gradient or None,
+        "attack": adversary.attack,
+        "preset": adversary.preset,
+        "eps_attack": adversary.eps,
+        "slope": adversary.gradient or None,
         "accuracy": accuracy,
         "low": round(accuracy - 0.02, 4),
         "high": round(accuracy + 0.01, 4),
         "n": 100,
     }
-    return found | ({"levels": "fractional"} if made.fractional else {}) | more
+    return found | ({"levels": "fractional"} if adversary.fractional else {}) | more
 
 
 LARGEST = {"mnist": 0.3, "fashion_mnist": 0.3, "cifar10": 0.06}

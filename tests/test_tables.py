@@ -9,7 +9,7 @@ FIVE = ("rand", "fgsm", "bim", "deepfool", "cw images=50")
 LAYOUT = grid.read((RESNET, PURIFIED), FIVE, (8, 25), ("other",))
 
 
-def _row(text, made, accuracy, *, n=100, **more):
+def _row(text, adversary, accuracy, *, n=100, **more):
     row = grid.pipeline(text, 8.0)
     return {
         "dataset": "fashion_mnist",
@@ -17,13 +17,13 @@ def _row(text, made, accuracy, *, n=100, **more):
         "network": "resnet",
         "training": "normal",
         "defence": row.defence,
-        "attack": made.attack,
-        "preset": made.preset,
-        "eps_attack": made.eps,
+        "attack": adversary.attack,
+        "preset": adversary.preset,
+        "eps_attack": adversary.eps,
         "eps_defend": 32 if row.purifies else 0,
-        "threat": grid.threat(row, made),
-        "source": made.source,
-        "through": made.seen,
+        "threat": grid.threat(row, adversary),
+        "source": adversary.source,
+        "through": adversary.seen,
         "own": False,
         "accuracy": accuracy,
         "low": accuracy - 0.05,
@@ -37,15 +37,15 @@ def _rows():
     found = []
     for text, clean, bim, cw in ((RESNET, 0.9, 0.1, 0.2), (PURIFIED, 0.8, 0.7, 0.6)):
         row = grid.pipeline(text, 8.0)
-        found.append(_row(text, grid.Made(grid.CLEAN), clean))
-        for made in LAYOUT.attacks_on(row, 8.0):
-            share = {"bim": bim, "cw": cw}.get(made.attack, 0.85)
-            n = 50 if made.attack == "cw" else 100
-            found.append(_row(text, made, share, n=n))
-            if made.attack == "bim":
-                moved = grid.made_for(row, grid.column("bim"), 8.0, "other")
+        found.append(_row(text, grid.Adversary(grid.CLEAN), clean))
+        for adversary in LAYOUT.attacks_on(row, 8.0):
+            share = {"bim": bim, "cw": cw}.get(adversary.attack, 0.85)
+            n = 50 if adversary.attack == "cw" else 100
+            found.append(_row(text, adversary, share, n=n))
+            if adversary.attack == "bim":
+                moved = grid.adversary_for(row, grid.column("bim"), 8.0, "other")
                 found.append(_row(text, moved, 0.75))
-        worst = grid.Made(tables.WORST, eps=8.0)
+        worst = grid.Adversary(tables.WORST, eps=8.0)
         found.append(_row(text, worst, min(bim, cw) - 0.05, n=50))
     return found
 
@@ -71,8 +71,8 @@ def test_the_paper_has_no_number_for_who_sees_the_purifier():
     row = grid.pipeline(PURIFIED, 8.0)
     through = grid.column("bim through=bpda")
     layout = grid.read((PURIFIED,), (*FIVE, "bim through=bpda"), (8,))
-    made = grid.made_for(row, through, 8.0)
-    seen = _row(PURIFIED, made, 0.4, slope="bpda")
+    adversary = grid.adversary_for(row, through, 8.0)
+    seen = _row(PURIFIED, adversary, 0.4, slope="bpda")
     found = tables.Table(layout, [*_rows(), seen], "fashion_mnist")
     assert found.cell(PURIFIED, "bim", 8.0).ours == pytest.approx(70)
     cell = found.cell(PURIFIED, "bim (bpda)", 8.0)
@@ -117,8 +117,8 @@ def test_the_papers_number_stands_only_beside_what_it_measured(change):
     columns = ("bim eps=9",) if "eps_attack" in change else ("bim preset=strong",)
     columns = ("bim",) if set(change) & {"eps_defend", "own"} else columns
     row = grid.pipeline(PURIFIED, 8.0)
-    made = grid.made_for(row, grid.column("bim"), 8.0)
-    changed = _row(PURIFIED, made, 0.7) | change
+    adversary = grid.adversary_for(row, grid.column("bim"), 8.0)
+    changed = _row(PURIFIED, adversary, 0.7) | change
     known = grid.column(columns[0]) if "preset" not in change else None
     column = known or grid.Column("bim", "strong")
     layout = grid.Grid((PURIFIED,), (column,), (8.0,))
@@ -139,7 +139,7 @@ def test_attacks_behind_a_median_and_on_the_bare_classifier_are_two_cells():
     row = grid.pipeline(squeezed, 8.0)
     layout = grid.Grid((squeezed,), (grid.column("bim"),), (8.0,), ("other",))
     behind, bare = (
-        grid.made_for(row, grid.column("bim"), 8.0, source)
+        grid.adversary_for(row, grid.column("bim"), 8.0, source)
         for source in (None, "other")
     )
     rows = [_row(squeezed, behind, 0.3), _row(squeezed, bare, 0.8)]

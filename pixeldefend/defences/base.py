@@ -75,6 +75,7 @@ class Defence:
       detects: whether it judges images and hands them on unchanged.
       random: whether it draws from its key.
       asks_classifier: whether it takes the classifier behind it.
+      gradients: of `GRADIENTS`, those that it has.
       always_seen: as what attacks see it even where they know of no defence; "" where
         they do not.
     """
@@ -84,6 +85,7 @@ class Defence:
     detects: ClassVar[bool] = False
     random: ClassVar[bool] = False
     asks_classifier: ClassVar[bool] = False
+    gradients: ClassVar[tuple[str, ...]] = ("bpda",)
     always_seen: ClassVar[str] = ""
 
     @classmethod
@@ -148,6 +150,8 @@ class Defence:
 class Smooth(Defence):
     """A defence with a gradient of its own, which rounds at the end."""
 
+    gradients = GRADIENTS
+
     def smooth(self, params: Params, images: chex.Array, key: Keys) -> chex.Array:
         """Differentiable floating levels `[B, H, W, C]`, not rounded."""
         raise NotImplementedError
@@ -175,6 +179,7 @@ class Detector(Defence):
     """
 
     detects = True
+    gradients = GRADIENTS
 
     def scores(self, params: Params, images: chex.Array, key: Keys) -> chex.Array:
         """How suspicious images are, `[D, B]`, differentiable."""

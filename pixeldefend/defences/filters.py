@@ -108,6 +108,7 @@ class Squeeze(base.Defence):
     """
 
     name = "squeeze"
+    gradients = base.GRADIENTS
     always_seen = "median"
     colours: int = 8
     preset: str = "paper"

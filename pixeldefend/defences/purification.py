@@ -260,6 +260,7 @@ class Purify(base.Defence):
 
     name = "purify"
     model = "density_model"
+    gradients = base.GRADIENTS
     density_model: pixelcnn.PixelCNN
     window: int | None = None
 

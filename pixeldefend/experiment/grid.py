@@ -86,8 +86,8 @@ class Column:
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
-    """A set of attacked images.
+class Adversary:
+    """Who attacks and how: what a set of attacked images depends on.
 
     Attributes:
       attack: its name, or `CLEAN` for the images as they are.
@@ -210,9 +210,9 @@ def _filled(text: str, eps: float) -> str:
     return text.replace("{eps}", f"{eps:g}")
 
 
-def made_for(
+def adversary_for(
     row: Pipeline, column: Column, eps: float, source: str | None = None
-) -> Made:
+) -> Adversary:
     """The images that a cell needs.
 
     Attacks see the classifier and, of the defences in front of it, what is always seen
@@ -223,12 +223,15 @@ def made_for(
       column: by what.
       eps: the table's.
       source: a classifier to make the images on instead (transfer); None for the row's.
+
+    Raises:
+      ValueError: a defence that cannot be looked through so.
     """
     if column.attack == CLEAN:
-        return Made(CLEAN, images=column.images)
+        return Adversary(CLEAN, images=column.images)
     known = attacks.ATTACKS[column.attack]
     eps = eps if column.eps is None else column.eps
-    made = Made(
+    adversary = Adversary(
         column.attack,
         column.preset,
         eps,
@@ -236,26 +239,31 @@ def made_for(
         fractional=column.fractional,
     )
     if not known.looks:
-        return made
+        return adversary
     through, looks = [], False
     for name in () if source else row.defences:
         defence = DEFENCES[name]
         if defence.always_seen:
             through += [defence.always_seen] * (not known.bare)
         elif column.gradient and not defence.detects:
+            if column.gradient not in defence.gradients:
+                raise ValueError(
+                    f"attack {column} on {row}: {name} has no gradient but "
+                    f"{', '.join(defence.gradients)}"
+                )
             through.append(name)
             looks = True
     return dataclasses.replace(
-        made,
+        adversary,
         source=source or row.classifier,
         through=tuple(through),
         gradient=column.gradient if looks else "",
     )
 
 
-def threat(row: Pipeline, made: Made) -> str | None:
+def threat(row: Pipeline, adversary: Adversary) -> str | None:
     """Who attacks, see `rows.threat`."""
-    return rows.threat(row.classifier, made.source, row.defence, made.seen)
+    return rows.threat(row.classifier, adversary.source, row.defence, adversary.seen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,43 +286,45 @@ class Grid:
         """All that are defended or attacked, each once."""
         return _unique(pipeline(text, eps) for text in self.rows for eps in self.eps)
 
-    def cells(self) -> Iterator[tuple[Pipeline, Made]]:
+    def cells(self) -> Iterator[tuple[Pipeline, Adversary]]:
         """All outcomes to be measured, each once: clean, own attacks, transfer."""
 
-        def every() -> Iterator[tuple[Pipeline, Made]]:
+        def every() -> Iterator[tuple[Pipeline, Adversary]]:
             for text in self.rows:
                 for eps in self.eps:
                     row = pipeline(text, eps)
-                    yield row, made_for(row, Column(CLEAN), eps)
+                    yield row, adversary_for(row, Column(CLEAN), eps)
                     for column in self.columns:
-                        yield row, self.made(row, column, eps)
+                        yield row, self.adversary(row, column, eps)
                         for source in self.sources_at(eps):
-                            yield row, self.made(row, column, eps, source)
+                            yield row, self.adversary(row, column, eps, source)
 
         return iter(_unique(every()))
 
-    def made(
+    def adversary(
         self, row: Pipeline, column: Column, eps: float, source: str | None = None
-    ) -> Made:
-        """As `made_for`; where columns differ in nothing but how many images they
+    ) -> Adversary:
+        """As `adversary_for`; where columns differ in nothing but how many images they
         attack, such as in front of no purifier, the larger set serves them all."""
-        wanted = made_for(row, column, eps, source)
+        wanted = adversary_for(row, column, eps, source)
         others = (
-            made_for(row, other, size, source)
+            adversary_for(row, other, size, source)
             for other in self.columns
             for size in self.eps
         )
         plain = dataclasses.replace(wanted, images=0)
         same = [o for o in others if dataclasses.replace(o, images=0) == plain]
-        return max([wanted, *same], key=lambda made: made.images or float("inf"))
+        return max(
+            [wanted, *same], key=lambda adversary: adversary.images or float("inf")
+        )
 
     def sources_at(self, eps: float) -> list[str]:
         """The other classifiers for attacks of `eps`."""
         return [_filled(text, eps) for text in self.sources]
 
-    def attacks_on(self, row: Pipeline, eps: float) -> list[Made]:
+    def attacks_on(self, row: Pipeline, eps: float) -> list[Adversary]:
         """The row's own attacks at `eps`, in the order of the columns."""
-        return [self.made(row, column, eps) for column in self.columns]
+        return [self.adversary(row, column, eps) for column in self.columns]
 
 
 def _unique(found: Iterable) -> list:
@@ -351,6 +361,7 @@ def read(
         attacks.check_eps(one, "eps_attack")
     _check_once("attack", list(map(str, grid.columns)))
     _check_once("eps", [f"{one:g}" for one in grid.eps])
+    list(grid.cells())  # raises what it must
     for one in grid.eps:
         _check_once("row", [str(pipeline(text, one)) for text in grid.rows])
     return grid

@@ -104,14 +104,14 @@ class Table:
         if name == STRONGEST:
             return self._strongest(text, eps, source)
         if name == WORST:
-            made = grid.Made(WORST, eps=eps)
+            adversary = grid.Adversary(WORST, eps=eps)
         elif name == grid.CLEAN:
-            made = grid.Made(grid.CLEAN)
+            adversary = grid.Adversary(grid.CLEAN)
         else:
-            made = grid.made_for(row, self._columns[name], eps, source)
-        if source and grid.threat(row, made) != "transfer":
+            adversary = grid.adversary_for(row, self._columns[name], eps, source)
+        if source and grid.threat(row, adversary) != "transfer":
             return None
-        found = self._rows.get(_key(row, made))
+        found = self._rows.get(_key(row, adversary))
         if found is None:
             return None
         paper = None if source else self._paper(found, found["attack"], eps)
@@ -125,7 +125,9 @@ class Table:
         if None in cells or not cells:
             return None
         least = min(cells, key=lambda cell: cell.ours)
-        clean = self._rows.get(_key(grid.pipeline(text, eps), grid.Made(grid.CLEAN)))
+        clean = self._rows.get(
+            _key(grid.pipeline(text, eps), grid.Adversary(grid.CLEAN))
+        )
         known = {c.attack for c in self._columns.values() if c.preset in _THEIRS}
         theirs = clean is not None and source is None
         theirs &= not any(column.gradient for column in self._columns.values())
@@ -208,15 +210,15 @@ def _key_of(row: dict) -> tuple:
     )
 
 
-def _key(row: grid.Pipeline, made: grid.Made) -> tuple:
+def _key(row: grid.Pipeline, adversary: grid.Adversary) -> tuple:
     return (
         row.classifier,
         row.defence,
-        made.attack,
-        made.preset,
-        made.eps,
-        made.source,
-        made.seen,
-        made.gradient,
-        made.fractional,
+        adversary.attack,
+        adversary.preset,
+        adversary.eps,
+        adversary.source,
+        adversary.seen,
+        adversary.gradient,
+        adversary.fractional,
     )

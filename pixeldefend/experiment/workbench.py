@@ -16,14 +16,14 @@ from pixeldefend.defences import DEFENCES, base
 from pixeldefend.density import likelihood
 from pixeldefend.experiment import adversaries, data, parallel
 from pixeldefend.experiment.adversaries import Target
-from pixeldefend.experiment.grid import CLEAN, EVADE, Made, Pipeline
+from pixeldefend.experiment.grid import CLEAN, EVADE, Adversary, Pipeline
 from pixeldefend.experiment.store import Store, fingerprint
 from pixeldefend.experiment.zoo import Loaded
 
 
 @dataclasses.dataclass(frozen=True)
 class Tools:
-    """What images are made with.
+    """What a table is made with.
 
     Attributes:
       classifiers: by the name of their weights.
@@ -98,7 +98,7 @@ class Workbench:
         """Removes what only a killed run would need."""
         self._store.tidy()
 
-    def attacked(self, made: Made) -> dict[str, np.ndarray]:
+    def attacked(self, adversary: Adversary) -> dict[str, np.ndarray]:
         """The attacked images of a set.
 
         Returns:
@@ -106,37 +106,41 @@ class Workbench:
           `success`, `distance` and `queries` `[N]` (see `attacks.Info`); `seconds` and
           `device`. Of clean images only the first and the last two.
         """
-        if made.attack == CLEAN:
-            clean = self.given.images[: self._count(made)]
+        if adversary.attack == CLEAN:
+            clean = self.given.images[: self._count(adversary)]
             none = {"seconds": np.float64(0), "device": np.array(parallel.devices())}
             return {"images": clean} | none
-        target, variables = self._target(made)
-        if made.attack == EVADE:
-            names = [n for n in made.through if DEFENCES[n].detects]
-            built = [self.tools.defence(name, made.source) for name in names]
+        target, variables = self._target(adversary)
+        if adversary.attack == EVADE:
+            names = [n for n in adversary.through if DEFENCES[n].detects]
+            built = [self.tools.defence(name, adversary.source) for name in names]
             detectors, params = zip(*built, strict=True)
             variables |= {"detectors": params, "key": self._attackers_key}
             return self._attack(
-                made, f"{made}", adversaries.evading, (target, detectors), variables
+                adversary,
+                f"{adversary}",
+                adversaries.evading,
+                (target, detectors),
+                variables,
             )
-        if not attacks.ATTACKS[made.attack].cut:
-            static = (target, made.attack, made.preset, made.fractional)
+        if not attacks.ATTACKS[adversary.attack].cut:
+            static = (target, adversary.attack, adversary.preset, adversary.fractional)
             variables |= {"key": jax.random.key(self.tools.seed)}
             return self._attack(
-                made, f"{made}", adversaries.attacked, static, variables
+                adversary, f"{adversary}", adversaries.attacked, static, variables
             )
-        wide = dataclasses.replace(made, eps=float("inf"))
+        wide = dataclasses.replace(adversary, eps=float("inf"))
         search = self._attack(
             wide,
             f"{wide} (search)",
             adversaries.searched,
-            (target, made.attack, made.preset),
+            (target, adversary.attack, adversary.preset),
             {"target": variables["target"]},
         )
-        norm = attacks.ATTACKS[made.attack].norm
+        norm = attacks.ATTACKS[adversary.attack].norm
         found = self._attack(
-            made,
-            f"{made}",
+            adversary,
+            f"{adversary}",
             adversaries.cut,
             (target, norm),
             variables,
@@ -144,23 +148,23 @@ class Workbench:
         )
         return found | {"seconds": found["seconds"] + search["seconds"]}
 
-    def _target(self, made: Made) -> tuple[Target, dict[str, Any]]:
+    def _target(self, adversary: Adversary) -> tuple[Target, dict[str, Any]]:
         """What an attack looks at, and the variables of that; its `eps` too."""
-        eps = {"eps": jnp.float32(made.eps)}
-        if made.source is None:
+        eps = {"eps": jnp.float32(adversary.eps)}
+        if adversary.source is None:
             return Target(None), eps | {"target": {}}
-        model, variables, _ = self.tools.classifiers[made.source]
+        model, variables, _ = self.tools.classifiers[adversary.source]
         seen = {kind.always_seen or name: name for name, kind in DEFENCES.items()}
-        names = [seen[name] for name in made.through]
+        names = [seen[name] for name in adversary.through]
         names = [name for name in names if not DEFENCES[name].detects]
         if not names:
             return Target(model), eps | {"target": variables}
-        built = [self.tools.defence(name, made.source) for name in names]
+        built = [self.tools.defence(name, adversary.source) for name in names]
         defences, params = zip(*built, strict=True)
         variables = {"classifier": variables, "defences": params}
         if any(defence.random for defence in defences):
             variables["key"] = self._attackers_key
-        target = Target(model, tuple(defences), made.gradient)
+        target = Target(model, tuple(defences), adversary.gradient)
         return target, eps | {"target": variables}
 
     @property
@@ -171,7 +175,7 @@ class Workbench:
 
     def _attack(
         self,
-        made: Made,
+        adversary: Adversary,
         what: str,
         function: Callable[..., dict],
         static: tuple,
@@ -179,13 +183,13 @@ class Workbench:
         *more: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Attacked images from their file or from one of `adversaries`."""
-        count = self._count(made)
+        count = self._count(adversary)
         preset: dict[str, Any] = {}
-        if made.preset and made.attack in attacks.ATTACKS:
-            preset = dict(attacks.ATTACKS[made.attack].presets[made.preset])
+        if adversary.preset and adversary.attack in attacks.ATTACKS:
+            preset = dict(attacks.ATTACKS[adversary.attack].presets[adversary.preset])
         images, labels = (a[:count] for a in (self.given.images, self.given.labels))
         arrays = (images, labels.astype(np.int32), np.arange(count, dtype=np.uint32))
-        name = _slug(made) + "-search" * (function is adversaries.searched)
+        name = _slug(adversary) + "-search" * (function is adversaries.searched)
         return self._once(
             "adversarial",
             name,
@@ -199,22 +203,24 @@ class Workbench:
         )
 
     def shown(
-        self, made: Made, defences: tuple[str, ...], classifier: str = ""
+        self, adversary: Adversary, defences: tuple[str, ...], classifier: str = ""
     ) -> Shown:
         """A set of images after it passed defences, in their order.
 
         Args:
-          made: the set.
+          adversary: the set.
           defences: of `DEFENCES`.
           classifier: behind them, which some ask.
         """
-        found = self.attacked(made)
+        found = self.attacked(adversary)
         passed = base.Passed(found["images"])
         seconds, device = float(found["seconds"]), str(found["device"])
         before: tuple[str, ...] = ()
         for name in defences:
             defence, params = self.tools.defence(name, classifier)
-            computed = self._computed(made, before, passed.images, name, classifier)
+            computed = self._computed(
+                adversary, before, passed.images, name, classifier
+            )
             decided = defence.decide(params, computed, passed.images)
             joined = base.joined(passed, defence, decided)
             passed = jax.tree.map(np.asarray, joined)
@@ -225,7 +231,7 @@ class Workbench:
 
     def _computed(
         self,
-        made: Made,
+        adversary: Adversary,
         before: tuple[str, ...],
         images: np.ndarray,
         name: str,
@@ -234,7 +240,7 @@ class Workbench:
         """What a defence computes of images, from its file or anew.
 
         Args:
-          made: the set that they come from.
+          adversary: the set that they come from.
           before: what they have passed.
           images: `[N, H, W, C]`.
           name: of the defence.
@@ -246,8 +252,8 @@ class Workbench:
         detects = by.detects
         return self._once(
             "scores" if detects else "purified",
-            " ".join((_slug(made), *before, "by", by.name, *asked)),
-            f"{by.name}: {' + '.join((str(made), *before))}",
+            " ".join((_slug(adversary), *before, "by", by.name, *asked)),
+            f"{by.name}: {' + '.join((str(adversary), *before))}",
             compute,
             (by, self.tools.seed),
             {name: value for name, value in params.items() if name != "threshold"},
@@ -255,17 +261,19 @@ class Workbench:
             np.arange(len(images), dtype=np.uint32),
         )
 
-    def suspicion(self, made: Made, detector: str, classifier: str = "") -> np.ndarray:
+    def suspicion(
+        self, adversary: Adversary, detector: str, classifier: str = ""
+    ) -> np.ndarray:
         """How suspicious a set is to a detector: scores `[N, D]`, see `reject`."""
-        images = self.attacked(made)["images"]
-        computed = self._computed(made, (), images, detector, classifier)
+        images = self.attacked(adversary)["images"]
+        computed = self._computed(adversary, (), images, detector, classifier)
         defence, _ = self.tools.defence(detector, classifier)
         return np.asarray(defence.computed_scores(computed)).T
 
-    def log_probs(self, made: Made) -> np.ndarray:
+    def log_probs(self, adversary: Adversary) -> np.ndarray:
         """Log-probabilities `[N]`, nats, of a set of images before it is purified."""
-        images = self.attacked(made)["images"]
-        return self._computed(made, (), images, "purify", "")["given_log_probs"]
+        images = self.attacked(adversary)["images"]
+        return self._computed(adversary, (), images, "purify", "")["given_log_probs"]
 
     def bits_per_dim(self, log_probs: np.ndarray) -> np.ndarray:
         """`[N]`, of log-probabilities in nats."""
@@ -273,32 +281,32 @@ class Workbench:
         return np.asarray(likelihood.to_bits_per_dim(log_probs, shape))
 
     def correct(
-        self, row: Pipeline, made: Made, images: np.ndarray | None = None
+        self, row: Pipeline, adversary: Adversary, images: np.ndarray | None = None
     ) -> np.ndarray:
         """Whether a classifier is right about a set behind its defences, `[N]` bool.
 
         Arguments as for `classes`; what detectors say is not regarded.
         """
-        found = self.classes(row, made, images)
+        found = self.classes(row, adversary, images)
         return found == self.given.labels[: len(found)]
 
     def classes(
-        self, row: Pipeline, made: Made, images: np.ndarray | None = None
+        self, row: Pipeline, adversary: Adversary, images: np.ndarray | None = None
     ) -> np.ndarray:
         """What a classifier takes a set for behind its defences, `[N]`.
 
         Args:
           row: the classifier and its defences.
-          made: the set.
-          images: those of `self.shown(made, row.defences)`, if they are at hand.
+          adversary: the set.
+          images: those of `self.shown(adversary, row.defences)`, if they are at hand.
         """
         if images is None:
-            images = self.shown(made, row.defences, row.classifier).passed.images
+            images = self.shown(adversary, row.defences, row.classifier).passed.images
         model, variables, _ = self.tools.classifiers[row.classifier]
         return self._once(
             "predictions",
-            f"{row} {_slug(made)}",
-            f"{row}: {made}",
+            f"{row} {_slug(adversary)}",
+            f"{row}: {adversary}",
             adversaries.classes,
             (model,),
             variables,
@@ -316,10 +324,10 @@ class Workbench:
         mapped = self._mapped(adversaries.probabilities, (model,), (images,))
         return mapped(variables, images)
 
-    def _count(self, made: Made) -> int:
+    def _count(self, adversary: Adversary) -> int:
         """How many images a set has."""
         whole = len(self.given.images)
-        return min(made.images or whole, whole)
+        return min(adversary.images or whole, whole)
 
     def _mapped(
         self, function: Callable, static: tuple, arrays: tuple
@@ -376,14 +384,14 @@ def compute(
     return defence.compute(params, images, key)
 
 
-def _slug(made: Made) -> str:
+def _slug(adversary: Adversary) -> str:
     """A name for files; what else a set depends on is in their fingerprint."""
-    if made.attack == CLEAN:
+    if adversary.attack == CLEAN:
         words = [CLEAN]
     else:
-        words = [made.attack, made.preset or "", f"eps{made.eps:g}"]
-        words += [made.source or "", *made.through, made.gradient]
-        words.append("fractional" if made.fractional else "")
-    if made.images:
-        words.append(f"first{made.images}")
+        words = [adversary.attack, adversary.preset or "", f"eps{adversary.eps:g}"]
+        words += [adversary.source or "", *adversary.through, adversary.gradient]
+        words.append("fractional" if adversary.fractional else "")
+    if adversary.images:
+        words.append(f"first{adversary.images}")
     return "-".join(filter(None, words))

@@ -188,7 +188,7 @@ def identity(config: inputs.Config, card: dict, attack: str | None) -> dict:
     """The identity of a row; nothing stands between attacker and classifier."""
     weights = config.classifier.weights
     looks = attack is not None and attacks.ATTACKS[attack].looks
-    made = grid.Made(attack or grid.CLEAN, source=weights if looks else None)
+    adversary = grid.Adversary(attack or grid.CLEAN, source=weights if looks else None)
     return {
         "dataset": card["dataset"],
         "classifier": weights,
@@ -200,9 +200,9 @@ def identity(config: inputs.Config, card: dict, attack: str | None) -> dict:
         "eps_attack": inputs.in_row(config.attack.eps) if attack else 0.0,
         "eps_defend": 0,
         "threshold": 0.0,
-        "threat": grid.threat(grid.Pipeline(weights), made),
-        "source": made.source,
-        "through": made.seen,
+        "threat": grid.threat(grid.Pipeline(weights), adversary),
+        "source": adversary.source,
+        "through": adversary.seen,
         "classifier_sha256": card["sha256"][:8],
         "density_model_sha256": None,
     }

@@ -128,7 +128,7 @@ def _scores(
     )
     bench = Workbench(folder, given, tools)
     classifier = config.classifier.weights
-    return bench.suspicion(grid.Made(grid.CLEAN), detector, classifier).T
+    return bench.suspicion(grid.Adversary(grid.CLEAN), detector, classifier).T
 
 
 def _rows(

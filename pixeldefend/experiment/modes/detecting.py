@@ -19,7 +19,7 @@ _DETECTOR = "reject_p_value"
 class _Set(NamedTuple):
     """Images before and after purification, with what was found out about them."""
 
-    made: grid.Made
+    adversary: grid.Adversary
     log_probs: dict[str, np.ndarray]
     correct: dict[str, np.ndarray]
 
@@ -78,7 +78,7 @@ def detect(config: inputs.Config, workdir: Workdir) -> None:
         sets = list(_sets(layout, bench, eps))
         for one in sets:
             its = _rows(config, tools, bench, detector, one, given, eps)
-            if one.made.attack != grid.CLEAN or eps == layout.eps[0]:
+            if one.adversary.attack != grid.CLEAN or eps == layout.eps[0]:
                 rows += its
             arrays |= _arrays(settings, bench, one, eps)
         if settings.evading_images:
@@ -165,15 +165,15 @@ def _calibrated(
 def _sets(layout: grid.Grid, bench: Workbench, eps: float) -> Iterator[_Set]:
     """Clean images and those of every attack."""
     bare, behind = (grid.pipeline(text, eps) for text in layout.rows)
-    clean = grid.made_for(bare, grid.Column(grid.CLEAN), eps)
-    for made in (clean, *layout.attacks_on(bare, eps)):
-        shown = bench.shown(made, behind.defences)
+    clean = grid.adversary_for(bare, grid.Column(grid.CLEAN), eps)
+    for adversary in (clean, *layout.attacks_on(bare, eps)):
+        shown = bench.shown(adversary, behind.defences)
         yield _Set(
-            made,
-            {"none": bench.log_probs(made), "purify": shown.passed.log_prob},
+            adversary,
+            {"none": bench.log_probs(adversary), "purify": shown.passed.log_prob},
             {
-                "none": bench.correct(bare, made),
-                "purify": bench.correct(behind, made, shown.passed.images),
+                "none": bench.correct(bare, adversary),
+                "purify": bench.correct(behind, adversary, shown.passed.images),
             },
         )
 
@@ -201,8 +201,8 @@ def _rows(
             for name, bar in detector.least.items()
         }
         yield (
-            evaluating.identity(config, tools, row, one.made)
-            | {"threat": grid.threat(_behind_detector(row), one.made)}
+            evaluating.identity(config, tools, row, one.adversary)
+            | {"threat": grid.threat(_behind_detector(row), one.adversary)}
             | {"table_eps": eps}
             | inputs.identity(given._replace(images=given.images[: len(right)]))
             | accuracy(right)
@@ -213,7 +213,7 @@ def _rows(
                     name: round(float(share), 4) for name, share in guessed.items()
                 }
             }
-            | inputs.provenance("", bench.shown(one.made, defences).seconds)
+            | inputs.provenance("", bench.shown(one.adversary, defences).seconds)
         )
 
 
@@ -247,7 +247,7 @@ def _evading(
     """A row for images that are made to get past the detector (white-box)."""
     source = config.detect.classifier
     name = _rate(config.detect.evading_rate)
-    made = grid.Made(
+    adversary = grid.Adversary(
         grid.EVADE,
         "selective",
         eps,
@@ -256,14 +256,14 @@ def _evading(
         images=config.detect.evading_images,
     )
     bar = detector.least[name]
-    found = bench.attacked(made)
-    log_probs = -bench.suspicion(made, _DETECTOR)[:, 0]
-    right = bench.correct(grid.Pipeline(source), made, found["images"])
-    made = dataclasses.replace(made, through=(DETECTOR,))  # as rows name it
+    found = bench.attacked(adversary)
+    log_probs = -bench.suspicion(adversary, _DETECTOR)[:, 0]
+    right = bench.correct(grid.Pipeline(source), adversary, found["images"])
+    adversary = dataclasses.replace(adversary, through=(DETECTOR,))  # as rows name it
     only = dataclasses.replace(detector, least={name: bar})
     return (
-        evaluating.identity(config, tools, grid.Pipeline(source), made)
-        | {"threat": grid.threat(_behind_detector(grid.Pipeline(source)), made)}
+        evaluating.identity(config, tools, grid.Pipeline(source), adversary)
+        | {"threat": grid.threat(_behind_detector(grid.Pipeline(source)), adversary)}
         | {"table_eps": eps}
         | {
             "images": inputs.identity(
@@ -285,11 +285,11 @@ def _arrays(
     count = settings.examples
     for defence, log_probs in one.log_probs.items():
         defences = () if defence == "none" else (defence,)
-        key = f"{eps:g}/{one.made.attack}/{defence}"
+        key = f"{eps:g}/{one.adversary.attack}/{defence}"
         found[f"{key}/log_probs"] = log_probs
         found[f"{key}/correct"] = one.correct[defence]
         if count:
-            images = bench.shown(one.made, defences).passed.images[:count]
+            images = bench.shown(one.adversary, defences).passed.images[:count]
             found[f"{key}/images"] = images
             found[f"{key}/probabilities"] = bench.probabilities(
                 settings.classifier, images

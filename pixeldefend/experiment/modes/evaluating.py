@@ -185,17 +185,17 @@ def _images(config: inputs.Config, tools: Tools, source: str, count: int) -> dat
 def make(bench: Workbench, layout: grid.Grid) -> None:
     """Makes all images that a table needs: attacked ones first, then purified ones."""
     cells = list(layout.cells())
-    attacked = list(dict.fromkeys(made for _, made in cells))
+    attacked = list(dict.fromkeys(adversary for _, adversary in cells))
     print(
         f"{len(layout.pipelines())} pipelines, {len(cells)} cells: "
         f"{len(attacked)} sets of images",
         flush=True,
     )
-    for made in attacked:
-        bench.attacked(made)
-    for row, made in cells:
+    for adversary in attacked:
+        bench.attacked(adversary)
+    for row, adversary in cells:
         if row.defences:
-            bench.shown(made, row.defences, row.classifier)
+            bench.shown(adversary, row.defences, row.classifier)
 
 
 def _rows(
@@ -215,14 +215,14 @@ def _rows(
             own = layout.attacks_on(row, eps)
             if not own:
                 continue
-            found = [right[row, made] for made in own]
+            found = [right[row, adversary] for adversary in own]
             count = min(map(len, found))
             every = np.all([correct[:count] for correct in found], 0)
-            threats = {grid.threat(row, made) for made in own} - {None}
+            threats = {grid.threat(row, adversary) for adversary in own} - {None}
             # One who sees everything is among the attackers, or none is.
             worst = "white-box" if "white-box" in threats else "grey-box"
             yield (
-                identity(config, tools, row, grid.Made(tables.WORST, eps=eps))
+                identity(config, tools, row, grid.Adversary(tables.WORST, eps=eps))
                 | {"threat": worst if threats else None}
                 | inputs.identity(given._replace(images=given.images[:count]))
                 | accuracy(every)
@@ -251,10 +251,10 @@ def cells(
       right: gets the outcomes of each cell, `[N]` bool.
     """
     right = {} if right is None else right
-    for row, made in layout.cells():
-        shown = bench.shown(made, row.defences, row.classifier)
+    for row, adversary in layout.cells():
+        shown = bench.shown(adversary, row.defences, row.classifier)
         count = len(shown.passed.images)
-        right[row, made], shares = judged(bench, row, made, shown)
+        right[row, adversary], shares = judged(bench, row, adversary, shown)
         images, log_prob = shown.passed.images, shown.passed.log_prob
         cell = {"distance": round(float(_distance(images, given.images)), 4)}
         if log_prob is not None:
@@ -263,9 +263,9 @@ def cells(
             cell["rmse"] = round(float(np.mean(shown.passed.rmse)), 3)
         cell |= shares
         yield (
-            identity(config, tools, row, made)
+            identity(config, tools, row, adversary)
             | inputs.identity(given._replace(images=given.images[:count]))
-            | accuracy(right[row, made])
+            | accuracy(right[row, adversary])
             | cell
             | inputs.provenance(mark, shown.seconds)
             | {"device": shown.device}
@@ -273,16 +273,16 @@ def cells(
 
 
 def judged(
-    bench: Workbench, row: grid.Pipeline, made: grid.Made, shown: Shown
+    bench: Workbench, row: grid.Pipeline, adversary: grid.Adversary, shown: Shown
 ) -> tuple[np.ndarray, dict]:
     """Which images count as right `[N]`; where some are rejected, also the shares."""
-    classes = bench.classes(row, made, shown.passed.images)
+    classes = bench.classes(row, adversary, shown.passed.images)
     labels = bench.given.labels[: len(classes)]
     if shown.passed.rejected is None:
         return classes == labels, {}
     last = bench.tools.classifiers[row.classifier].model.classes
     found = reject.with_rejection(classes, shown.passed.rejected, label=last)
-    attacked = made.attack != grid.CLEAN
+    attacked = adversary.attack != grid.CLEAN
     right = reject.correct(found, labels, label=last, attacked=attacked)
     shares = reject.shares(found, labels, label=last)
     told = {name: round(float(share), 4) for name, share in shares.items()}
@@ -296,7 +296,7 @@ def _distance(images: np.ndarray, clean: np.ndarray) -> float:
 
 
 def identity(
-    config: inputs.Config, tools: Tools, row: grid.Pipeline, made: grid.Made
+    config: inputs.Config, tools: Tools, row: grid.Pipeline, adversary: grid.Adversary
 ) -> dict:
     """The identity of a row: what was attacked by what, behind which defences."""
     model, _, card = tools.classifiers[row.classifier]
@@ -316,18 +316,18 @@ def identity(
         "training": card["training"]["training"],
         "density_model": weights["density_model"],
         "defence": row.defence,
-        "attack": made.attack,
-        "preset": made.preset,
-        "eps_attack": inputs.in_row(made.eps),
+        "attack": adversary.attack,
+        "preset": adversary.preset,
+        "eps_attack": inputs.in_row(adversary.eps),
         **facts,
-        "threat": grid.threat(row, made),
-        "source": made.source,
-        "through": made.seen,
-        "slope": made.gradient or None,
+        "threat": grid.threat(row, adversary),
+        "source": adversary.source,
+        "through": adversary.seen,
+        "slope": adversary.gradient or None,
         "classifier_sha256": card["sha256"][:8],
         "density_model_sha256": hashes["density_model"],
     }
-    if made.fractional:
+    if adversary.fractional:
         found["levels"] = "fractional"
     for kind in row.models - {"density_model"}:
         found |= {kind: weights[kind], f"{kind}_sha256": hashes[kind]}

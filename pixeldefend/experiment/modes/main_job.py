@@ -249,7 +249,7 @@ def _identity(config: inputs.Config, job: _Job, stage: str) -> dict:
         "preset": job.preset if attacked else None,
         "eps_attack": inputs.in_row(settings.eps_attack) if attacked else 0.0,
         **facts,
-        "threat": grid.threat(row, grid.Made(job.attack_name, source=source)),
+        "threat": grid.threat(row, grid.Adversary(job.attack_name, source=source)),
         "source": source,
         "through": "classifier" if looks else None,
         "density_model_sha256": job.cards[0]["sha256"][:8],

@@ -95,7 +95,7 @@ def _evaded(
 ) -> dict:
     """The row of a defence whose detectors the attack knows, too."""
     purifies = row.defences != row.detectors
-    made = grid.Made(
+    adversary = grid.Adversary(
         grid.EVADE,
         None,
         eps,
@@ -104,12 +104,12 @@ def _evaded(
         gradient=config.sweep.evading_slope if purifies else "",
         images=config.sweep.evading_images,
     )
-    found = bench.attacked(made)
-    shown = bench.shown(made, row.defences, row.classifier)
-    right, shares = evaluating.judged(bench, row, made, shown)
+    found = bench.attacked(adversary)
+    shown = bench.shown(adversary, row.defences, row.classifier)
+    right, shares = evaluating.judged(bench, row, adversary, shown)
     count = len(right)
     return (
-        evaluating.identity(config, tools, row, made)
+        evaluating.identity(config, tools, row, adversary)
         | inputs.identity(given._replace(images=given.images[:count]))
         | accuracy(right)
         | shares
@@ -135,7 +135,7 @@ def _examples(
             if row.defences or not plain or column.attack in shown:
                 continue
             shown[column.attack] = [
-                layout.made(row, column, eps) for eps in sorted(layout.eps)
+                layout.adversary(row, column, eps) for eps in sorted(layout.eps)
             ]
     if not count or not shown:
         return {}
@@ -149,8 +149,8 @@ def _examples(
         return arrays
     strongest = shown["pgd"][-1]
     arrays |= {"eps": np.float32(strongest.eps), "labels": given.labels[:count]}
-    for name, made in (("clean", grid.Made(grid.CLEAN)), ("pgd", strongest)):
-        images = bench.attacked(made)["images"][:count]
+    for name, adversary in (("clean", grid.Adversary(grid.CLEAN)), ("pgd", strongest)):
+        images = bench.attacked(adversary)["images"][:count]
         rebuilt, distances = _every_label(tools, images)
         arrays[f"given/{name}"] = images
         arrays[f"rebuilt/{name}"] = np.round(rebuilt).astype(np.uint8)

@@ -75,12 +75,12 @@ def _curve(layout: grid.Grid, bench: Workbench) -> dict:
     found: dict[tuple, tuple[np.ndarray, ...]] = {}
     for eps in layout.eps:
         bare, behind = (grid.pipeline(text, eps) for text in layout.rows)
-        clean = grid.made_for(bare, grid.Column(grid.CLEAN), eps)
-        for made in (clean, *layout.attacks_on(bare, eps)):
-            found[eps, made] = (
-                bench.bits_per_dim(bench.log_probs(made)),
-                bench.correct(bare, made),
-                bench.correct(behind, made),
+        clean = grid.adversary_for(bare, grid.Column(grid.CLEAN), eps)
+        for adversary in (clean, *layout.attacks_on(bare, eps)):
+            found[eps, adversary] = (
+                bench.bits_per_dim(bench.log_probs(adversary)),
+                bench.correct(bare, adversary),
+                bench.correct(behind, adversary),
             )
     highest = max(bits.max() for bits, _, _ in found.values())
     thresholds = np.arange(0, highest + 2 * _STEP, _STEP).round(2)
@@ -93,8 +93,8 @@ def _curve(layout: grid.Grid, bench: Workbench) -> dict:
         for kind in ("clean", "strongest"):
             of_kind = [
                 share
-                for (own, made), share in shares.items()
-                if own == eps and (made.attack == grid.CLEAN) == (kind == "clean")
+                for (own, adversary), share in shares.items()
+                if own == eps and (adversary.attack == grid.CLEAN) == (kind == "clean")
             ]
             curve[kind][f"{eps:g}"] = np.min(of_kind, 0).round(4).tolist()
     return curve
