@@ -14,7 +14,7 @@ from pixeldefend import attacks
 from pixeldefend.attacks import gradients as attack_gradients
 from pixeldefend.defences import base, pipeline, purification
 from pixeldefend.density import likelihood, pixelcnn
-from pixeldefend.experiment import data, evaluate, files, parallel, report
+from pixeldefend.experiment import data, evaluate, files, measure, parallel, report
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.store import Store, fingerprint
@@ -48,8 +48,8 @@ class _Job:
             "density_model": config.pixelcnn.weights,
             "classifier": config.classifier.weights,
         }
-        given = inputs.identity(self.given)
-        return names | own | self.shas | given | inputs.provenance(of, seconds)
+        given = measure.images(self.given)
+        return names | own | self.shas | given | measure.provenance(of, seconds)
 
 
 def _read(config: inputs.Config, name: str) -> _Job:

@@ -21,7 +21,7 @@ _CLASSIFIER = "classifier"
 # A mode's own figures, beside those that every row has.
 FIGURES = {
     # of the classifier and the table
-    "network": str,
+    "network": str | None,
     "input": str,
     "own": bool,
     "table_eps": float,

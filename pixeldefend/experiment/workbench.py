@@ -20,6 +20,9 @@ from pixeldefend.experiment.grid import CLEAN, EVADE, Adversary, Pipeline
 from pixeldefend.experiment.store import Store, fingerprint
 from pixeldefend.experiment.zoo import Loaded
 
+# Of what takes part in a defence, the section that names its weights.
+SECTIONS = {"density_model": "pixelcnn", "puvae": "puvae", "magnet": "magnet"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Tools:
@@ -58,6 +61,14 @@ class Tools:
         if name in self.thresholds:
             its = its | {"threshold": jnp.asarray(self.thresholds[name])}
         return defence, its
+
+    def facts(self, row: Pipeline) -> dict[str, Any]:
+        """What a row tells of the settings of its defences, by field."""
+        found: dict[str, Any] = {"eps_defend": 0, "threshold": 0.0}
+        for name in row.defences:
+            defence, params = self.defence(name, row.classifier)
+            found |= defence.facts(params)
+        return found
 
 
 class Shown(NamedTuple):

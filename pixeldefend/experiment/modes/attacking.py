@@ -7,10 +7,20 @@ from etils import epath
 
 from pixeldefend import attacks
 from pixeldefend.defences import pipeline
-from pixeldefend.experiment import data, evaluate, files, grid, parallel, report
+from pixeldefend.experiment import (
+    data,
+    evaluate,
+    files,
+    grid,
+    measure,
+    parallel,
+    report,
+    zoo,
+)
 from pixeldefend.experiment.modes import inputs
-from pixeldefend.experiment.rows import NO_DEFENCE, accuracy, write_rows
+from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.store import Store, Unfinished
+from pixeldefend.experiment.workbench import Tools
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -168,10 +178,10 @@ def _tell(
     }
     files.write_arrays(folder / "correct" / f"{given.source}.npz", **correct)
     figures = {key: accuracy(right) for key, right in correct.items()}
-    provenance = inputs.provenance(of, seconds)
+    provenance = measure.provenance(of, seconds)
     rows = [
         identity(config, card, None if key == "clean" else name)
-        | inputs.identity(given)
+        | measure.images(given)
         | cell
         | provenance
         for key, cell in figures.items()
@@ -187,22 +197,12 @@ def _tell(
 def identity(config: inputs.Config, card: dict, attack: str | None) -> dict:
     """The identity of a row; nothing stands between attacker and classifier."""
     weights = config.classifier.weights
-    looks = attack is not None and attacks.ATTACKS[attack].looks
-    adversary = grid.Adversary(attack or grid.CLEAN, source=weights if looks else None)
-    return {
-        "dataset": card["dataset"],
-        "classifier": weights,
-        "training": card["training"]["training"],
-        "density_model": None,
-        "defence": NO_DEFENCE,
-        "attack": attack or "none",
-        "preset": attacks.usual(attack, config.attack.preset) if attack else None,
-        "eps_attack": inputs.in_row(config.attack.eps) if attack else 0.0,
-        "eps_defend": 0,
-        "threshold": 0.0,
-        "threat": grid.threat(grid.Pipeline(weights), adversary),
-        "source": adversary.source,
-        "through": adversary.seen,
-        "classifier_sha256": card["sha256"][:8],
-        "density_model_sha256": None,
-    }
+    who = grid.Adversary(grid.CLEAN)
+    if attack is not None:
+        source = weights if attacks.ATTACKS[attack].looks else None
+        preset = attacks.usual(attack, config.attack.preset)
+        who = grid.Adversary(attack, preset, config.attack.eps, source)
+    loaded = zoo.Loaded(zoo.make(card), None, card)
+    settings = {"dataset": card["dataset"]}
+    tools = Tools({weights: loaded}, {}, settings, config.seed, config.attack.batch)
+    return measure.identity(tools, grid.Pipeline(weights), who)

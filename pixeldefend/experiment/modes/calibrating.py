@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixeldefend.defences import DEFENCES, reject
-from pixeldefend.experiment import data, grid, parallel, report, zoo
+from pixeldefend.experiment import data, grid, measure, parallel, report, zoo
 from pixeldefend.experiment.modes import evaluating, inputs, thresholds
 from pixeldefend.experiment.rows import accuracy, write_rows
-from pixeldefend.experiment.workbench import Tools, Workbench
+from pixeldefend.experiment.workbench import SECTIONS, Tools, Workbench
 from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
 
 
@@ -40,7 +40,7 @@ def calibrate(config: inputs.Config, workdir: Workdir) -> None:
         }
         scores, others = found["calibration"], found["test"]
         one = list(_rows(config, tools, name, scores, others, given["test"]))
-        rows += [row | inputs.provenance(workdir.hash, 0.0) for row in one]
+        rows += [row | measure.provenance(workdir.hash, 0.0) for row in one]
         if settings.keep:
             told = {
                 "input": given["calibration"].source,
@@ -75,7 +75,7 @@ def table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
 
 
 def _weights(config: inputs.Config, detector: str) -> str:
-    return config[inputs.SECTIONS[DEFENCES[detector].model]].weights
+    return config[SECTIONS[DEFENCES[detector].model]].weights
 
 
 def _check(settings: inputs.Config) -> None:
@@ -157,7 +157,7 @@ def _rows(
                 "calibrated_on": config.calibrate.input,
                 "n_calibration": scores.shape[1],
             }
-            | inputs.identity(given)
+            | measure.images(given)
             | {"n": figures["n"], "rejected": figures["accuracy"]}
             | {"low": figures["low"], "high": figures["high"]}
         )

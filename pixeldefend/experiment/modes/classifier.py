@@ -10,6 +10,7 @@ from pixeldefend.experiment import (
     data,
     evaluate,
     files,
+    measure,
     parallel,
     report,
     schedule,
@@ -143,9 +144,9 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
     files.write_arrays(folder / "correct" / f"{given.source}.npz", clean=correct)
     row = (
         attacking.identity(config, card, None)
-        | inputs.identity(given)
+        | measure.images(given)
         | accuracy(correct)
-        | inputs.provenance(workdir.hash, seconds)
+        | measure.provenance(workdir.hash, seconds)
     )
     write_rows(folder / "rows.jsonl", [row])
     print(evaluate.accuracy_table({"clean": accuracy(correct)}))

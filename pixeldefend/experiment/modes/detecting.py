@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pixeldefend import detection
-from pixeldefend.experiment import data, evaluate, files, grid, parallel, report, zoo
+from pixeldefend.experiment import (
+    data,
+    evaluate,
+    files,
+    grid,
+    measure,
+    parallel,
+    report,
+    zoo,
+)
 from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.experiment.rows import DETECTOR, accuracy, write_rows
 from pixeldefend.experiment.workbench import Tools, Workbench
@@ -72,17 +81,17 @@ def detect(config: inputs.Config, workdir: Workdir) -> None:
     bar = detector.least[_rate(settings.evading_rate)]
     tools = dataclasses.replace(tools, thresholds={_DETECTOR: np.float32([-bar])})
     bench = Workbench(folder, given, tools)
-    evaluating.make(bench, layout)
+    measure.make(bench, layout)
     rows, arrays = [], {"reference": reference, "calibration": detector.log_probs}
     for eps in layout.eps:
         sets = list(_sets(layout, bench, eps))
         for one in sets:
-            its = _rows(config, tools, bench, detector, one, given, eps)
+            its = _rows(config, bench, detector, one, eps)
             if one.adversary.attack != grid.CLEAN or eps == layout.eps[0]:
                 rows += its
             arrays |= _arrays(settings, bench, one, eps)
         if settings.evading_images:
-            rows.append(_evading(config, tools, bench, detector, eps, given))
+            rows.append(_evading(config, bench, detector, eps))
     whole = {"table_seconds": round(bench.seconds, 1), "config": workdir.hash}
     rows = [row | whole for row in rows]
     arrays["eps_defend"] = np.int32(config.purify.eps)
@@ -179,32 +188,26 @@ def _sets(layout: grid.Grid, bench: Workbench, eps: float) -> Iterator[_Set]:
 
 
 def _rows(
-    config: inputs.Config,
-    tools: Tools,
-    bench: Workbench,
-    detector: _Detector,
-    one: _Set,
-    given: data.Input,
-    eps: float,
+    config: inputs.Config, bench: Workbench, detector: _Detector, one: _Set, eps: float
 ) -> Iterator[dict]:
     """Two rows: before purification and after."""
-    classes = tools.classifiers[config.detect.classifier].model.classes
+    classes = bench.tools.classifiers[config.detect.classifier].model.classes
     for defence, log_probs in one.log_probs.items():
         right = one.correct[defence]
         defences = () if defence == "none" else (defence,)
         row = grid.Pipeline(config.detect.classifier, defences)
         # Of the classifier with a random label for what is rejected (Appendix A).
         drawn = np.random.default_rng(config.seed).integers(classes, size=len(right))
-        lucky = drawn == given.labels[: len(right)]
+        lucky = drawn == bench.given.labels[: len(right)]
         guessed = {
             name: np.mean(np.where(log_probs < bar, lucky, right))
             for name, bar in detector.least.items()
         }
         yield (
-            evaluating.identity(config, tools, row, one.adversary)
+            measure.identity(bench.tools, row, one.adversary)
             | {"threat": grid.threat(_behind_detector(row), one.adversary)}
             | {"table_eps": eps}
-            | inputs.identity(given._replace(images=given.images[: len(right)]))
+            | measure.images(bench.given, len(right))
             | accuracy(right)
             | evaluate.detection(log_probs, detector.reference, detector.least)
             | _passed(detector, log_probs, right)
@@ -213,7 +216,7 @@ def _rows(
                     name: round(float(share), 4) for name, share in guessed.items()
                 }
             }
-            | inputs.provenance("", bench.shown(one.adversary, defences).seconds)
+            | measure.provenance("", bench.shown(one.adversary, defences).seconds)
         )
 
 
@@ -237,12 +240,7 @@ def _passed(detector: _Detector, log_probs: np.ndarray, right: np.ndarray) -> di
 
 
 def _evading(
-    config: inputs.Config,
-    tools: Tools,
-    bench: Workbench,
-    detector: _Detector,
-    eps: float,
-    given: data.Input,
+    config: inputs.Config, bench: Workbench, detector: _Detector, eps: float
 ) -> dict:
     """A row for images that are made to get past the detector (white-box)."""
     source = config.detect.classifier
@@ -262,18 +260,14 @@ def _evading(
     adversary = dataclasses.replace(adversary, through=(DETECTOR,))  # as rows name it
     only = dataclasses.replace(detector, least={name: bar})
     return (
-        evaluating.identity(config, tools, grid.Pipeline(source), adversary)
+        measure.identity(bench.tools, grid.Pipeline(source), adversary)
         | {"threat": grid.threat(_behind_detector(grid.Pipeline(source)), adversary)}
         | {"table_eps": eps}
-        | {
-            "images": inputs.identity(
-                given._replace(images=given.images[: len(right)])
-            )["images"]
-        }
+        | {"images": measure.images(bench.given, len(right))["images"]}
         | accuracy(right)
         | evaluate.detection(log_probs, detector.reference, only.least)
         | _passed(only, log_probs, right)
-        | inputs.provenance("", float(found["seconds"]))
+        | measure.provenance("", float(found["seconds"]))
     )
 
 

@@ -1,19 +1,25 @@
 """The mode `evaluate`: every defence under every attack, as rows and tables."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from pixeldefend import attacks
 from pixeldefend.defences import DEFENCES, magnet, reject
-from pixeldefend.experiment import data, files, grid, parallel, report, tables, zoo
-from pixeldefend.experiment.evaluate import summary
+from pixeldefend.experiment import (
+    data,
+    files,
+    grid,
+    measure,
+    parallel,
+    report,
+    tables,
+    zoo,
+)
 from pixeldefend.experiment.modes import inputs
-from pixeldefend.experiment.rows import accuracy, write_rows
-from pixeldefend.experiment.workbench import Shown, Tools, Workbench
+from pixeldefend.experiment.rows import write_rows
+from pixeldefend.experiment.workbench import SECTIONS, Tools, Workbench
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -32,8 +38,8 @@ def evaluate(config: inputs.Config, workdir: Workdir) -> None:
     folder = workdir.open()
     inputs.tell_source(config, given)
     bench = Workbench(folder, given, tools)
-    make(bench, layout)
-    rows = list(_rows(config, layout, bench, tools, given, workdir.hash))
+    measure.make(bench, layout)
+    rows = list(measure.rows(bench, layout, workdir.hash))
     rows = [row | {"table_seconds": round(bench.seconds, 1)} for row in rows]
     table = tables.Table(layout, rows, config.dataset)
     with files.whole_file(folder / "table.md") as temporary:
@@ -144,7 +150,7 @@ def _thresholds(
         for name in row.defences:
             if not DEFENCES[name].detects or name in found:
                 continue
-            weights = config[inputs.SECTIONS[DEFENCES[name].model]].weights
+            weights = config[SECTIONS[DEFENCES[name].model]].weights
             scores = zoo.load_validation(weights)
             if scores is None:
                 raise ValueError(
@@ -180,164 +186,6 @@ def _images(config: inputs.Config, tools: Tools, source: str, count: int) -> dat
     for name, one in tools.classifiers.items():
         inputs.check_labels(given, name, one.model.classes)
     return given
-
-
-def make(bench: Workbench, layout: grid.Grid) -> None:
-    """Makes all images that a table needs: attacked ones first, then purified ones."""
-    cells = list(layout.cells())
-    attacked = list(dict.fromkeys(adversary for _, adversary in cells))
-    print(
-        f"{len(layout.pipelines())} pipelines, {len(cells)} cells: "
-        f"{len(attacked)} sets of images",
-        flush=True,
-    )
-    for adversary in attacked:
-        bench.attacked(adversary)
-    for row, adversary in cells:
-        if row.defences:
-            bench.shown(adversary, row.defences, row.classifier)
-
-
-def _rows(
-    config: inputs.Config,
-    layout: grid.Grid,
-    bench: Workbench,
-    tools: Tools,
-    given: data.Input,
-    mark: str,
-) -> Iterator[dict]:
-    """A row for every cell, and one for every row's images under all its attacks."""
-    right: dict = {}
-    yield from cells(config, layout, bench, tools, given, mark, right)
-    for text in layout.rows:
-        for eps in layout.eps:
-            row = grid.pipeline(text, eps)
-            own = layout.attacks_on(row, eps)
-            if not own:
-                continue
-            found = [right[row, adversary] for adversary in own]
-            count = min(map(len, found))
-            every = np.all([correct[:count] for correct in found], 0)
-            threats = {grid.threat(row, adversary) for adversary in own} - {None}
-            # One who sees everything is among the attackers, or none is.
-            worst = "white-box" if "white-box" in threats else "grey-box"
-            yield (
-                identity(config, tools, row, grid.Adversary(tables.WORST, eps=eps))
-                | {"threat": worst if threats else None}
-                | inputs.identity(given._replace(images=given.images[:count]))
-                | accuracy(every)
-                | inputs.provenance(mark, 0.0)
-            )
-
-
-def cells(
-    config: inputs.Config,
-    layout: grid.Grid,
-    bench: Workbench,
-    tools: Tools,
-    given: data.Input,
-    mark: str,
-    right: dict | None = None,
-) -> Iterator[dict]:
-    """A row for every cell.
-
-    Args:
-      config: of the run.
-      layout: of the table.
-      bench: that has its images.
-      tools: of the bench.
-      given: clean images.
-      mark: of the run.
-      right: gets the outcomes of each cell, `[N]` bool.
-    """
-    right = {} if right is None else right
-    for row, adversary in layout.cells():
-        shown = bench.shown(adversary, row.defences, row.classifier)
-        count = len(shown.passed.images)
-        right[row, adversary], shares = judged(bench, row, adversary, shown)
-        images, log_prob = shown.passed.images, shown.passed.log_prob
-        cell = {"distance": round(float(_distance(images, given.images)), 4)}
-        if log_prob is not None:
-            cell |= summary(bench.bits_per_dim(log_prob))
-        if shown.passed.rmse is not None:
-            cell["rmse"] = round(float(np.mean(shown.passed.rmse)), 3)
-        cell |= shares
-        yield (
-            identity(config, tools, row, adversary)
-            | inputs.identity(given._replace(images=given.images[:count]))
-            | accuracy(right[row, adversary])
-            | cell
-            | inputs.provenance(mark, shown.seconds)
-            | {"device": shown.device}
-        )
-
-
-def judged(
-    bench: Workbench, row: grid.Pipeline, adversary: grid.Adversary, shown: Shown
-) -> tuple[np.ndarray, dict]:
-    """Which images count as right `[N]`; where some are rejected, also the shares."""
-    classes = bench.classes(row, adversary, shown.passed.images)
-    labels = bench.given.labels[: len(classes)]
-    if shown.passed.rejected is None:
-        return classes == labels, {}
-    last = bench.tools.classifiers[row.classifier].model.classes
-    found = reject.with_rejection(classes, shown.passed.rejected, label=last)
-    attacked = adversary.attack != grid.CLEAN
-    right = reject.correct(found, labels, label=last, attacked=attacked)
-    shares = reject.shares(found, labels, label=last)
-    told = {name: round(float(share), 4) for name, share in shares.items()}
-    return np.asarray(right), told
-
-
-def _distance(images: np.ndarray, clean: np.ndarray) -> float:
-    """Mean L-infinity distance to the clean images, levels."""
-    moved = np.abs(images.astype(np.float32) - clean[: len(images)])
-    return moved.max((1, 2, 3)).mean()
-
-
-def identity(
-    config: inputs.Config, tools: Tools, row: grid.Pipeline, adversary: grid.Adversary
-) -> dict:
-    """The identity of a row: what was attacked by what, behind which defences."""
-    model, _, card = tools.classifiers[row.classifier]
-    weights = dict.fromkeys(inputs.SECTIONS)
-    hashes = dict.fromkeys(inputs.SECTIONS)
-    for kind in row.models:
-        weights[kind] = config[inputs.SECTIONS[kind]].weights
-        hashes[kind] = tools.models[kind].card["sha256"][:8]
-    facts: dict[str, Any] = {"eps_defend": 0, "threshold": 0.0}
-    for name in row.defences:
-        defence, params = tools.defence(name, row.classifier)
-        facts |= defence.facts(params)
-    found = {
-        "dataset": config.dataset,
-        "classifier": row.classifier,
-        "network": classifiers.describe(model)["architecture"],
-        "training": card["training"]["training"],
-        "density_model": weights["density_model"],
-        "defence": row.defence,
-        "attack": adversary.attack,
-        "preset": adversary.preset,
-        "eps_attack": inputs.in_row(adversary.eps),
-        **facts,
-        "threat": grid.threat(row, adversary),
-        "source": adversary.source,
-        "through": adversary.seen,
-        "slope": adversary.gradient or None,
-        "classifier_sha256": card["sha256"][:8],
-        "density_model_sha256": hashes["density_model"],
-    }
-    if adversary.fractional:
-        found["levels"] = "fractional"
-    for kind in row.models - {"density_model"}:
-        found |= {kind: weights[kind], f"{kind}_sha256": hashes[kind]}
-    if row.detectors:
-        found["false_positive_rate"] = config.reject.false_positive_rate
-        found["thresholds"] = {
-            name: [float(f"{bar:.6g}") for bar in tools.thresholds[name]]
-            for name in row.detectors
-        }
-    return found
 
 
 def _legend(given: data.Input, rows: list[dict]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from pixeldefend import __version__, attacks
+from pixeldefend import attacks
 from pixeldefend.density import likelihood, pixelcnn
 from pixeldefend.experiment import data, files, parallel, processes, schedule, zoo
 from pixeldefend.experiment.store import Store, Unfinished, fingerprint
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict as Config
 else:
     Config = Any  # whoever makes one has the package; the modes do without
-# Of what takes part in a defence, the section that names its weights.
-SECTIONS = {"density_model": "pixelcnn", "puvae": "puvae", "magnet": "magnet"}
 
 
 def chosen(config: Config, mode: str, shape: Sequence[int]) -> data.Input:
@@ -54,20 +52,6 @@ def tell_source(config: Config, given: data.Input) -> None:
 def data_dir(given: data.Input) -> str:
     """What a command needs besides to read the same images again."""
     return "" if given.source == "sample" else " --config.data_dir=DATA_DIR"
-
-
-def identity(given: data.Input) -> dict:
-    """What a row says of the images."""
-    return {
-        "input": given.source,
-        "own": given.own,
-        "images": zoo.fingerprint(given.images)[:8],
-    }
-
-
-def in_row(eps: float) -> float | None:
-    """eps for a row; None where it is infinite, which JSON does not know."""
-    return eps if np.isfinite(eps) else None
 
 
 def remove_results(folder: epath.Path, names: Sequence[str]) -> None:
@@ -271,16 +255,6 @@ def unfinished(
     arrays = (variables, given.images, labels_or_unknown(given))
     of = fingerprint((words, tuple(given.names)), arrays)
     return store.unfinished(of, pause=pause)
-
-
-def provenance(config: str, seconds: float) -> dict:
-    """What a row says of its making; not compared."""
-    return {
-        "seconds": round(seconds, 3),
-        "device": parallel.devices(),
-        "config": config,
-        "version": __version__,
-    }
 
 
 def release_folder(config: Config, weights: str, card: dict) -> epath.Path:

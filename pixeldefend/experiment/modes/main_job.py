@@ -12,12 +12,12 @@ from etils import epath
 
 from pixeldefend import attacks
 from pixeldefend.defences import base, pipeline
-from pixeldefend.density import pixelcnn
 from pixeldefend.experiment import (
     data,
     evaluate,
     files,
     grid,
+    measure,
     parallel,
     pictures,
     zoo,
@@ -34,27 +34,23 @@ from pixeldefend.models import classifiers
 class _Job:
     """What the config names, read and checked."""
 
-    density_model: pixelcnn.PixelCNN
-    params: Any
-    classifier: classifiers.Classifier | None
-    classifier_variables: Any
-    training: str | None
-    cards: list[dict]
-    given: data.Input
-    attack: Callable | None
-    attack_name: str
-    preset: str | None
+    tools: Tools
     row: grid.Pipeline
     defences: tuple[base.Defence, ...]
     defence_params: tuple[dict[str, Any], ...]
+    given: data.Input
+    attack: Callable | None
+    adversary: grid.Adversary
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What rows tell of the defences."""
-        found: dict[str, Any] = {"eps_defend": 0, "threshold": 0.0}
-        for defence, params in zip(self.defences, self.defence_params, strict=True):
-            found |= defence.facts(params)
-        return found
+    def density_model(self) -> zoo.Loaded:
+        """Which scores all images."""
+        return self.tools.models["density_model"]
+
+    @property
+    def classifier(self) -> zoo.Loaded | None:
+        """Which is attacked and defended."""
+        return self.tools.classifiers.get(self.row.classifier)
 
 
 def purify(config: inputs.Config, workdir: Workdir) -> None:
@@ -65,9 +61,9 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         job = _read(config)
         reference = zoo.load_reference(config.pixelcnn.weights)
         defend = pipeline.perturb_and_defend(
-            job.density_model,
+            job.density_model.model,
             job.attack,
-            classifiers.logits_fn(job.classifier) if job.classifier else None,
+            classifiers.logits_fn(job.classifier.model) if job.classifier else None,
             job.defences,
         )
         mapped = parallel.BatchMap(defend, settings.batch)
@@ -77,8 +73,8 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     inputs.remove_results(folder, _names(job.given, own_pictures))
     store = Store(folder)
     variables = {
-        "params": job.params,
-        "classifier": job.classifier_variables,
+        "params": job.density_model.params,
+        "classifier": job.classifier.params if job.classifier else {},
         "defences": job.defence_params,
         "eps_attack": jnp.float32(settings.eps_attack),
         "key": jax.random.key(config.seed),
@@ -111,7 +107,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         labels=job.given.labels,
     )
     _write_outcomes(folder, job.given, result, stages)
-    provenance = inputs.provenance(workdir.hash, seconds)
+    provenance = measure.provenance(workdir.hash, seconds)
     rows = [
         _identity(config, job, stage.name) | evaluate.stage_figures(stage) | provenance
         for stage in stages
@@ -130,65 +126,55 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
 
 def _read(config: inputs.Config) -> _Job:
     """Reads what the config names; raises ValueError where it does not fit together."""
-    settings = config.purify
-    model, params, card = inputs.density_model(config)
-    cards = [card]
-    given = inputs.chosen(config, "purify", card["image_shape"])
-    classifier, variables, training = None, {}, None
-    if config.classifier.weights:
-        classifier, variables, other = inputs.classifier(config)
-        if other["image_shape"] != card["image_shape"]:
+    row, tools = _defended(config)
+    shape = tools.models["density_model"].card["image_shape"]
+    given = inputs.chosen(config, "purify", shape)
+    weights, classifier = row.classifier, None
+    if weights:
+        classifier = inputs.classifier(config)
+        tools.classifiers[weights] = classifier
+        if classifier.card["image_shape"] != shape:
             raise ValueError(
-                f"{config.classifier.weights} takes images {other['image_shape']}, "
-                f"{config.pixelcnn.weights} {card['image_shape']}"
+                f"{weights} takes images {classifier.card['image_shape']}, "
+                f"{config.pixelcnn.weights} {shape}"
             )
         if not given.own:
-            inputs.check_dataset(config, config.classifier.weights, other)
-        inputs.check_labels(given, config.classifier.weights, classifier.classes)
-        training = other["training"]["training"]
-        cards.append(other)
+            inputs.check_dataset(config, weights, classifier.card)
+        inputs.check_labels(given, weights, classifier.model.classes)
+    attack, adversary = _adversary(config, given, row)
+    built = [tools.defence(name, weights) for name in row.defences]
+    defences, params = zip(*built, strict=True)
+    return _Job(tools, row, defences, params, given, attack, adversary)
+
+
+def _adversary(
+    config: inputs.Config, given: data.Input, row: grid.Pipeline
+) -> tuple[Callable | None, grid.Adversary]:
+    """The attack, None for none, and who that is: one who sees the classifier alone."""
+    settings = config.purify
     name = settings.attack
     if name == "auto":
-        usual = "bim" if classifier else "rand"
+        usual = "bim" if row.classifier else "rand"
         name = "none" if given.own else usual
-    attack, preset = None, None
-    if name == "none" and settings.preset:
-        raise ValueError(f"purify.preset {settings.preset!r} without an attack")
-    if name != "none":
-        attack = inputs.attack(name, settings.preset, settings.eps_attack)
-        preset = attacks.usual(name, settings.preset)
-        if attacks.ATTACKS[name].looks and classifier is None:
-            raise ValueError(
-                f"{name} attacks a classifier: give --config.classifier.weights"
-            )
-    row, tools = _defended(config, zoo.Loaded(model, params, card))
-    if classifier:
-        tools.classifiers[row.classifier] = zoo.Loaded(classifier, variables, other)
-    built = [tools.defence(name, row.classifier) for name in row.defences]
-    defences, defence_params = zip(*built, strict=True)
-    cards += [tools.models[kind].card for kind in sorted(row.models)]
-    return _Job(
-        model,
-        params,
-        classifier,
-        variables,
-        training,
-        cards,
-        given,
-        attack,
-        name,
-        preset,
-        row,
-        defences,
-        defence_params,
-    )
+    if name == "none":
+        if settings.preset:
+            raise ValueError(f"purify.preset {settings.preset!r} without an attack")
+        return None, grid.Adversary(grid.CLEAN)
+    attack = inputs.attack(name, settings.preset, settings.eps_attack)
+    looks = attacks.ATTACKS[name].looks
+    if looks and not row.classifier:
+        raise ValueError(
+            f"{name} attacks a classifier: give --config.classifier.weights"
+        )
+    preset = attacks.usual(name, settings.preset)
+    source = row.classifier if looks else None
+    return attack, grid.Adversary(name, preset, settings.eps_attack, source)
 
 
-def _defended(
-    config: inputs.Config, density_model: zoo.Loaded
-) -> tuple[grid.Pipeline, Tools]:
+def _defended(config: inputs.Config) -> tuple[grid.Pipeline, Tools]:
     """The defences of `purify.defence`, and what they are built from."""
     chosen = config.purify.defence
+    density_model = inputs.density_model(config)
     weights, card = config.pixelcnn.weights, density_model.card
     threshold = inputs.threshold(config.purify.threshold, weights, card)
     if chosen == "auto":
@@ -202,7 +188,7 @@ def _defended(
         )
     if "purify_adaptive" in row.defences and not threshold:
         raise ValueError("purify_adaptive needs a purify.threshold, or -1: the card's")
-    settings = config.to_dict()
+    settings = config.to_dict() | {"dataset": card["dataset"]}
     settings["purify"]["threshold"] = threshold
     models = {"density_model": density_model}
     for kind in row.models - set(models):
@@ -214,59 +200,44 @@ def _defended(
 
 def _titles(config: inputs.Config, job: _Job) -> dict[str, str]:
     """Lines of the table, by stage."""
-    settings = config.purify
+    settings, facts = config.purify, job.tools.facts(job.row)
     titles = {"clean": "as given" if job.given.own else "clean"}
     if job.attack is not None:
-        titles["perturbed"] = f"{job.attack_name.upper()}, eps {settings.eps_attack:g}"
+        name = job.adversary.attack.upper()
+        titles["perturbed"] = f"{name}, eps {settings.eps_attack:g}"
     titles["purified"] = f"purified, eps {settings.eps}"
-    if job.facts["threshold"]:
-        titles["purified"] += f" from {job.facts['threshold']:g} bits/dim"
+    if facts["threshold"]:
+        titles["purified"] += f" from {facts['threshold']:g} bits/dim"
     if settings.defence != "auto":
         titles["purified"] = f"behind {job.row.defence}"
     return titles
 
 
 def _identity(config: inputs.Config, job: _Job, stage: str) -> dict:
-    """The identity of a row."""
-    settings = config.purify
-    attacked = job.attack is not None and stage != "clean"
-    purified = stage == "purified"
-    looks = attacked and attacks.ATTACKS[job.attack_name].looks
-    source = config.classifier.weights if looks else None
-    row = job.row if purified else dataclasses.replace(job.row, defences=())
-    facts = job.facts if purified else {"eps_defend": 0, "threshold": 0.0}
-    others = {
-        kind: config[inputs.SECTIONS[kind]].weights
-        for kind in sorted(row.models - {"density_model"})
-    }
-    return {
-        "dataset": job.cards[0]["dataset"],
-        "classifier": config.classifier.weights or None,
-        "training": job.training,
-        "density_model": config.pixelcnn.weights,
-        "defence": row.defence,
-        "attack": job.attack_name if attacked else "none",
-        "preset": job.preset if attacked else None,
-        "eps_attack": inputs.in_row(settings.eps_attack) if attacked else 0.0,
-        **facts,
-        "threat": grid.threat(row, grid.Adversary(job.attack_name, source=source)),
-        "source": source,
-        "through": "classifier" if looks else None,
-        "density_model_sha256": job.cards[0]["sha256"][:8],
-        "classifier_sha256": job.cards[1]["sha256"][:8] if job.classifier else None,
-        **others,
-    } | inputs.identity(job.given)
+    """The identity of a row; the density model scores whatever the defence is."""
+    row = job.row if stage == "purified" else grid.Pipeline(job.row.classifier)
+    clean = grid.Adversary(grid.CLEAN)
+    who = clean if stage == "clean" else job.adversary
+    return (
+        measure.identity(job.tools, row, who)
+        | {
+            "density_model": config.pixelcnn.weights,
+            "density_model_sha256": job.density_model.card["sha256"][:8],
+        }
+        | measure.images(job.given)
+    )
 
 
 def _who_saw_what(config: inputs.Config, job: _Job) -> str:
     """The threat model, in words."""
     who = config.classifier.weights or "no classifier"
+    name = job.adversary.attack.upper()
     if job.attack is None:
         return f"classified by {who}; no attack"
-    if not attacks.ATTACKS[job.attack_name].looks:
-        return f"classified by {who}; {job.attack_name.upper()} looks at nothing"
+    if job.adversary.source is None:
+        return f"classified by {who}; {name} looks at nothing"
     return (
-        f"{job.attack_name.upper()} sees all of {who} and nothing of the purifier "
+        f"{name} sees all of {who} and nothing of the purifier "
         "(grey-box): an attacker who looks through the purifier does more harm"
     )
 

@@ -8,9 +8,17 @@ import numpy as np
 from pixeldefend import attacks, keys
 from pixeldefend.defences import DEFENCES, puvae
 from pixeldefend.defences.base import GRADIENTS
-from pixeldefend.experiment import data, files, grid, parallel, report, sweeps
+from pixeldefend.experiment import (
+    data,
+    files,
+    grid,
+    measure,
+    parallel,
+    report,
+    sweeps,
+)
 from pixeldefend.experiment.modes import evaluating, inputs
-from pixeldefend.experiment.rows import accuracy, write_rows
+from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.workbench import Tools, Workbench
 from pixeldefend.experiment.workdir import Workdir, user_errors
 
@@ -28,10 +36,9 @@ def sweep(config: inputs.Config, workdir: Workdir) -> None:
     folder = workdir.open()
     inputs.tell_source(config, given)
     bench = Workbench(folder, given, tools)
-    evaluating.make(bench, layout)
-    rows = list(evaluating.cells(config, layout, bench, tools, given, workdir.hash))
-    for row, eps in evading:
-        rows.append(_evaded(config, row, eps, bench, tools, given, workdir.hash))
+    measure.make(bench, layout)
+    rows = [measure.cell(bench, *one, workdir.hash)[0] for one in layout.cells()]
+    rows += [_evaded(config, row, eps, bench, workdir.hash) for row, eps in evading]
     rows = [row | {"table_seconds": round(bench.seconds, 1)} for row in rows]
     write_rows(folder / "rows.jsonl", rows)
     with files.whole_file(folder / "table.md") as temporary:
@@ -85,13 +92,7 @@ def _check_evaded(row: grid.Pipeline, layout: grid.Grid) -> None:
 
 
 def _evaded(
-    config: inputs.Config,
-    row: grid.Pipeline,
-    eps: float,
-    bench: Workbench,
-    tools: Tools,
-    given: data.Input,
-    mark: str,
+    config: inputs.Config, row: grid.Pipeline, eps: float, bench: Workbench, mark: str
 ) -> dict:
     """The row of a defence whose detectors the attack knows, too."""
     purifies = row.defences != row.detectors
@@ -104,19 +105,9 @@ def _evaded(
         gradient=config.sweep.evading_slope if purifies else "",
         images=config.sweep.evading_images,
     )
-    found = bench.attacked(adversary)
-    shown = bench.shown(adversary, row.defences, row.classifier)
-    right, shares = evaluating.judged(bench, row, adversary, shown)
-    count = len(right)
-    return (
-        evaluating.identity(config, tools, row, adversary)
-        | inputs.identity(given._replace(images=given.images[:count]))
-        | accuracy(right)
-        | shares
-        | {"success": round(float(np.mean(found["success"])), 4)}
-        | inputs.provenance(mark, shown.seconds)
-        | {"device": shown.device}
-    )
+    line, _ = measure.cell(bench, row, adversary, mark)
+    success = np.mean(bench.attacked(adversary)["success"])
+    return line | {"success": round(float(success), 4)}
 
 
 def _examples(

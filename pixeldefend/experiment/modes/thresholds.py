@@ -5,7 +5,7 @@ import os
 import numpy as np
 from etils import epath
 
-from pixeldefend.experiment import evaluate, files, grid, parallel, report, zoo
+from pixeldefend.experiment import evaluate, files, grid, measure, parallel, report, zoo
 from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.experiment.workbench import Workbench
 from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
@@ -38,7 +38,7 @@ def choose(config: inputs.Config, workdir: Workdir) -> None:
     if given.source in ("test", "sample"):
         print("these are test images: choose on them only to try the code")
     bench = Workbench(folder, given, tools)
-    evaluating.make(bench, layout)
+    measure.make(bench, layout)
     curve = _curve(layout, bench)
     chosen = evaluate.highest_safe(
         np.array(curve["threshold"]), [np.array(c) for c in curve["strongest"].values()]
