@@ -45,7 +45,7 @@ def _pixelcnn() -> ml_collections.ConfigDict:
     pixelcnn.model = ml_collections.ConfigDict()
     pixelcnn.model.features = 160
     pixelcnn.model.depth = 5  # gated blocks per stream and resolution
-    pixelcnn.model.levels = 3  # resolutions
+    pixelcnn.model.resolutions = 3  # scales of the network
     pixelcnn.model.mixtures = 10
     pixelcnn.model.dropout = 0.5
     pixelcnn.model.conditionals = "independent"  # independent, joint, softmax

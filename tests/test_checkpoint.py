@@ -85,6 +85,14 @@ def test_a_card_that_does_not_fit_is_refused(copy, change, message):
         zoo.load_released(str(copy))
 
 
+def test_an_older_card_has_levels_for_resolutions(copy):
+    card = json.loads((copy / "card.json").read_text())
+    wanted = zoo.load_released(str(copy)).model
+    card["model"]["levels"] = card["model"].pop("resolutions")
+    (copy / "card.json").write_text(json.dumps(card))
+    assert zoo.load_released(str(copy)).model == wanted
+
+
 def test_damaged_files_are_refused(copy):
     (copy / "reference.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(ValueError, match="holds no scores"):

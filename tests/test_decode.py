@@ -14,12 +14,12 @@ from pixeldefend.density import conditionals, decode, likelihood, pixelcnn
 
 purify = jax.jit(purification.purify, static_argnums=0, static_argnames="window")
 CONFIGURATIONS = [
-    ((4, 8, 3), {"levels": 3, "conditionals": "joint"}),
-    ((3, 5, 1), {"levels": 1, "conditionals": "softmax"}),
-    ((3, 4, 3), {"levels": 1, "conditionals": "independent", "classes": 2}),
-    ((8, 8, 1), {"levels": 3, "conditionals": "independent", "depth": 2}),
-    ((8, 4, 3), {"levels": 2, "conditionals": "joint", "classes": 2}),
-    ((4, 6, 3), {"levels": 2, "conditionals": "softmax"}),
+    ((4, 8, 3), {"resolutions": 3, "conditionals": "joint"}),
+    ((3, 5, 1), {"resolutions": 1, "conditionals": "softmax"}),
+    ((3, 4, 3), {"resolutions": 1, "conditionals": "independent", "classes": 2}),
+    ((8, 8, 1), {"resolutions": 3, "conditionals": "independent", "depth": 2}),
+    ((8, 4, 3), {"resolutions": 2, "conditionals": "joint", "classes": 2}),
+    ((4, 6, 3), {"resolutions": 2, "conditionals": "softmax"}),
 ]
 
 
@@ -52,7 +52,7 @@ def test_the_window_for_an_eps_is_the_narrowest_that_holds_its_ball(eps, window)
 
 @pytest.fixture(scope="module")
 def compiled():
-    model, params, images, _ = tiny((4, 4, 3), conditionals="joint", levels=2)
+    model, params, images, _ = tiny((4, 4, 3), conditionals="joint", resolutions=2)
     traces = []
 
     def counted(params, images, eps):
@@ -101,7 +101,7 @@ def test_purification_makes_images_likelier(compiled):
 @pytest.mark.slow
 def test_a_static_window_changes_nothing(float64):
     """In double precision: two programs may round a near-tie of float32 otherwise."""
-    model, params, images, _ = tiny((4, 4, 3), conditionals="joint", levels=2)
+    model, params, images, _ = tiny((4, 4, 3), conditionals="joint", resolutions=2)
     fixed = purify(model, params, images, eps=16, window=33)
     np.testing.assert_array_equal(fixed, purify(model, params, images, eps=16))
 
@@ -119,7 +119,7 @@ def test_one_device_and_four_give_equal_bytes(compiled):
 
 
 def test_ties_go_to_the_smallest_level():
-    model, params, images, _ = tiny((3, 4, 1), levels=1, conditionals="softmax")
+    model, params, images, _ = tiny((3, 4, 1), resolutions=1, conditionals="softmax")
     flat = dict(params)
     flat["head"] = jax.tree.map(jnp.zeros_like, params["head"])
     found = np.asarray(purify(model, flat, images, eps=7))
@@ -129,8 +129,8 @@ def test_ties_go_to_the_smallest_level():
 RELAXED = [
     ((4, 4, 1), {}),
     ((4, 4, 3), {}),
-    ((2, 2, 3), {"levels": 2, "conditionals": "joint"}),
-    ((3, 2, 3), {"levels": 1, "conditionals": "softmax", "classes": 3}),
+    ((2, 2, 3), {"resolutions": 2, "conditionals": "joint"}),
+    ((3, 2, 3), {"resolutions": 1, "conditionals": "softmax", "classes": 3}),
 ]
 
 
@@ -157,7 +157,7 @@ def naive_relax(model, params, images, eps, labels=None):
 @pytest.mark.parametrize("shape, options", RELAXED)
 @pytest.mark.slow
 def test_relaxed_levels_are_those_of_a_naive_loop(shape, options, float64):
-    model, params, images, labels = tiny(shape, **({"levels": 1} | options))
+    model, params, images, labels = tiny(shape, **({"resolutions": 1} | options))
     images = images.astype(jnp.float64)
     found = jax.jit(functools.partial(purification.relax, model, eps=9, window=19))(
         params, images=images, labels=labels
@@ -171,7 +171,7 @@ def test_relaxed_levels_are_those_of_a_naive_loop(shape, options, float64):
 @pytest.mark.slow
 def test_slopes_of_relaxed_levels_are_those_of_differences(shape, options, float64):
     """Along random directions, from images that lie between whole levels."""
-    model, params, images, labels = tiny(shape, **({"levels": 1} | options))
+    model, params, images, labels = tiny(shape, **({"resolutions": 1} | options))
     rng = np.random.default_rng(2)
     # Off the edges of windows: where a level enters or leaves one there is no slope.
     start = jnp.asarray(rng.uniform(20.2, 20.8, images.shape) * 5).clip(12.3, 240.6)
@@ -195,7 +195,7 @@ def test_slopes_of_relaxed_levels_are_those_of_differences(shape, options, float
 
 @pytest.mark.slow
 def test_straight_through_goes_on_with_purified_levels(float64):
-    model, params, images, _ = tiny((2, 3, 3), levels=1)
+    model, params, images, _ = tiny((2, 3, 3), resolutions=1)
     levels = images.astype(jnp.float64)
     relax = functools.partial(
         purification.relax, model, params, eps=9, straight_through=True, window=19
@@ -225,14 +225,14 @@ def test_straight_through_goes_on_with_purified_levels(float64):
 
 
 def test_relaxing_wants_floating_images():
-    model, params, images, _ = tiny((4, 4, 1), levels=1)
+    model, params, images, _ = tiny((4, 4, 1), resolutions=1)
     with pytest.raises(TypeError, match="floating levels"):
         purification.relax(model, params, images, eps=9)
 
 
 @pytest.mark.slow
 def test_soft_decoding_approaches_greedy_as_it_cools(float64):
-    model, params, images, _ = tiny((4, 4, 3), levels=1)
+    model, params, images, _ = tiny((4, 4, 3), resolutions=1)
 
     def cold(candidates, log_mass, level, keys):
         del level, keys
@@ -267,13 +267,13 @@ def test_adaptive_eps_spares_images_below_the_threshold():
     ],
 )
 def test_a_wrong_eps_is_refused(eps, error):
-    model, params, images, _ = tiny((4, 4, 1), levels=1)
+    model, params, images, _ = tiny((4, 4, 1), resolutions=1)
     with pytest.raises(error, match="eps"):
         purification.purify(model, params, images, eps=eps)
 
 
 def test_wrong_images_bounds_and_windows_are_refused():
-    model, params, images, _ = tiny((4, 4, 1), levels=1)
+    model, params, images, _ = tiny((4, 4, 1), resolutions=1)
     with pytest.raises(TypeError, match="uint8"):
         purification.purify(model, params, np.asarray(images) / 255.0, eps=1)
     with pytest.raises(ValueError, match="window must be at least 33"):
@@ -297,7 +297,7 @@ def test_wrong_images_bounds_and_windows_are_refused():
 
 
 def test_the_model_may_run_in_bfloat16():
-    model, params, images, _ = tiny((4, 4, 1), levels=1)
+    model, params, images, _ = tiny((4, 4, 1), resolutions=1)
     rough = dataclasses.replace(model, dtype="bfloat16")
     found = np.asarray(purify(rough, params, images, eps=9), int)
     assert np.abs(found - np.asarray(images, int)).max() <= 9

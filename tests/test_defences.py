@@ -17,7 +17,7 @@ SHAPE = (6, 6, 1)
 @pytest.fixture
 def defence():
     """A small defence of a network that is not linear, and its variables."""
-    model, params, _, _ = tiny(SHAPE, levels=1)
+    model, params, _, _ = tiny(SHAPE, resolutions=1)
     rng = np.random.default_rng(1)
     weights = (
         jnp.asarray(rng.normal(size=(36, 8)) / 300, jnp.float32),

@@ -40,7 +40,7 @@ def test_draws_follow_the_given_masses(rng):
 
 
 def test_samples_do_not_depend_on_the_batch():
-    model, params, _, _ = tiny((4, 4, 3), levels=1, conditionals="joint")
+    model, params, _, _ = tiny((4, 4, 3), resolutions=1, conditionals="joint")
     sample = jax.jit(
         lambda keys: likelihood.sample(model, params, keys, height=4, width=4)
     )
@@ -52,7 +52,7 @@ def test_samples_do_not_depend_on_the_batch():
 
 
 def test_samples_are_likelier_than_noise():
-    model, params, noise, _ = tiny((8, 8, 1), levels=2, conditionals="softmax")
+    model, params, noise, _ = tiny((8, 8, 1), resolutions=2, conditionals="softmax")
     images = likelihood.sample(model, params, _keys(2), height=8, width=8)
     drawn = np.asarray(likelihood.bits_per_dim(model, params, images))
     uniform = np.asarray(likelihood.bits_per_dim(model, params, noise))
@@ -60,7 +60,7 @@ def test_samples_are_likelier_than_noise():
 
 
 def test_log_prob_has_a_gradient_in_the_image():
-    model, params, images, _ = tiny((4, 4, 1), levels=1)
+    model, params, images, _ = tiny((4, 4, 1), resolutions=1)
     levels = images.astype(jnp.float32)
     gradient = jax.grad(lambda x: likelihood.log_prob(model, params, x).sum())(levels)
     assert np.isfinite(gradient).all() and np.any(gradient != 0)

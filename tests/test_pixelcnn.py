@@ -10,9 +10,9 @@ from pixeldefend.density import layers, pixelcnn
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("levels", [1, 2, 3])
-def test_causal_under_perturbation_of_every_position(levels, channels, float64):
-    model, params, images, _ = tiny((8, 8, channels), levels=levels)
+@pytest.mark.parametrize("resolutions", [1, 2, 3])
+def test_causal_under_perturbation_of_every_position(resolutions, channels, float64):
+    model, params, images, _ = tiny((8, 8, channels), resolutions=resolutions)
     outputs = jax.jit(lambda x: pixelcnn.apply(model, params, x))
     before = np.asarray(outputs(images))
     seen = np.zeros((64, 64), bool)
@@ -24,7 +24,7 @@ def test_causal_under_perturbation_of_every_position(levels, channels, float64):
     # The next in the row, and everything in the row above within reach.
     assert all(seen[p, p + 1] for p in range(63) if p % 8 != 7)
     assert all(seen[p, p + 8] for p in range(56))
-    if levels == 3:
+    if resolutions == 3:
         assert np.triu(seen, 1).sum() > 0.99 * 64 * 63 / 2
 
 
@@ -48,7 +48,7 @@ def test_the_papers_model_has_its_number_of_parameters():
 @pytest.mark.slow
 def test_initialisation_normalises_the_head_on_its_images(rng):
     model = pixelcnn.PixelCNN(
-        features=6, depth=1, levels=2, mixtures=2, channels=1, dropout=0.0
+        features=6, depth=1, resolutions=2, mixtures=2, channels=1, dropout=0.0
     )
     images = jnp.asarray(rng.integers(0, 256, (16, 8, 8, 1), dtype=np.uint8))
     params = pixelcnn.init(model, jax.random.key(1), images)

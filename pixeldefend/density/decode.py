@@ -228,7 +228,7 @@ def _scan(
     _, width, channels, batch = places.image.shape
     folded = layers.fold(params, jnp.dtype(model.dtype), labels)
     weights = layout.lay_out(folded)
-    group = 2 ** (model.levels - 1)
+    group = 2 ** (model.resolutions - 1)
     dark = jnp.zeros((width, batch, channels + 1), jnp.dtype(model.dtype))
     empty = [layout.empty_memory(folded[name], width, batch) for name in ("u", "ul")]
 
@@ -236,7 +236,7 @@ def _scan(
         (u_memory, ul_memory), before, above = carry
         found = []
         for k in range(group):
-            active = stepwise.active_resolutions(model.levels, k)
+            active = stepwise.active_resolutions(model.resolutions, k)
             u = stepwise.Row(weights.u, u_memory, active)
             pixelcnn.stream(u, model, 0, u.input(before, above))
             terms = stepwise.row_terms(weights.ul, ul_memory, u, above)
@@ -284,7 +284,7 @@ def _scan_row(
         seen: list[layout.Resolutions] = []
         all_units, found = [], []
         for k in range(group):
-            active = min(row_active, stepwise.active_resolutions(model.levels, k))
+            active = min(row_active, stepwise.active_resolutions(model.resolutions, k))
             at = _column(terms, k, group)
             pixel = stepwise.Pixel(weights.ul, at, left, active, row_active)
             x = pixelcnn.stream(pixel, model, 0, pixel.input(units))

@@ -24,7 +24,7 @@ class PixelCNN:
     Attributes:
       features: channels F of both streams (the paper: 160, Fashion-MNIST 40).
       depth: gated blocks per stream and resolution on the way down (the paper: 5).
-      levels: resolutions; the image's height and width must be divisible by
+      resolutions: scales of the network; the image's height and width must be divisible by
         `2 ** (levels - 1)`.
       mixtures: logistic components M of the mixture conditionals.
       dropout: rate in training, element-wise, in every gated block.
@@ -38,7 +38,7 @@ class PixelCNN:
 
     features: int = 160
     depth: int = 5
-    levels: int = 3
+    resolutions: int = 3
     mixtures: int = 10
     dropout: float = 0.5
     conditionals: str = "independent"
@@ -52,7 +52,7 @@ class PixelCNN:
         Raises:
           ValueError: a size is out of range or a name is unknown.
         """
-        for name in ("features", "depth", "levels", "mixtures"):
+        for name in ("features", "depth", "resolutions", "mixtures"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1 up: {value}")
@@ -101,7 +101,7 @@ def stream(
     for k in range(model.depth):
         x = layers.gated(face, resolution, f"down{k}", x)
         skips.append(x)
-    if resolution + 1 < model.levels:
+    if resolution + 1 < model.resolutions:
         x = face.halved(resolution, x, lambda y: stream(face, model, resolution + 1, y))
     else:
         skips.pop()
@@ -197,7 +197,7 @@ def init(
     wide = model.head_dtype
     units = with_ones(model, images).astype(wide)
     options: dict[str, Any] = {
-        "resolutions": model.levels,
+        "resolutions": model.resolutions,
         "classes": model.classes,
         "dropout": model.dropout,
         "dtype": wide,
@@ -225,7 +225,7 @@ def check_images(
       ValueError: not `[B, H, W, C]` with the model's channels, a height or width that
         the resolutions do not divide, or labels where none belong or the reverse.
     """
-    factor = 2 ** (model.levels - 1)
+    factor = 2 ** (model.resolutions - 1)
     if images.ndim != 4 or images.shape[-1] != model.channels:
         raise ValueError(
             f"images must be [B, H, W, {model.channels}] for this model: "
@@ -233,7 +233,7 @@ def check_images(
         )
     if images.shape[1] % factor or images.shape[2] % factor:
         raise ValueError(
-            f"height and width must be divisible by {factor} for {model.levels} "
+            f"height and width must be divisible by {factor} for {model.resolutions} "
             f"resolutions: {images.shape[1]} x {images.shape[2]}"
         )
     if (labels is None) != (model.classes == 0):

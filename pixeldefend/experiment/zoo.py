@@ -182,7 +182,10 @@ def make(card: dict) -> Any:
     Raises:
       TypeError, ValueError: arguments that it does not take.
     """
-    return _KINDS[card["kind"]].make(**card["model"])
+    arguments = dict(card["model"])
+    if card["kind"] == "pixelcnn" and "levels" in arguments:  # as older cards say
+        arguments["resolutions"] = arguments.pop("levels")
+    return _KINDS[card["kind"]].make(**arguments)
 
 
 def load_released(name: str) -> Loaded:
