@@ -357,7 +357,7 @@ def test_noise_has_its_deviation_and_stays_within_the_range(monkeypatch):
         seen.append(np.asarray(images) / 255)
         return images[None, None]
 
-    monkeypatch.setattr(magnet, "reconstructions", watched)
+    monkeypatch.setattr("pixeldefend.models.magnet.reconstructions", watched)
     images = jnp.asarray(np.repeat([0, 127, 255], 400).astype(np.uint8))
     images = images.reshape(3, 20, 20, 1)
     for key in (0, 0, 1):
