@@ -14,7 +14,7 @@ from pixeldefend import attacks
 from pixeldefend.attacks import gradients as attack_gradients
 from pixeldefend.defences import base, pipeline, purification
 from pixeldefend.density import likelihood, pixelcnn
-from pixeldefend.experiment import data, evaluate, files, measure, parallel, report
+from pixeldefend.experiment import data, files, measure, parallel, report, summaries
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.store import Store, fingerprint
@@ -114,7 +114,7 @@ def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
             "eps_defend": config.purify.eps,
             "iterations": settings.iterations,
             "starts": settings.starts if searched else 0,
-            **evaluate.summary(scores.mean(1)),
+            **summaries.summary(scores.mean(1)),
             "less_likely_than_attacked": less,
             "likelier_than_purified": likelier,
             "queries": float(np.mean(asked)) if searched else None,
@@ -124,7 +124,7 @@ def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
         lines.append(
             [
                 name,
-                evaluate.interval(scores.mean(1)),
+                summaries.interval(scores.mean(1)),
                 str(len(scores)),
                 "" if less is None else f"{less:.1%}",
             ]

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from configs import cifar10, fashion_mnist
-from pixeldefend.experiment import evaluate, grid, published, report, tables
+from pixeldefend.experiment import grid, published, report, summaries, tables
 from reproduction import comparing, measured
 from reproduction.measured import table, told
 
@@ -14,7 +14,7 @@ def main_job(name: str) -> str:
     clean, attacked, purified = rows = measured.rows(name)
     attack = f"{attacked['attack'].upper()}, eps {attacked['eps_attack']:g}"
     names = ("clean", attack, f"purified, eps {purified['eps_defend']}")
-    shown = evaluate.purification_table(dict(zip(names, rows, strict=True)))
+    shown = summaries.purification_table(dict(zip(names, rows, strict=True)))
     who = (
         f"{clean['n']} images, {attacked['source']}, {purified['threat']}, "
         f"on {clean['device']}"
@@ -149,7 +149,7 @@ def threshold(dataset: str) -> str:
         "on the first {adaptive[n]} {adaptive[input]} images.",
         card,
     )
-    lines = evaluate.threshold_lines(found["curve"], found["threshold"])
+    lines = summaries.threshold_lines(found["curve"], found["threshold"])
     return f"{line}\n\n{report.markdown_table(*lines)}"
 
 
@@ -229,13 +229,13 @@ def gradients() -> str:
 def detection(dataset: str, eps: float) -> str:
     """p-values of attacked images before and after purification."""
     rows = measured.rows(f"detection_{dataset}")
-    return report.markdown_table(*evaluate.detection_table(rows, eps))
+    return report.markdown_table(*summaries.detection_table(rows, eps))
 
 
 def rejection(dataset: str, eps: float) -> str:
     """What detectors with a threshold reject, and what gets past them."""
     rows = measured.rows(f"detection_{dataset}")
-    return report.markdown_table(*evaluate.rejection_table(rows, eps))
+    return report.markdown_table(*summaries.rejection_table(rows, eps))
 
 
 def appendix_a() -> str:

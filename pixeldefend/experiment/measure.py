@@ -8,7 +8,6 @@ import numpy as np
 from pixeldefend import __version__
 from pixeldefend.defences import reject
 from pixeldefend.experiment import data, parallel, tables, zoo
-from pixeldefend.experiment.evaluate import summary
 from pixeldefend.experiment.grid import (
     CLEAN,
     Adversary,
@@ -18,6 +17,7 @@ from pixeldefend.experiment.grid import (
     threat,
 )
 from pixeldefend.experiment.rows import accuracy
+from pixeldefend.experiment.summaries import summary
 from pixeldefend.experiment.workbench import SECTIONS, Shown, Tools, Workbench
 from pixeldefend.models import classifiers
 

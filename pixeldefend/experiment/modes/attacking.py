@@ -9,12 +9,12 @@ from pixeldefend import attacks
 from pixeldefend.defences import pipeline
 from pixeldefend.experiment import (
     data,
-    evaluate,
     files,
     grid,
     measure,
     parallel,
     report,
+    summaries,
     zoo,
 )
 from pixeldefend.experiment.modes import inputs
@@ -190,7 +190,7 @@ def _tell(
     sees = "white-box" if attacks.ATTACKS[name].looks else "looks at nothing"
     title = f"{name.upper()}, eps {settings.eps:g} ({sees})"
     print(
-        evaluate.accuracy_table({"clean": figures["clean"], title: figures[name]}),
+        summaries.accuracy_table({"clean": figures["clean"], title: figures[name]}),
     )
 
 

@@ -8,12 +8,12 @@ from pixeldefend import attacks
 from pixeldefend.experiment import (
     classifier_training,
     data,
-    evaluate,
     files,
     measure,
     parallel,
     report,
     schedule,
+    summaries,
 )
 from pixeldefend.experiment.kinds import Releasable, Trainable, init_by_shape
 from pixeldefend.experiment.modes import attacking, inputs
@@ -149,5 +149,5 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
         | measure.provenance(workdir.hash, seconds)
     )
     write_rows(folder / "rows.jsonl", [row])
-    print(evaluate.accuracy_table({"clean": accuracy(correct)}))
+    print(summaries.accuracy_table({"clean": accuracy(correct)}))
     print(f"results in {folder}")

@@ -11,12 +11,12 @@ from pixeldefend.density import likelihood, pixelcnn
 from pixeldefend.experiment import (
     data,
     density_training,
-    evaluate,
     files,
     parallel,
     pictures,
     report,
     schedule,
+    summaries,
     zoo,
 )
 from pixeldefend.experiment.kinds import Releasable, Trainable
@@ -61,7 +61,7 @@ def releasable(config: inputs.Config, card: dict) -> Releasable:
         scores, _ = report.run_batches(mapped, f"scoring {split}", params, given.images)
         bits = likelihood.to_bits_per_dim(scores, given.images.shape[1:])
         part = f" --config.score.count={count}" if count and split == "train" else ""
-        figures = evaluate.summary(bits) | {
+        figures = summaries.summary(bits) | {
             "command": (
                 f"python main.py --config=configs/{config.dataset}.py --mode=score"
                 f" --config.pixelcnn.weights={card['name']}"
@@ -138,10 +138,10 @@ def score(config: inputs.Config, workdir: Workdir) -> None:
     files.write_arrays(folder / "scores.npz", **arrays)
     files.write_json(
         folder / "figures.json",
-        {"input": given.source, **evaluate.summary(bits)},
+        {"input": given.source, **summaries.summary(bits)},
     )
     print(
         f"{config.pixelcnn.weights} on {len(bits)} images ({given.source}): "
-        f"{evaluate.interval(bits)} bits/dim (mean, 95 %), "
+        f"{summaries.interval(bits)} bits/dim (mean, 95 %), "
         f"{len(bits) / seconds:.0f} images/s"
     )

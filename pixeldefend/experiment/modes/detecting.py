@@ -9,12 +9,12 @@ import numpy as np
 from pixeldefend import detection
 from pixeldefend.experiment import (
     data,
-    evaluate,
     files,
     grid,
     measure,
     parallel,
     report,
+    summaries,
     zoo,
 )
 from pixeldefend.experiment.modes import evaluating, inputs
@@ -209,7 +209,7 @@ def _rows(
             | {"table_eps": eps}
             | measure.images(bench.given, len(right))
             | accuracy(right)
-            | evaluate.detection(log_probs, detector.reference, detector.least)
+            | summaries.detection(log_probs, detector.reference, detector.least)
             | _passed(detector, log_probs, right)
             | {
                 "random_label_accuracy": {
@@ -265,7 +265,7 @@ def _evading(
         | {"table_eps": eps}
         | {"images": measure.images(bench.given, len(right))["images"]}
         | accuracy(right)
-        | evaluate.detection(log_probs, detector.reference, only.least)
+        | summaries.detection(log_probs, detector.reference, only.least)
         | _passed(only, log_probs, right)
         | measure.provenance("", float(found["seconds"]))
     )
@@ -293,12 +293,12 @@ def _arrays(
 
 def _tell(rows: list[dict], eps: float, detector: _Detector) -> None:
     print(f"\nattacks of eps {eps:g}; training images are the negatives")
-    print(report.table(*evaluate.detection_table(rows, eps)))
+    print(report.table(*summaries.detection_table(rows, eps)))
     print(
         f"\nthresholds for false-positive rates, from {detector.n} "
         f"{detector.source} images; passed: misclassified and not rejected"
     )
-    print(report.table(*evaluate.rejection_table(rows, eps)))
+    print(report.table(*summaries.rejection_table(rows, eps)))
     if rows[0]["input"] == detector.source:
         print("thresholds come from the images they are tested on (no data_dir)")
     print(

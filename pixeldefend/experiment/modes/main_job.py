@@ -14,12 +14,12 @@ from pixeldefend import attacks
 from pixeldefend.defences import base, pipeline
 from pixeldefend.experiment import (
     data,
-    evaluate,
     files,
     grid,
     measure,
     parallel,
     pictures,
+    summaries,
     zoo,
 )
 from pixeldefend.experiment.modes import inputs
@@ -99,7 +99,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         else None,
     )
     _write_purified(folder, job.given, result)
-    stages = evaluate.stages(
+    stages = summaries.stages(
         _titles(config, job),
         clean,
         result,
@@ -109,13 +109,13 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     _write_outcomes(folder, job.given, result, stages)
     provenance = measure.provenance(workdir.hash, seconds)
     rows = [
-        _identity(config, job, stage.name) | evaluate.stage_figures(stage) | provenance
+        _identity(config, job, stage.name) | summaries.stage_figures(stage) | provenance
         for stage in stages
     ]
     write_rows(folder / "rows.jsonl", rows)
     store.tidy()  # only now is everything elsewhere
-    figures = {stage.title: evaluate.stage_figures(stage) for stage in stages}
-    print(evaluate.purification_table(figures))
+    figures = {stage.title: summaries.stage_figures(stage) for stage in stages}
+    print(summaries.purification_table(figures))
     print(_who_saw_what(config, job))
     print(
         f"{len(clean)} images, {len(clean) / seconds:.1f} images/s (all of the above) "
@@ -271,7 +271,7 @@ def _write_outcomes(
     folder: epath.Path,
     given: data.Input,
     result: dict[str, np.ndarray],
-    stages: list[evaluate.Stage],
+    stages: list[summaries.Stage],
 ) -> None:
     """Predicted classes by stage, and which of them are right."""
     guesses = {

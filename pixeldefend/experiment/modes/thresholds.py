@@ -5,7 +5,15 @@ import os
 import numpy as np
 from etils import epath
 
-from pixeldefend.experiment import evaluate, files, grid, measure, parallel, report, zoo
+from pixeldefend.experiment import (
+    files,
+    grid,
+    measure,
+    parallel,
+    report,
+    summaries,
+    zoo,
+)
 from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.experiment.workbench import Workbench
 from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
@@ -40,7 +48,7 @@ def choose(config: inputs.Config, workdir: Workdir) -> None:
     bench = Workbench(folder, given, tools)
     measure.make(bench, layout)
     curve = _curve(layout, bench)
-    chosen = evaluate.highest_safe(
+    chosen = summaries.highest_safe(
         np.array(curve["threshold"]), [np.array(c) for c in curve["strongest"].values()]
     )
     found = {
@@ -60,7 +68,7 @@ def choose(config: inputs.Config, workdir: Workdir) -> None:
     if settings.keep:
         card = zoo.load_card(path.parent) | {"adaptive": found}
         files.write_json(path, card)
-    print(report.table(*evaluate.threshold_lines(curve, chosen)))
+    print(report.table(*summaries.threshold_lines(curve, chosen)))
     if chosen == curve["threshold"][-1]:
         print("no accuracy fell at any threshold: this one purifies nothing")
     print(
@@ -85,7 +93,7 @@ def _curve(layout: grid.Grid, bench: Workbench) -> dict:
     highest = max(bits.max() for bits, _, _ in found.values())
     thresholds = np.arange(0, highest + 2 * _STEP, _STEP).round(2)
     shares = {
-        key: evaluate.adaptive_accuracy(*arrays, thresholds)
+        key: summaries.adaptive_accuracy(*arrays, thresholds)
         for key, arrays in found.items()
     }
     curve: dict = {"threshold": thresholds.tolist(), "clean": {}, "strongest": {}}

@@ -16,7 +16,7 @@ class Stage:
     """Images at one point of the defence.
 
     Attributes:
-      name: one of `base.STAGES`.
+      name: one of `pipeline.STAGES`.
       title: for a table.
       bits_per_dim: `[N]`.
       distance: L-infinity to the clean image, `[N]` levels.
@@ -46,7 +46,7 @@ def stages(
     Args:
       titles: of the stages to gather, by name, in order.
       clean: `[N, H, W, C]` uint8.
-      result: of `base.perturb_and_purify`.
+      result: of `pipeline.perturb_and_defend`.
       reference: sorted log-probabilities of the training images, or None.
       labels: the true ones `[N]`, or None.
     """

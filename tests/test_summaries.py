@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pixeldefend.experiment import evaluate
+from pixeldefend.experiment import summaries
 from pixeldefend.experiment.rows import accuracy
 
 
@@ -22,7 +22,7 @@ def test_outcomes_become_an_accuracy_and_a_line_of_a_table():
     figures = accuracy(np.array([True, False, True, True]))
     assert figures["n"] == 4 and figures["correct"] == 3
     assert figures["low"] < figures["accuracy"] == 0.75 < figures["high"]
-    assert "75.00%" in evaluate.accuracy_table({"clean": figures})
+    assert "75.00%" in summaries.accuracy_table({"clean": figures})
 
 
 def test_adaptive_accuracy_leaves_images_below_the_threshold_alone(rng):
@@ -33,7 +33,7 @@ def test_adaptive_accuracy_leaves_images_below_the_threshold_alone(rng):
         / 40
         for t in thresholds
     ]
-    found = evaluate.adaptive_accuracy(bits, alone, purified, thresholds)
+    found = summaries.adaptive_accuracy(bits, alone, purified, thresholds)
     np.testing.assert_allclose(found, expected)
     assert found[0] == purified.mean() and found[-1] == alone.mean()
 
@@ -42,16 +42,16 @@ def test_the_threshold_is_the_last_before_any_strongest_accuracy_falls():
     thresholds = np.array([0.0, 1.0, 2.0, 3.0])
     rising = np.array([0.5, 0.6, 0.7, 0.7])
     dips = np.array([0.5, 0.5, 0.4, 0.9])
-    assert evaluate.highest_safe(thresholds, [rising]) == 3.0
-    assert evaluate.highest_safe(thresholds, [rising, dips]) == 1.0
-    assert evaluate.highest_safe(thresholds, [np.array([0.5, 0.4, 0.6, 0.6])]) == 0.0
+    assert summaries.highest_safe(thresholds, [rising]) == 3.0
+    assert summaries.highest_safe(thresholds, [rising, dips]) == 1.0
+    assert summaries.highest_safe(thresholds, [np.array([0.5, 0.4, 0.6, 0.6])]) == 0.0
 
 
 def test_a_curve_is_shown_in_steps_with_the_chosen_threshold():
     thresholds = [round(0.05 * i, 2) for i in range(25)]
     curve = {"threshold": thresholds, "clean": {"8": thresholds}, "strongest": {}}
     curve["strongest"]["8"] = [0.5] * 25
-    header, lines = evaluate.threshold_lines(curve, 0.35)
+    header, lines = summaries.threshold_lines(curve, 0.35)
     assert header == [
         "threshold, bits/dim",
         "clean (for eps 8)",
