@@ -24,7 +24,7 @@ class PixelCNN:
     Attributes:
       features: channels F of both streams (the paper: 160, Fashion-MNIST 40).
       depth: gated blocks per stream and resolution on the way down (the paper: 5).
-      resolutions: scales of the network; the image's height and width must be divisible by
+      resolutions: of the network; the image's height and width must be divisible by
         `2 ** (levels - 1)`.
       mixtures: logistic components M of the mixture conditionals.
       dropout: rate in training, element-wise, in every gated block.
