@@ -25,7 +25,7 @@ class PixelCNN:
       features: channels F of both streams (the paper: 160, Fashion-MNIST 40).
       depth: gated blocks per stream and resolution on the way down (the paper: 5).
       resolutions: of the network; the image's height and width must be divisible by
-        `2 ** (levels - 1)`.
+        `2 ** (resolutions - 1)`.
       mixtures: logistic components M of the mixture conditionals.
       dropout: rate in training, element-wise, in every gated block.
       conditionals: `"independent"` (the paper's), `"joint"` (PixelCNN++'s own) or
