@@ -2,9 +2,10 @@ r"""Trains a CIFAR-10 classifier in torch, whose convolutions are faster on a CP
 
 Where only CPU cores are to be had, torch in bfloat16 trains ResNet-32 at three to four
 times the rate of XLA. The network, the loss and the augmentation are those of
-`--mode=train_classifier`, which stays the recipe; the weights are written under the
-names of `pixeldefend.models.classifiers`, and `reproduction.import_classifier` makes a
-released model of them. Needs torch and numpy, nothing of ours:
+`--mode=train --config.train.model=classifier`, which stays the recipe; the weights are
+written under the names of `pixeldefend.models.classifiers`, and
+`reproduction.import_classifier` makes a released model of them. Needs torch and numpy,
+nothing of ours:
 
     python reproduction/torch_classifier.py --data=DATA_DIR/cifar10 --out=RUN \
       --hours=1.8

@@ -136,6 +136,20 @@ def test_one_flipped_bit_of_scores_is_noticed(copy, name):
     assert load(str(copy)) is not None
 
 
+def test_a_missing_file_of_which_the_card_tells_is_noticed(copy):
+    (copy / "reference.npy").unlink()
+    with pytest.raises(ValueError, match="reference.npy is missing"):
+        zoo.load_reference(str(copy))
+
+
+@pytest.mark.parametrize("told", [[], "x", None, {"weights": 1}])
+def test_hashes_that_are_none_are_refused(copy, told):
+    card = json.loads((copy / "card.json").read_text()) | {"files": told}
+    (copy / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="not the card of a model"):
+        zoo.load_released(str(copy))
+
+
 def test_every_released_model_has_hashes_of_its_files():
     cards = sorted(zoo.RELEASED.glob("*/*/card.json"))
     assert cards

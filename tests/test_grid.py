@@ -287,7 +287,7 @@ def test_purifiers_are_seen_in_the_order_in_which_an_image_passes_them():
         assert grid.threat(row, adversary) == "white-box"
     squeezed = grid.pipeline("a + magnet + squeeze", 8.0)
     adversary = grid.adversary_for(squeezed, through, 8.0)
-    assert adversary.through == ("magnet", "median")
+    assert adversary.through == ("magnet", "squeeze")
     assert grid.threat(squeezed, adversary) == "grey-box"
 
 

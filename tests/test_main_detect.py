@@ -13,7 +13,7 @@ from test_main import FASHION, _rows, _run
 from test_main_evaluate import models  # noqa: F401, a fixture
 
 from pixeldefend import attacks, detection
-from pixeldefend.defences import purification
+from pixeldefend.defences import base, purification
 from pixeldefend.density import likelihood
 from pixeldefend.experiment import data, zoo
 from pixeldefend.models import classifiers
@@ -203,7 +203,7 @@ def test_gradients_are_those_of_the_functions(folder, tmp_path):
     result = _run(f"{FASHION}:smoke", "gradients", *options)
     assert result.returncode == 0, result.stderr
     rows = {row["slope"]: row for row in _rows(tmp_path / "run")}
-    assert list(rows) == [None, *attacks.SLOPES]
+    assert list(rows) == [None, *base.GRADIENTS]
     classifier, variables, _ = zoo.load_released(str(folder / "one8"))
     model, params, _ = zoo.load_released(str(folder / "density"))
     images, labels = (a[:4] for a in data.sample("fashion_mnist"))

@@ -144,7 +144,7 @@ def test_what_survives_every_attack_is_counted_image_by_image(models, whole):
         (path,) = (
             path
             for path in (folder / "adversarial").glob(name)
-            if "median" not in path.name
+            if "squeeze" not in path.name
         )
         with np.load(path) as file:
             logits = classifiers.logits(model, variables, file["images"][:3])

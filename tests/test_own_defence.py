@@ -1,5 +1,7 @@
 """The defence of one's own that docs/defences.md shows, run as it says there."""
 
+import dataclasses
+import functools
 import runpy
 import subprocess
 import sys
@@ -13,8 +15,8 @@ from test_main import FASHION, ROOT, _environment, _rows
 from test_main_evaluate import models  # noqa: F401
 
 from pixeldefend import attacks, defences
-from pixeldefend.defences import base
-from pixeldefend.experiment import data, grid, zoo
+from pixeldefend.defences import base, filters
+from pixeldefend.experiment import adversaries, data, grid, workbench, zoo
 from pixeldefend.models import classifiers
 
 pytestmark = pytest.mark.slow
@@ -144,10 +146,160 @@ def test_a_random_defence_needs_a_key():
         base.apply((Noise(),), ({},), jnp.zeros((1, 2, 2, 1), jnp.uint8))
 
 
+@dataclasses.dataclass(frozen=True)
+class Noise(base.Smooth):
+    name = "noise"
+    random = True
+
+    def smooth(self, params, images, key):
+        draw = functools.partial(jax.random.normal, shape=images.shape[1:])
+        return images.astype(jnp.float32) + 8 * jax.vmap(draw)(key)
+
+
+def test_random_defences_in_a_row_do_not_draw_alike():
+    images = jnp.full((2, 16, 16, 1), 128, jnp.uint8)
+    key = jax.random.split(jax.random.key(0), 2)
+    one, two = (
+        base.apply((Noise(),) * n, ({},) * n, images, key).images for n in (1, 2)
+    )
+    first = np.asarray(one, int) - 128
+    second = np.asarray(two, int) - np.asarray(one, int)
+    assert first.std() == pytest.approx(8, rel=0.1)
+    assert second.std() == pytest.approx(8, rel=0.1)
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.15
+    # As an attacker sees them, too; and as the grid keeps them.
+    seen = base.behind((Noise(), Noise()), lambda _, x: x.reshape(2, -1))
+    given = {"classifier": None, "defences": ({}, {}), "key": jax.random.key(1)}
+    moved = np.asarray(seen(given, images.astype(jnp.float32))) - 128
+    assert moved.std() == pytest.approx(8 * 2**0.5, rel=0.15)
+    computed = workbench.compute(Noise(), (), 0, {}, images, jnp.arange(2))
+    again = workbench.compute(Noise(), ("magnet",), 0, {}, images, jnp.arange(2))
+    assert np.mean(computed["images"] == again["images"]) < 0.2
+
+
+def test_an_attacker_has_a_key_for_what_is_random():
+    for gradient in base.GRADIENTS:
+        seen = base.behind((Noise(),), lambda _, x: x.reshape(2, -1), gradient=gradient)
+        given = {"classifier": None, "defences": ({},)}
+        images = jnp.zeros((2, 4, 4, 1))
+        with pytest.raises(ValueError, match="noise is random: it needs a key"):
+            seen(given, images)
+        keys = {"key": jax.random.split(jax.random.key(0), 2)}
+        with pytest.raises(ValueError, match="an attacker has one key"):
+            seen(given | keys, images)
+        with pytest.raises(ValueError, match="1 defences need as many params: 0"):
+            seen(given | {"defences": (), "key": jax.random.key(0)}, images)
+
+
+def _broken(**members):
+    return type("Broken", (base.Defence,), {"name": "broken", **members})
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        (_broken(), "must be a dataclass with frozen=True"),
+        (dataclasses.dataclass(_broken()), "must be a dataclass with frozen=True"),
+        (dataclasses.dataclass(frozen=True)(_broken()), "has none of compute"),
+        (
+            dataclasses.dataclass(frozen=True)(
+                _broken(compute=lambda self, params, images, key: {"image": images})
+            ),
+            "cannot be computed: KeyError",
+        ),
+        (
+            dataclasses.dataclass(frozen=True)(
+                _broken(compute=lambda self, params, images, key: images)
+            ),
+            "cannot be computed",
+        ),
+        (
+            dataclasses.dataclass(frozen=True)(
+                _broken(
+                    compute=lambda self, params, images, key: {"images": images[:, :1]}
+                )
+            ),
+            "images become",
+        ),
+        (
+            dataclasses.dataclass(frozen=True)(
+                _broken(facts=lambda self, params: {"step": 3})
+            ),
+            "a row has no field 'step'",
+        ),
+    ],
+)
+def test_what_a_defence_lacks_is_said_before_anything_runs(kind, message):
+    with pytest.raises(ValueError, match=message):
+        workbench.check_defence(kind(), {}, (4, 4, 1))
+
+
+def test_an_edited_defence_is_another(tmp_path, monkeypatch):
+    text = "import dataclasses\nfrom pixeldefend.defences import base\n\n"
+    text += "@dataclasses.dataclass(frozen=True)\nclass Own(base.Defence):\n"
+    text += "    def compute(self, params, images, key):\n        return {}\n"
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for name, code in (("own1", text), ("own2", text.replace("{}", "{'a': 1}"))):
+        (tmp_path / f"{name}.py").write_text(code)
+        own = __import__(name).Own()
+        target = adversaries.Target(None, (own,))
+        assert workbench.source_of((own,)) == workbench.source_of((target,))
+        found.append(workbench.source_of((own,)))
+    assert found[0] and found[0] != found[1]
+    assert workbench.source_of((filters.Squeeze(),)) == []
+
+
+DETECTOR = """
+import dataclasses
+import jax.numpy as jnp
+from pixeldefend import cli, defences
+from pixeldefend.defences import base, filters
+
+@dataclasses.dataclass(frozen=True)
+class Bright(base.Detector):
+    name = "bright"
+
+    @classmethod
+    def build(cls, given):
+        return cls(), {"threshold": jnp.float32([80.0])}
+
+    def scores(self, params, images, key):
+        return jnp.mean(images.astype(jnp.float32), (1, 2, 3))[None]
+
+defences.DEFENCES[Bright.name] = Bright
+
+if __name__ == "__main__":
+    cli.run()
+"""
+
+
+def test_a_detector_of_ones_own_has_a_threshold_of_its_own(models, tmp_path):  # noqa: F811
+    script = tmp_path / "bright.py"
+    script.write_text(DETECTOR)
+    result = _own(
+        script,
+        "evaluate",
+        f"--config.evaluate.rows=('{models['two']} + bright',)",
+        "--config.evaluate.attacks=('bim',)",
+        "--config.evaluate.images=8",
+        f"--workdir={tmp_path}/run",
+    )
+    assert result.returncode == 0, result.stderr
+    clean = next(row for row in _rows(tmp_path / "run") if row["attack"] == "none")
+    images = data.sample("fashion_mnist")[0][:8]
+    share = np.mean(images.mean((1, 2, 3)) > 80)
+    assert 0 < share < 1 and clean["rejected"] == pytest.approx(share)
+    assert clean["thresholds"] == {"bright": [80.0]}
+    result = _own(script, "calibrate", "--config.calibrate.defences=('bright',)")
+    assert result.returncode == 2 and "its build gives the threshold" in result.stderr
+
+
 def test_what_is_no_defence_of_the_main_job_is_said(script):
     for chosen, message in (
         ("reject_p_value", "reject_p_value only detects"),
-        ("blurr", "unknown defence 'blurr'"),
+        ("blurr", "purify.defence must be auto or some of"),
+        ("", "purify.defence must be auto or some of"),
         ("purify_adaptive", "needs a purify.threshold"),
     ):
         result = _own(script, "purify", f"--config.purify.defence={chosen}")

@@ -19,8 +19,6 @@ from pixeldefend.attacks.outcome import LogitsFn
 
 # How an attacker differentiates a defence, see `Defence.view`.
 GRADIENTS = ("bpda", "straight_through", "expectation")
-
-
 # What a defence is done with; `threshold` is for `Defence.decide` alone.
 Params = dict[str, Any]
 # What `Defence.compute` found, `[B, ...]` by name.
@@ -76,8 +74,8 @@ class Defence:
       random: whether it draws from its key.
       asks_classifier: whether it takes the classifier behind it.
       gradients: of `GRADIENTS`, those that it has.
-      always_seen: as what attacks see it even where they know of no defence; "" where
-        they do not.
+      always_seen: as what the attacks of a table see it even where they know of no
+        defence; "" where they do not.
     """
 
     name: ClassVar[str]
@@ -235,6 +233,28 @@ def joined(before: Passed, defence: Defence, after: Passed) -> Passed:
     )
 
 
+def keys_for(before: Sequence[Defence | type[Defence]], key: Keys) -> Keys:
+    """The keys of a defence that stands behind others, so that no two draw alike.
+
+    A detector draws as the defence behind it does: it may judge what that one makes.
+    """
+    drawn = sum(defence.random and not defence.detects for defence in before)
+    if not drawn or key is None:
+        return key
+    return jax.vmap(lambda one: jax.random.fold_in(one, drawn))(key)
+
+
+def check_params(
+    defences: Sequence[Defence], params: Sequence[Params], key: chex.PRNGKey | None
+) -> None:
+    """Raises ValueError where not each has its params, or a random one has no key."""
+    if len(defences) != len(params):
+        raise ValueError(f"{len(defences)} defences need as many params: {len(params)}")
+    for defence in defences:
+        if defence.random and key is None:
+            raise ValueError(f"{defence.name} is random: it needs a key")
+
+
 def apply(
     defences: Sequence[Defence],
     params: Sequence[dict[str, Any]],
@@ -255,11 +275,11 @@ def apply(
     Raises:
       ValueError: a random defence without a key.
     """
+    check_params(defences, params, key)
     passed = Passed(images)
-    for defence, its in zip(defences, params, strict=True):
-        if defence.random and key is None:
-            raise ValueError(f"{defence.name} is random: it needs a key")
-        computed = defence.compute(its, passed.images, key)
+    for place, (defence, its) in enumerate(zip(defences, params, strict=True)):
+        keys = keys_for(defences[:place], key)
+        computed = defence.compute(its, passed.images, keys)
         passed = joined(passed, defence, defence.decide(its, computed, passed.images))
     return passed
 
@@ -301,11 +321,15 @@ def behind(
 
     def seen(variables: dict, images: chex.Array, key: Any) -> chex.Array:
         keys = None if key is None else jnp.broadcast_to(key, (len(images),))
-        for defence, params in zip(defences, variables["defences"], strict=True):
-            images = defence.view(params, images, keys, gradient)
+        for place, defence in enumerate(defences):
+            own = keys_for(defences[:place], keys)
+            images = defence.view(variables["defences"][place], images, own, gradient)
         return logits_fn(variables["classifier"], images)
 
     def logits_behind(variables: dict, images: chex.Array) -> chex.Array:
+        check_params(defences, variables["defences"], variables.get("key"))
+        if random and variables["key"].ndim:
+            raise ValueError(f"an attacker has one key: {variables['key'].shape}")
         if gradient != "expectation" or not random:
             return seen(variables, images, variables.get("key"))
 

@@ -99,8 +99,9 @@ def squeeze_features(
 class Squeeze(base.Defence):
     """`squeeze_features` as a defence.
 
-    Attacks see the median filter in any case (`always_seen`), as in PixelDefend's
-    experiments, and never the rounding of colours.
+    The attacks of a table see the median filter in any case (`always_seen`), as in
+    PixelDefend's experiments, and none sees the rounding of colours: whatever gradient
+    is asked for, it is the filter's own.
 
     Attributes:
       colours: as for `squeeze_features`.

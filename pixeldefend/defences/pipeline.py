@@ -128,8 +128,10 @@ def perturb_and_defend(
         # What a purifier by this density model has computed anyway.
         known: dict[str, chex.Array | None] = {}
         image_keys = keys.for_images(variables["key"], indices)
-        for defence, its in zip(defences, variables["defences"], strict=True):
-            computed = defence.compute(its, passed.images, image_keys)
+        for place, defence in enumerate(defences):
+            its = variables["defences"][place]
+            own = base.keys_for(defences[:place], image_keys)
+            computed = defence.compute(its, passed.images, own)
             known.setdefault("perturbed", computed.get("given_log_probs"))
             decided = defence.decide(its, computed, passed.images)
             passed = base.joined(passed, defence, decided)

@@ -136,10 +136,12 @@ def evading(
 
     def innocence(variables: dict, images: jax.Array) -> jax.Array:
         keys = jnp.broadcast_to(variables["key"], (len(images),))
-        shares = [
-            detector.scores(params, images, keys) / params["threshold"][:, None]
-            for detector, params in zip(detectors, variables["detectors"], strict=True)
-        ]
+        shares = []
+        for detector, params in zip(detectors, variables["detectors"], strict=True):
+            bar = params["threshold"][:, None]
+            share = detector.scores(params, images, keys) / bar
+            # Above 1 is rejected, also where the threshold is negative.
+            shares.append(jnp.where(bar < 0, 2 - share, share))
         return -jnp.max(jnp.concatenate(shares), 0)
 
     def logits_fn(variables: dict, images: jax.Array) -> jax.Array:

@@ -95,7 +95,7 @@ class Adversary:
       eps: in the attack's norm; 0.0 for clean images.
       source: the classifier that the attack looked at; None where it looks at none.
       through: what it saw in front of the classifier, in the order in which an image
-        passes it: of `DEFENCES`, or "median" of a squeezed classifier.
+        passes it: of `DEFENCES`.
       gradient: how it saw these, of `GRADIENTS`; "" for none.
       images: as for `Column`.
       fractional: likewise.
@@ -115,7 +115,11 @@ class Adversary:
         """For rows: what the gradient saw."""
         if self.source is None:
             return None
-        return "+".join((*self.through, "classifier"))
+        labels = (
+            (DEFENCES[name].always_seen if name in DEFENCES else "") or name
+            for name in self.through
+        )
+        return "+".join((*labels, "classifier"))
 
     def __str__(self) -> str:
         if self.attack == CLEAN:
@@ -244,7 +248,7 @@ def adversary_for(
     for name in () if source else row.defences:
         defence = DEFENCES[name]
         if defence.always_seen:
-            through += [defence.always_seen] * (not known.bare)
+            through += [name] * (not known.bare)
         elif column.gradient and not defence.detects:
             if column.gradient not in defence.gradients:
                 raise ValueError(

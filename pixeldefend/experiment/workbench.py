@@ -1,8 +1,10 @@
 """What a table needs: attacked images, images behind defences, and what classifiers say
 of them; each computed once and kept."""
 
+import contextlib
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from pixeldefend.density import likelihood
 from pixeldefend.experiment import adversaries, data, parallel
 from pixeldefend.experiment.adversaries import Target
 from pixeldefend.experiment.grid import CLEAN, EVADE, Adversary, Pipeline
+from pixeldefend.experiment.rows import FIGURES, Row
 from pixeldefend.experiment.store import Store, fingerprint
 from pixeldefend.experiment.zoo import Loaded
 
@@ -165,9 +168,7 @@ class Workbench:
         if adversary.source is None:
             return Target(None), eps | {"target": {}}
         model, variables, _ = self.tools.classifiers[adversary.source]
-        seen = {kind.always_seen or name: name for name, kind in DEFENCES.items()}
-        names = [seen[name] for name in adversary.through]
-        names = [name for name in names if not DEFENCES[name].detects]
+        names = [n for n in adversary.through if not DEFENCES[n].detects]
         if not names:
             return Target(model), eps | {"target": variables}
         built = [self.tools.defence(name, adversary.source) for name in names]
@@ -266,7 +267,7 @@ class Workbench:
             " ".join((_slug(adversary), *before, "by", by.name, *asked)),
             f"{by.name}: {' + '.join((str(adversary), *before))}",
             compute,
-            (by, self.tools.seed),
+            (by, before, self.tools.seed),
             {name: value for name, value in params.items() if name != "threshold"},
             images,
             np.arange(len(images), dtype=np.uint32),
@@ -275,7 +276,7 @@ class Workbench:
     def suspicion(
         self, adversary: Adversary, detector: str, classifier: str = ""
     ) -> np.ndarray:
-        """How suspicious a set is to a detector: scores `[N, D]`, see `reject`."""
+        """How suspicious a set is to a detector that stands first: scores `[N, D]`."""
         images = self.attacked(adversary)["images"]
         computed = self._computed(adversary, (), images, detector, classifier)
         defence, _ = self.tools.defence(detector, classifier)
@@ -376,7 +377,7 @@ class Workbench:
           also: what the result depends on besides.
         """
         mapped = self._mapped(function, static, arrays)
-        words = (function.__name__, static, mapped.batch, also)
+        words = (function.__name__, static, source_of(static), mapped.batch, also)
         of = fingerprint(words, (variables, arrays))
         return self._store.once(
             kind, name, of, mapped, what, lambda: (variables, *arrays)
@@ -385,14 +386,67 @@ class Workbench:
 
 def compute(
     defence: base.Defence,
+    before: tuple[str, ...],
     seed: int,
-    params: dict[str, Any],
+    params: base.Params,
     images: jax.Array,
     indices: jax.Array,
-) -> dict[str, jax.Array]:
-    """What a defence computes, each image with a key of its own."""
+) -> base.Computed:
+    """What a defence behind others computes, each image with a key of its own."""
     key = keys.for_images(jax.random.key(seed), indices)
+    key = base.keys_for([DEFENCES[name] for name in before], key)
     return defence.compute(params, images, key)
+
+
+def check_defence(
+    defence: base.Defence, params: base.Params, shape: tuple[int, int, int]
+) -> None:
+    """Tries a defence of somebody's own for images `shape`, before anything runs.
+
+    Raises:
+      ValueError: it is none; the message says what it lacks.
+    """
+    kind = type(defence)
+    if kind.__module__.partition(".")[0] == "pixeldefend":
+        return
+    if not dataclasses.is_dataclass(kind) or kind.__hash__ is None:
+        raise ValueError(f"{kind.name} must be a dataclass with frozen=True")
+    for fact in defence.facts(params):
+        if fact not in (*FIGURES, *Row.__dataclass_fields__):
+            raise ValueError(f"{kind.name}.facts: a row has no field {fact!r}")
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.uint8)
+    indices = jax.ShapeDtypeStruct((2,), jnp.uint32)
+
+    def run(params: base.Params, images: Any, indices: Any) -> base.Passed:
+        computed = compute(defence, (), 0, params, images, indices)
+        return defence.decide(params, computed, images)
+
+    try:
+        passed = jax.eval_shape(run, params, images, indices)
+        if passed.images.shape != images.shape:
+            raise ValueError(f"images become {passed.images.shape}")
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{kind.name} has none of compute, smooth and scores"
+        ) from error
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{kind.name} cannot be computed: {error!r}") from error
+
+
+def source_of(words: Any) -> list[str]:
+    """The source of defences of somebody's own, for a fingerprint: an edited one gives
+    other results under the same name."""
+    found = []
+    for word in words:
+        if isinstance(word, Target):
+            found += source_of(word.defences)
+        elif isinstance(word, tuple):
+            found += source_of(word)
+        kind = type(word)
+        if isinstance(word, base.Defence) and kind.__module__[:11] != "pixeldefend":
+            with contextlib.suppress(OSError, TypeError):  # typed at a prompt
+                found.append(inspect.getsource(kind))
+    return found
 
 
 def _slug(adversary: Adversary) -> str:

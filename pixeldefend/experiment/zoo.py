@@ -14,7 +14,12 @@ from etils import epath
 
 from pixeldefend.density import pixelcnn
 from pixeldefend.experiment import files, processes
-from pixeldefend.experiment.checkpoints import load_weights, save_weights, unreadable
+from pixeldefend.experiment.checkpoints import (
+    UnreadableError,
+    load_weights,
+    save_weights,
+    unreadable,
+)
 from pixeldefend.models import classifiers, magnet, puvae
 
 RELEASED = epath.resource_path("pixeldefend") / "released"
@@ -127,7 +132,7 @@ def _check_files(folder: epath.Path, card: dict, part: str) -> None:
         if name != part and not name.startswith(f"{part}/"):
             continue
         path = folder / name
-        if not path.exists():
+        if not path.exists() or path.is_dir():
             raise ValueError(f"{name} is missing")
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise ValueError(f"{name} is not the file that the card tells of")
@@ -171,7 +176,12 @@ def load_card(folder: epath.Path) -> dict:
         if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
             raise ValueError(f"image_shape {shape}")
         card["model"], card["dataset"]
-    except (ValueError, KeyError, TypeError) as error:
+        hashes = card.get("files", {})
+        if not isinstance(hashes, dict) or not all(
+            isinstance(text, str) for text in [*hashes, *hashes.values()]
+        ):
+            raise ValueError("files must be hashes by name")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the card of a model: {error}") from error
     return card
 
@@ -212,7 +222,10 @@ def load_released(name: str) -> Loaded:
     try:
         _check_files(folder, card, "weights")
     except ValueError as error:
-        raise unreadable(folder / "weights", error) from error
+        raise UnreadableError(
+            f"cannot read the checkpoint {folder / 'weights'}: {error}; it is damaged "
+            "or of another model: install or make it anew"
+        ) from error
     params = load_weights(folder / "weights", like)
     if card.get("sha256") != fingerprint(params):
         raise unreadable(folder / "weights", "they are not the ones of the card")
@@ -275,11 +288,13 @@ def _load_scores(
     Raises:
       ValueError: the file is damaged.
     """
-    path = folder / name
+    path, card = folder / name, load_card(folder)
     if not path.exists():
+        if name in card.get("files", {}):
+            raise ValueError(f"{folder}: {name} is missing, of which the card tells")
         return None
     try:
-        _check_files(folder, load_card(folder), name)
+        _check_files(folder, card, name)
         with path.open("rb") as file:
             scores = np.load(file, allow_pickle=False)
         floating = np.issubdtype(scores.dtype, np.floating)

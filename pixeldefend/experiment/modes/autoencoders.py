@@ -138,7 +138,7 @@ def releasable(config: inputs.Config, card: dict) -> Releasable:
     tools = evaluating.tools_for(config, [grid.Pipeline(classifier, (kind,))])
     model, params, _ = tools.models[kind]
     defence, its = tools.defence(kind)
-    rebuild = functools.partial(compute, defence, config.seed)
+    rebuild = functools.partial(compute, defence, (), config.seed)
 
     def measure(split: str, given: data.Input) -> tuple[dict, None]:
         found, _ = report.run_batches(

@@ -28,9 +28,15 @@ def calibrate(config: inputs.Config, workdir: Workdir) -> None:
             name: zoo.find_released(_weights(config, name))
             for name in settings.defences
         }
-        for place in folders.values():
-            if settings.keep and not os.access(place / "card.json", os.W_OK):
+        for name, place in folders.items() if settings.keep else ():
+            if not os.access(place / "card.json", os.W_OK):
                 raise ValueError(f"{place} cannot be written; leave keep out")
+            told = zoo.load_card(place).get("validation", {})
+            if told.get("detector", name) != name:
+                raise ValueError(
+                    f"{place} keeps the scores of {told['detector']}: calibrate {name} "
+                    "with a copy of the model, or leave keep out"
+                )
     folder = workdir.open()
     rows = []
     for name in settings.defences:
@@ -43,6 +49,7 @@ def calibrate(config: inputs.Config, workdir: Workdir) -> None:
         rows += [row | measure.provenance(workdir.hash, 0.0) for row in one]
         if settings.keep:
             told = {
+                "detector": name,
                 "input": given["calibration"].source,
                 "n": len(given["calibration"].images),
                 "classifier": config.classifier.weights,
@@ -86,6 +93,10 @@ def _check(settings: inputs.Config) -> None:
         known = [one for one, kind in DEFENCES.items() if kind.detects]
         if name not in known:
             raise ValueError(f"unknown detector {name!r}: one of {', '.join(known)}")
+        if not DEFENCES[name].model:
+            raise ValueError(f"{name} takes no model: its build gives the threshold")
+        if settings.defences.count(name) > 1:
+            raise ValueError(f"calibrate.defences has {name} twice")
     for rate in settings.rates:
         if not 0 < rate < 1:
             raise ValueError(f"calibrate.rates must be between 0 and 1: {rate}")

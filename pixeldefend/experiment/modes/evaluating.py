@@ -1,6 +1,7 @@
 """The mode `evaluate`: every defence under every attack, as rows and tables."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from pixeldefend.experiment import (
 )
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import write_rows
-from pixeldefend.experiment.workbench import SECTIONS, Tools, Workbench
+from pixeldefend.experiment.workbench import SECTIONS, Tools, Workbench, check_defence
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -71,8 +72,12 @@ def prepared(
     sources = [name for eps in layout.eps for name in layout.sources_at(eps)]
     pipelines = layout.pipelines()
     tools = tools_for(config, pipelines, sources, threshold)
-    bars = _thresholds(config, pipelines)
+    bars = thresholds(config, tools, pipelines)
     tools = dataclasses.replace(tools, thresholds=bars)
+    shape = tuple(next(iter(tools.classifiers.values())).card["image_shape"])
+    for row in pipelines:
+        for name in row.defences:
+            check_defence(*tools.defence(name, row.classifier), shape)
     given = _images(config, tools, source, count)
     for name, (model, variables, _) in tools.classifiers.items():
         try:
@@ -121,11 +126,51 @@ def tools_for(
     return tools
 
 
-def _check_scores(
-    config: inputs.Config, detector: str, weights: str, classifier: str
-) -> None:
-    """Raises ValueError where validation images were scored in another way."""
+def thresholds(
+    config: inputs.Config, tools: Tools, pipelines: list[grid.Pipeline]
+) -> dict[str, Any]:
+    """Of the detectors in a table: their own, or for the rate of false positives that
+    is wanted, from the scores of validation images beside their model."""
+    found: dict[str, Any] = {}
+    rate = config.reject.false_positive_rate
+    for row in pipelines:
+        for name in row.detectors:
+            if name in found:
+                continue
+            _, params = tools.defence(name, row.classifier)
+            if "threshold" in params:
+                found[name] = np.asarray(params["threshold"])
+                continue
+            scores = _validation_scores(config, name, row.classifier)
+            bars = reject.thresholds(jnp.asarray(scores), false_positive_rate=rate)
+            found[name] = np.asarray(bars)
+    return found
+
+
+def _validation_scores(
+    config: inputs.Config, detector: str, classifier: str
+) -> np.ndarray:
+    """Those beside a detector's model; ValueError where they are none of its own."""
+    kind = DEFENCES[detector].model
+    if not kind:
+        raise ValueError(
+            f"{detector} takes no model, beside which scores could be kept: its build "
+            "must give a threshold"
+        )
+    weights = config[SECTIONS[kind]].weights
+    scores = zoo.load_validation(weights)
+    again = "--mode=calibrate --config.calibrate.keep=True and a --config.data_dir"
+    if scores is None:
+        raise ValueError(
+            f"{weights} has no scores of validation images, so {detector} has no "
+            f"threshold: make them with {again}"
+        )
     told = zoo.load_card(zoo.find_released(weights))["validation"]
+    if told.get("detector", detector) != detector:
+        raise ValueError(
+            f"the scores beside {weights} are {told['detector']}'s, not {detector}'s: "
+            f"make a copy of the model, and its own with {again}"
+        )
     draws = [config.puvae.samples, config.puvae.noise]
     if detector == "reject_rmse" and told["draws"] != draws:
         raise ValueError(
@@ -138,31 +183,7 @@ def _check_scores(
             f"the thresholds of {weights} are for {told['classifier']}, not "
             f"{classifier}: --mode=calibrate makes others"
         )
-
-
-def _thresholds(
-    config: inputs.Config, pipelines: list[grid.Pipeline]
-) -> dict[str, np.ndarray]:
-    """Of the detectors in a table, for the rate of false positives that is wanted."""
-    found = {}
-    rate = config.reject.false_positive_rate
-    for row in pipelines:
-        for name in row.defences:
-            if not DEFENCES[name].detects or name in found:
-                continue
-            weights = config[SECTIONS[DEFENCES[name].model]].weights
-            scores = zoo.load_validation(weights)
-            if scores is None:
-                raise ValueError(
-                    f"{weights} has no scores of validation images, so {name} has no "
-                    "threshold: make them with --mode=calibrate "
-                    "--config.calibrate.keep=True and a --config.data_dir"
-                )
-            _check_scores(config, name, weights, row.classifier)
-            found[name] = np.asarray(
-                reject.thresholds(jnp.asarray(scores), false_positive_rate=rate)
-            )
-    return found
+    return scores
 
 
 def _classifier(config: inputs.Config, name: str) -> zoo.Loaded:

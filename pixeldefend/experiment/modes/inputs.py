@@ -12,6 +12,7 @@ from pixeldefend import attacks
 from pixeldefend.density import likelihood, pixelcnn
 from pixeldefend.experiment import data, files, parallel, processes, schedule, zoo
 from pixeldefend.experiment.store import Store, Unfinished, fingerprint
+from pixeldefend.experiment.workbench import SECTIONS
 from pixeldefend.models import classifiers
 
 if TYPE_CHECKING:
@@ -147,6 +148,10 @@ def autoencoder(config: Config, kind: str) -> zoo.Loaded:
 
 def defence_model(config: Config, kind: str) -> zoo.Loaded:
     """A model of a kind that defences take, such as "density_model"."""
+    if kind not in SECTIONS:
+        raise ValueError(
+            f"a defence takes a model of kind {kind!r}: one of {', '.join(SECTIONS)}"
+        )
     if kind != "density_model":
         return autoencoder(config, kind)
     model = density_model(config)
@@ -264,6 +269,12 @@ def release_folder(config: Config, weights: str, card: dict) -> epath.Path:
         raise ValueError("release.to is missing: the folder for the released model")
     if epath.Path(to).is_file():
         raise ValueError(f"release.to {to} is a file; name a folder")
+    there = epath.Path(to)
+    if (there / "card.json").exists() and zoo.load_card(there)["kind"] != card["kind"]:
+        raise ValueError(
+            f"release.to {to} holds a {zoo.load_card(there)['kind']}, {weights} is a "
+            f"{card['kind']}: name another folder"
+        )
     check_dataset(config, weights, card)
     parallel.check_batch(config.release.batch, "release.batch")
     return epath.Path(to)

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from pixeldefend import attacks
-from pixeldefend.defences import base, pipeline
+from pixeldefend.defences import DEFENCES, base, pipeline
 from pixeldefend.experiment import (
     data,
     files,
@@ -25,7 +25,7 @@ from pixeldefend.experiment import (
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.store import Store
-from pixeldefend.experiment.workbench import Tools
+from pixeldefend.experiment.workbench import Tools, check_defence, source_of
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -81,7 +81,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     }
     unfinished = inputs.unfinished(
         store,
-        (workdir.hash, job.defences),
+        (workdir.hash, job.defences, source_of(job.defences)),
         job.given,
         variables,
         settings.save_seconds,
@@ -143,6 +143,8 @@ def _read(config: inputs.Config) -> _Job:
         inputs.check_labels(given, weights, classifier.model.classes)
     attack, adversary = _adversary(config, given, row)
     built = [tools.defence(name, weights) for name in row.defences]
+    for defence, its in built:
+        check_defence(defence, its, tuple(shape))
     defences, params = zip(*built, strict=True)
     return _Job(tools, row, defences, params, given, attack, adversary)
 
@@ -179,7 +181,14 @@ def _defended(config: inputs.Config) -> tuple[grid.Pipeline, Tools]:
     threshold = inputs.threshold(config.purify.threshold, weights, card)
     if chosen == "auto":
         chosen = "purify_adaptive" if threshold else "purify"
-    row = grid.pipeline(f"{config.classifier.weights or '-'} + {chosen}", 0.0)
+    try:
+        row = grid.pipeline(f"- + {chosen}", 0.0)
+    except ValueError as error:
+        known = ", ".join(n for n, kind in DEFENCES.items() if not kind.detects)
+        raise ValueError(
+            f"purify.defence must be auto or some of {known}, joined by ' + ': "
+            f"{chosen!r}"
+        ) from error
     row = dataclasses.replace(row, classifier=config.classifier.weights)
     if row.detectors:
         raise ValueError(
@@ -237,8 +246,8 @@ def _who_saw_what(config: inputs.Config, job: _Job) -> str:
     if job.adversary.source is None:
         return f"classified by {who}; {name} looks at nothing"
     return (
-        f"{name} sees all of {who} and nothing of the purifier "
-        "(grey-box): an attacker who looks through the purifier does more harm"
+        f"{name} sees all of {who} and nothing of {job.row.defence} (grey-box): an "
+        "attacker who looks through that as well does more harm"
     )
 
 
