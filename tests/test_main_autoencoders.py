@@ -14,7 +14,8 @@ from test_main import ROOT, _command, _environment, _rows, _run, kill_once
 from pixeldefend import keys
 from pixeldefend.defences import puvae, reject
 from pixeldefend.experiment import data, grid, zoo
-from pixeldefend.experiment.workbench import Tools, Workbench
+from pixeldefend.experiment.tools import Tools
+from pixeldefend.experiment.workbench import Workbench
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,8 @@ from pixeldefend import attacks
 from pixeldefend.defences import base, filters, purification
 from pixeldefend.density import likelihood, pixelcnn
 from pixeldefend.experiment import data, grid, parallel, store, zoo
-from pixeldefend.experiment.workbench import Tools, Workbench
+from pixeldefend.experiment.tools import Tools
+from pixeldefend.experiment.workbench import Workbench
 from pixeldefend.models import classifiers
 
 pytestmark = pytest.mark.slow

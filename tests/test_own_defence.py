@@ -16,7 +16,7 @@ from test_main_evaluate import models  # noqa: F401
 
 from pixeldefend import attacks, defences
 from pixeldefend.defences import base, filters
-from pixeldefend.experiment import adversaries, data, grid, workbench, zoo
+from pixeldefend.experiment import adversaries, data, grid, tools, zoo
 from pixeldefend.models import classifiers
 
 pytestmark = pytest.mark.slow
@@ -172,8 +172,8 @@ def test_random_defences_in_a_row_do_not_draw_alike():
     given = {"classifier": None, "defences": ({}, {}), "key": jax.random.key(1)}
     moved = np.asarray(seen(given, images.astype(jnp.float32))) - 128
     assert moved.std() == pytest.approx(8 * 2**0.5, rel=0.15)
-    computed = workbench.compute(Noise(), (), 0, {}, images, jnp.arange(2))
-    again = workbench.compute(Noise(), ("magnet",), 0, {}, images, jnp.arange(2))
+    computed = tools.compute(Noise(), (), 0, {}, images, jnp.arange(2))
+    again = tools.compute(Noise(), ("magnet",), 0, {}, images, jnp.arange(2))
     assert np.mean(computed["images"] == again["images"]) < 0.2
 
 
@@ -231,7 +231,7 @@ def _broken(**members):
 )
 def test_what_a_defence_lacks_is_said_before_anything_runs(kind, message):
     with pytest.raises(ValueError, match=message):
-        workbench.check_defence(kind(), {}, (4, 4, 1))
+        tools.check_defence(kind(), {}, (4, 4, 1))
 
 
 def test_an_edited_defence_is_another(tmp_path, monkeypatch):
@@ -244,10 +244,10 @@ def test_an_edited_defence_is_another(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(code)
         own = __import__(name).Own()
         target = adversaries.Target(None, (own,))
-        assert workbench.source_of((own,)) == workbench.source_of((target,))
-        found.append(workbench.source_of((own,)))
+        assert tools.source_of((own,)) == tools.source_of((target,))
+        found.append(tools.source_of((own,)))
     assert found[0] and found[0] != found[1]
-    assert workbench.source_of((filters.Squeeze(),)) == []
+    assert tools.source_of((filters.Squeeze(),)) == []
 
 
 DETECTOR = """

@@ -18,7 +18,8 @@ from pixeldefend.experiment.grid import (
 )
 from pixeldefend.experiment.rows import accuracy
 from pixeldefend.experiment.summaries import summary
-from pixeldefend.experiment.workbench import SECTIONS, Shown, Tools, Workbench
+from pixeldefend.experiment.tools import SECTIONS, Tools
+from pixeldefend.experiment.workbench import Shown, Workbench
 from pixeldefend.models import classifiers
 
 

@@ -20,7 +20,7 @@ from pixeldefend.experiment import (
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.store import Store, Unfinished
-from pixeldefend.experiment.workbench import Tools
+from pixeldefend.experiment.tools import Tools
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 

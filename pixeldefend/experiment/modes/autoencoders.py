@@ -19,8 +19,8 @@ from pixeldefend.experiment.kinds import (
 )
 from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.experiment.rows import accuracy
+from pixeldefend.experiment.tools import compute
 from pixeldefend.experiment.train import Evaluate, adam
-from pixeldefend.experiment.workbench import compute
 from pixeldefend.models import classifiers
 
 

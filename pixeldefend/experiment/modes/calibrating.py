@@ -11,7 +11,8 @@ from pixeldefend.defences import DEFENCES, reject
 from pixeldefend.experiment import data, grid, measure, parallel, report, zoo
 from pixeldefend.experiment.modes import evaluating, inputs, thresholds
 from pixeldefend.experiment.rows import accuracy, write_rows
-from pixeldefend.experiment.workbench import SECTIONS, Tools, Workbench
+from pixeldefend.experiment.tools import SECTIONS, Tools
+from pixeldefend.experiment.workbench import Workbench
 from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
 
 

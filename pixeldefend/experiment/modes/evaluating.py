@@ -20,7 +20,8 @@ from pixeldefend.experiment import (
 )
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import write_rows
-from pixeldefend.experiment.workbench import SECTIONS, Tools, Workbench, check_defence
+from pixeldefend.experiment.tools import SECTIONS, Tools, check_defence
+from pixeldefend.experiment.workbench import Workbench
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 

@@ -12,7 +12,7 @@ from pixeldefend import attacks
 from pixeldefend.density import likelihood, pixelcnn
 from pixeldefend.experiment import data, files, parallel, processes, schedule, zoo
 from pixeldefend.experiment.store import Store, Unfinished, fingerprint
-from pixeldefend.experiment.workbench import SECTIONS
+from pixeldefend.experiment.tools import SECTIONS
 from pixeldefend.models import classifiers
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from pixeldefend.experiment import (
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.store import Store
-from pixeldefend.experiment.workbench import Tools, check_defence, source_of
+from pixeldefend.experiment.tools import Tools, check_defence, source_of
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 

@@ -19,7 +19,8 @@ from pixeldefend.experiment import (
 )
 from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.experiment.rows import write_rows
-from pixeldefend.experiment.workbench import Tools, Workbench
+from pixeldefend.experiment.tools import Tools
+from pixeldefend.experiment.workbench import Workbench
 from pixeldefend.experiment.workdir import Workdir, user_errors
 
 
