@@ -37,6 +37,7 @@ def test_crops_are_windows_of_the_reflected_image_and_all_of_them_occur(most, rn
     assert np.all(np.abs(counts - 600 * share) < 5 * np.sqrt(600 * share))
 
 
+@pytest.mark.slow
 def test_a_density_model_that_mirrors_learns_from_both_sides(rng):
     model = pixelcnn.PixelCNN(features=2, depth=1, mixtures=1, dropout=0.0, channels=1)
     images = rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)

@@ -91,6 +91,7 @@ def test_each_level_is_at_least_as_likely_as_the_one_it_replaced(compiled):
     assert np.any(chosen > replaced)
 
 
+@pytest.mark.slow
 def test_purification_makes_images_likelier(compiled):
     model, params, images, purify, _ = compiled
     before = likelihood.log_prob(model, params, images)

@@ -3,6 +3,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from models import apply, tiny
 from scipy import stats
 
@@ -51,6 +52,7 @@ def test_samples_do_not_depend_on_the_batch():
     assert len({image.tobytes() for image in four}) == 4
 
 
+@pytest.mark.slow
 def test_samples_are_likelier_than_noise():
     model, params, noise, _ = tiny((8, 8, 1), resolutions=2, conditionals="softmax")
     images = likelihood.sample(model, params, _keys(2), height=8, width=8)

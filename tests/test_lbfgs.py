@@ -218,6 +218,7 @@ def _naive(variables, image, label):
     return best
 
 
+@pytest.mark.slow
 def test_distances_are_those_of_scipy_and_a_line_search(problem):
     variables, images, labels = problem
     found, info = _run(problem)

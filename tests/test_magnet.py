@@ -372,6 +372,7 @@ def test_noise_has_its_deviation_and_stays_within_the_range(monkeypatch):
     assert np.abs(one - other).max() > 0.1
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_diversity_spreads_the_copies():
     images = jnp.asarray(data.sample("mnist")[0][:16, 6:22, 6:22])
     model = magnet.MagNet(copies=2)

@@ -67,6 +67,7 @@ assert pixeldefend.load_reference("cifar10/pixelcnn").ndim == 1
     )
 
 
+@pytest.mark.slow
 def test_the_readme_attack_runs_in_five_lines_from_the_wheel(site, tmp_path):
     lines = _snippet("attack")
     assert len([line for line in lines.splitlines() if line]) == 5

@@ -52,6 +52,7 @@ assert not loaded, loaded
 """
 
 
+@pytest.mark.slow
 def test_arrays_are_trained_on_scored_attacked_and_purified(tmp_path, rng):
     for name, count in (("train", 16), ("validation", 4)):
         path = tmp_path / "fashion_mnist" / f"{name}.npz"
