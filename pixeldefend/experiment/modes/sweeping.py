@@ -85,9 +85,12 @@ def _check_evaded(row: grid.Pipeline, layout: grid.Grid) -> None:
     detectors = row.detectors
     if not detectors or row.defences[: len(detectors)] != detectors:
         raise ValueError(f"evading {row}: detectors must come first")
-    for name in row.defences:
+    for name in row.defences[len(detectors) :]:
         if DEFENCES[name].always_seen:
-            raise ValueError(f"evading {row}: {name} cannot be looked through")
+            raise ValueError(
+                f"evading {row}: behind detectors only what can be looked through "
+                f"whole, and {name} cannot"
+            )
     if row not in layout.pipelines():
         raise ValueError(f"evading {row}: its eps is none of sweep.eps")
 
