@@ -259,6 +259,28 @@ def test_a_damaged_training_checkpoint_is_refused(tmp_path):
         Checkpoints(tmp_path).restore(state)
 
 
+def test_one_flipped_bit_of_a_checkpoint_leads_to_the_older_one(tmp_path, capsys):
+    state = {"a": np.random.default_rng(0).normal(size=8000).astype(np.float32)}
+    for place in range(0, 31_000, 3_100):
+        folder = tmp_path / f"{place}"
+        with contextlib.closing(Checkpoints(folder)) as saving:
+            saving.save(1, state, {"seconds": 1.0})
+            saving.save(2, {"a": state["a"] + 1}, {"seconds": 2.0})
+        inner = [p for p in (folder / "2").rglob("*") if p.is_file()]
+        largest = max(inner, key=lambda p: p.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[place % len(content)] ^= 1
+        largest.write_bytes(bytes(content))
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            step, found, extra = checkpoints.restore(state)
+            assert step == 1 and extra == {"seconds": 1.0}
+            np.testing.assert_array_equal(found["a"], state["a"])
+            assert "going on from step 1" in capsys.readouterr().out
+            checkpoints.save(2, state, {})  # in place of the damaged one
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            assert checkpoints.restore(state)[0] == 2
+
+
 def test_files_appear_whole_or_not_at_all(tmp_path):
     target = tmp_path / "a" / "file.json"
     files.write_json(target, {"x": 1})
@@ -320,9 +342,9 @@ def test_released_classifiers_get_the_sample_right_as_their_cards_say(name):
 def test_what_a_kill_left_of_a_checkpoint_is_removed(tmp_path):
     for step in (1, 2):
         with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
-            checkpoints.save(step, {"a": np.arange(3.0)}, {})
+            checkpoints.save(step, {"a": np.arange(3.0, dtype=np.float32)}, {})
     (tmp_path / "2").rename(tmp_path / "2.orbax-checkpoint-tmp")
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
-        step, state, _ = checkpoints.restore({"a": np.zeros(3)})
+        step, state, _ = checkpoints.restore({"a": np.zeros(3, np.float32)})
     assert step == 1 and state["a"].tolist() == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["1"]

@@ -1,5 +1,7 @@
 """Arrays on disk, by orbax: training checkpoints and weights."""
 
+import hashlib
+import json
 from typing import Any
 
 import jax
@@ -7,6 +9,8 @@ import numpy as np
 from etils import epath
 
 from pixeldefend.experiment import files, processes
+
+_HASH = "sha256"  # in a checkpoint's JSON
 
 
 class UnreadableError(ValueError):
@@ -41,11 +45,13 @@ class Checkpoints:
     def save(self, step: int, state: Any, extra: dict) -> None:
         """Saves in the background; a checkpoint appears only once it is complete.
 
-        Only the first process saves; the state is the same in all of them.
+        Only the first process saves; the state is the same in all of them. A hash of
+        all goes with it, for not every damage keeps them from being read.
         """
         if not processes.is_first():
             return
         state = jax.tree.map(np.asarray, jax.device_get(state))
+        extra = extra | {_HASH: _hash(state, extra)}
         args = self._ocp.args
         self._manager.save(
             step,
@@ -59,19 +65,38 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def restore(self, like: Any) -> tuple[int, Any, dict] | None:
-        """The newest checkpoint as (step, state, extra), or None where there is none.
+        """The newest whole checkpoint as (step, state, extra), or None without any.
+
+        One that is damaged is removed where an older one is whole.
 
         Args:
           like: a state of the same structure, shapes and types.
 
         Raises:
-          UnreadableError: the checkpoint is damaged or of another model.
+          UnreadableError: all are damaged or of another model.
         """
-        step = processes.agreed(self._manager.latest_step())
-        if step is None:
-            return None
+        steps = processes.agreed(sorted(self._manager.all_steps(), reverse=True))
+        damaged: list[tuple[int, UnreadableError]] = []
+        for step in steps:
+            try:
+                found = self._restore(step, _here(like))
+            except UnreadableError as error:
+                damaged.append((step, error))
+                continue
+            for bad, error in damaged:
+                print(f"{error}; going on from step {step}")
+                if processes.is_first():
+                    (self.folder / str(bad)).rmtree()
+            if damaged:
+                self._manager.reload()
+            return step, *found
+        if damaged:
+            raise damaged[0][1]
+        return None
+
+    def _restore(self, step: int, abstract: Any) -> tuple[Any, dict]:
+        """The state and extra of a step; UnreadableError where it is not whole."""
         args = self._ocp.args
-        abstract = _here(like)
         try:
             restored = self._manager.restore(
                 step,
@@ -79,14 +104,24 @@ class Checkpoints:
                     state=args.StandardRestore(abstract), extra=args.JsonRestore()
                 ),
             )
+            state, extra = restored["state"], dict(restored["extra"])
+            # One of an older version has none.
+            told = extra.pop(_HASH, None)
+            if told is not None and told != _hash(jax.device_get(state), extra):
+                raise ValueError("it is not what was saved")
         except Exception as error:  # orbax raises many kinds for a damaged folder
             raise unreadable(self.folder / str(step), error) from error
-        return step, restored["state"], restored["extra"]
+        return state, extra
 
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _hash(state: Any, extra: dict) -> str:
+    text = json.dumps(extra, sort_keys=True) + fingerprint(state)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _here(like: Any) -> Any:
@@ -175,3 +210,11 @@ def flat(tree: Any) -> dict[str, Any]:
 
 def _shapes(tree: Any) -> dict[str, tuple]:
     return {name: tuple(leaf.shape) for name, leaf in flat(tree).items()}
+
+
+def fingerprint(params: Any) -> str:
+    """SHA-256 over the bytes of all arrays, to notice damage."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()

@@ -16,6 +16,7 @@ from pixeldefend.density import pixelcnn
 from pixeldefend.experiment import files, processes
 from pixeldefend.experiment.checkpoints import (
     UnreadableError,
+    fingerprint,
     load_weights,
     save_weights,
     unreadable,
@@ -48,14 +49,6 @@ class Loaded(NamedTuple):
     model: Any
     params: Any
     card: dict
-
-
-def fingerprint(params: Any) -> str:
-    """SHA-256 over the bytes of all arrays, to notice damage."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def abstract_params(kind: str, model: Any, shape: tuple[int, int, int]) -> Any:
