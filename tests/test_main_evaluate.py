@@ -176,7 +176,7 @@ def test_rows_are_what_the_functions_give_one_by_one(models, whole):
         function = jax.jit(purification.purify, static_argnums=0)
         return function(density_model, params, given, eps=32)
 
-    bare, median = attacked(""), attacked("-median")
+    bare, median = attacked(""), attacked("-squeeze")
     assert not np.array_equal(bare, median)
     bits = likelihood.bits_per_dim(density_model, params, bare)
     alone = np.asarray(bits < 8.0)[:, None, None, None]
