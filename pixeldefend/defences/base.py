@@ -88,13 +88,15 @@ class Defence:
 
     @classmethod
     def build(cls, given: Given) -> tuple["Defence", Params]:
-        """The defence and its `params`, as a config describes it.
+        """The defence and its `params`, as a config describes it; by default the model
+        that it takes with its parameters, and no settings.
 
         Raises:
           ValueError, TypeError: settings that cannot be.
         """
-        del given
-        return cls(), {}
+        return (
+            (cls(given.model), {"params": given.params}) if cls.model else (cls(), {})
+        )
 
     @property
     def computed_by(self) -> "Defence":

@@ -340,11 +340,6 @@ class Reform(base.Smooth):
     random = True
     magnet: MagNet
 
-    @classmethod
-    def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
-        """As for every defence; has no settings."""
-        return cls(given.model), {"params": given.params}
-
     def smooth(
         self, params: base.Params, images: chex.Array, key: base.Keys
     ) -> chex.Array:

@@ -118,11 +118,6 @@ class RejectUnlikely(base.Detector):
     model = "density_model"
     density_model: pixelcnn.PixelCNN
 
-    @classmethod
-    def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
-        """As for every defence; has no settings."""
-        return cls(given.model), {"params": given.params}
-
     def scores(
         self, params: base.Params, images: chex.Array, key: base.Keys
     ) -> chex.Array:

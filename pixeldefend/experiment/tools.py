@@ -80,6 +80,11 @@ def compute(
     return defence.compute(params, images, key)
 
 
+def _is_own(kind: type[base.Defence]) -> bool:
+    """Whether a defence is somebody's own, not of this package."""
+    return kind.__module__.partition(".")[0] != "pixeldefend"
+
+
 def check_defence(
     defence: base.Defence, params: base.Params, shape: tuple[int, int, int]
 ) -> None:
@@ -89,7 +94,7 @@ def check_defence(
       ValueError: it is none; the message says what it lacks.
     """
     kind = type(defence)
-    if kind.__module__.partition(".")[0] == "pixeldefend":
+    if not _is_own(kind):
         return
     if not dataclasses.is_dataclass(kind) or kind.__hash__ is None:
         raise ValueError(f"{kind.name} must be a dataclass with frozen=True")
@@ -125,7 +130,7 @@ def source_of(words: Any) -> list[str]:
         elif isinstance(word, tuple):
             found += source_of(word)
         kind = type(word)
-        if isinstance(word, base.Defence) and kind.__module__[:11] != "pixeldefend":
+        if isinstance(word, base.Defence) and _is_own(kind):
             with contextlib.suppress(OSError, TypeError):  # typed at a prompt
                 found.append(inspect.getsource(kind))
     return found

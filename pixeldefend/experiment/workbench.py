@@ -178,7 +178,7 @@ class Workbench:
         for name in defences:
             defence, params = self.tools.defence(name, classifier)
             computed = self._computed(
-                adversary, before, passed.images, name, classifier
+                adversary, before, passed.images, defence, params, classifier
             )
             decided = defence.decide(params, computed, passed.images)
             joined = base.joined(passed, defence, decided)
@@ -193,7 +193,8 @@ class Workbench:
         adversary: Adversary,
         before: tuple[str, ...],
         images: np.ndarray,
-        name: str,
+        defence: base.Defence,
+        params: base.Params,
         classifier: str,
     ) -> dict[str, np.ndarray]:
         """What a defence computes of images, from its file or anew.
@@ -202,10 +203,10 @@ class Workbench:
           adversary: the set that they come from.
           before: what they have passed.
           images: `[N, H, W, C]`.
-          name: of the defence.
+          defence: that they are to pass.
+          params: its.
           classifier: behind it.
         """
-        defence, params = self.tools.defence(name, classifier)
         by = defence.computed_by
         asked = (classifier,) if by.asks_classifier else ()
         detects = by.detects
@@ -225,14 +226,16 @@ class Workbench:
     ) -> np.ndarray:
         """How suspicious a set is to a detector that stands first: scores `[N, D]`."""
         images = self.attacked(adversary)["images"]
-        computed = self._computed(adversary, (), images, detector, classifier)
-        defence, _ = self.tools.defence(detector, classifier)
+        defence, params = self.tools.defence(detector, classifier)
+        computed = self._computed(adversary, (), images, defence, params, classifier)
         return np.asarray(defence.computed_scores(computed)).T
 
     def log_probs(self, adversary: Adversary) -> np.ndarray:
         """Log-probabilities `[N]`, nats, of a set of images before it is purified."""
         images = self.attacked(adversary)["images"]
-        return self._computed(adversary, (), images, "purify", "")["given_log_probs"]
+        purify, params = self.tools.defence("purify")
+        computed = self._computed(adversary, (), images, purify, params, "")
+        return computed["given_log_probs"]
 
     def bits_per_dim(self, log_probs: np.ndarray) -> np.ndarray:
         """`[N]`, of log-probabilities in nats."""
