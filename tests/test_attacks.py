@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pixeldefend import attacks
-from pixeldefend.attacks import norms
+from pixeldefend.attacks import gradients, norms, outcome
 
 SHAPE = (6, 5, 1)
 KINDS = [
@@ -118,6 +118,72 @@ def test_one_trace_serves_every_eps(name, preset):
         distances.append(float(np.max(info.distance)))
         programs.append(run._cache_size())
     assert programs[0] == programs[-1] and distances[0] == 0 < distances[2]
+
+
+def _scaled(variables, images, factor):
+    """Two classes, so that the log-odds are exactly proportional to the factor."""
+    return factor * logits_fn(variables, images)[:, :2]
+
+
+def _evade(logits_fn, variables, images, labels, key, **options):
+    """`evade` of a detector that never rejects."""
+
+    def pleased(variables, images):
+        return jnp.zeros(len(images))
+
+    return attacks.evade(
+        logits_fn, pleased, variables, images, labels, threshold=-1.0, **options
+    )
+
+
+FOLLOW_SIGNS = {
+    name: attacks.named(name) for name in ("fgsm", "bim", "pgd", "fgm", "pgd_l2")
+} | {
+    "pgd athalye": attacks.named("pgd", "athalye"),
+    "fgsm code": attacks.named("fgsm", "code"),
+    "evade": _evade,
+}
+
+
+@pytest.mark.parametrize("name", FOLLOW_SIGNS)
+def test_confident_logits_are_attacked_as_others_are(name):
+    # Cross-entropy's gradient rounds to nothing in float32 where the label leads by 16
+    # nats; with a factor of 1024 nearly all of these lead by more.
+    variables, images, _, keys = _problem(3, count=16)
+    labels = jnp.argmax(_scaled(variables, images, 1), -1)
+    found = {}
+    for factor in (1, 8, 1024):
+        network = functools.partial(_scaled, factor=factor)
+        attack = jax.jit(functools.partial(FOLLOW_SIGNS[name], network))
+        found[factor], info = attack(variables, images, labels, keys, eps=12.0)
+        found[factor] = np.asarray(found[factor], int)
+        assert np.mean(info.success) > 0.3
+    differ = [np.mean(found[1] != found[factor]) for factor in (8, 1024)]
+    # A power of two changes no digit; along a gradient its length is a sum.
+    assert max(differ) == 0, differ
+
+
+def test_the_direction_is_that_of_cross_entropy_in_float64():
+    variables, images, _, _ = _problem(4, count=16)
+    variables["first"] /= 16  # tanh must not be what loses the digits
+    logits = logits_fn(variables, images)
+    labels = jnp.argmax(logits, -1)
+    # Every label leads by 24 nats: too much for float32, not for float64.
+    factors = np.asarray(24 / outcome.margin(logits, labels))[:, None]
+
+    def network(images):
+        return factors.astype(images.dtype) * logits_fn(variables, images)
+
+    floating = images.astype(jnp.float32)
+    gradient, _ = gradients.log_odds_against(network, floating, labels)
+    rounded = gradients.cross_entropy(network, floating, labels)[1]
+    with jax.enable_x64(True):
+        exact = gradients.cross_entropy(network, images.astype(jnp.float64), labels)[1]
+    exact, ours = (np.asarray(a, float).reshape(16, -1) for a in (exact, gradient))
+    sizes = np.linalg.norm(exact, axis=1) * np.linalg.norm(ours, axis=1)
+    np.testing.assert_allclose(np.sum(ours * exact, 1) / sizes, 1, atol=1e-6)
+    wrong = np.sign(np.asarray(rounded).reshape(16, -1)) != np.sign(exact)
+    assert np.mean(wrong) > 0.1  # or the test would say nothing
 
 
 @pytest.mark.parametrize("name, preset", USUAL)

@@ -94,5 +94,5 @@ def limit_radius(norm: norms.Norm, task: Task) -> Task:
 
 def climb(network: Network, task: Task, _: Any, moved: chex.Array) -> tuple:
     """A `Look` that goes up the loss for as long as there are steps."""
-    _, gradient, _ = gradients.cross_entropy(network, moved, task.labels)
+    gradient, _ = gradients.log_odds_against(network, moved, task.labels)
     return gradient, jnp.zeros(len(moved), bool)

@@ -100,7 +100,7 @@ def _look(
 ) -> tuple[chex.Array, chex.Array]:
     """See `ascent.Look`: up the loss, then up the score, until both are deceived."""
     shown = to_levels(norms.LINF, task, moved, quantise).astype(moved.dtype)
-    _, up_loss, logits = gradients.cross_entropy(network, shown, task.labels)
+    up_loss, logits = gradients.log_odds_against(network, shown, task.labels)
     score, up_score = gradients.score(detector, shown)
     fooled = outcome.is_surely_fooled(logits, task.labels)
     # Not by a rounding error, which falls differently in another batch.

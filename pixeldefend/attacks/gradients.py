@@ -24,6 +24,26 @@ def cross_entropy(
     return losses, gradient, logits
 
 
+def log_odds_against(
+    network: Network, images: chex.Array, labels: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+    """The gradient `[B, H, W, C]` of the log-odds against the labels; logits `[B, K]`.
+
+    The log-odds are `logsumexp(other logits) - own logit`. Cross-entropy is their
+    softplus: its gradient has the same direction, times the probability of the other
+    classes, which float32 rounds away once the label leads by about 16 nats. Where only
+    the direction counts, this is the one to take.
+    """
+
+    def total(images: chex.Array) -> tuple[chex.Array, chex.Array]:
+        logits = network(images)
+        own = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
+        others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), -1)
+        return jnp.sum(others - jnp.sum(jnp.where(own, logits, 0), -1)), logits
+
+    return jax.grad(total, has_aux=True)(images)
+
+
 def score(
     score_fn: Callable[[chex.Array], chex.Array], images: chex.Array
 ) -> tuple[chex.Array, chex.Array]:

@@ -72,9 +72,9 @@ def prepare(
       quantise: whether whole levels are to come back.
 
     Raises:
-      ValueError: wrong shapes; also, where these are no tracers, negative eps, labels
-        that the network does not know, and images that are not levels (whole ones, if
-        whole ones are to come back).
+      ValueError: wrong shapes, fewer than two classes; also, where these are no
+        tracers, negative eps, labels that the network does not know, and images that
+        are not levels (whole ones, if whole ones are to come back).
     """
     images = jnp.asarray(images)
     if images.ndim != 4:
@@ -86,6 +86,11 @@ def prepare(
     if len(shape) != 2 or shape[0] != count:
         raise ValueError(
             f"logits_fn must return [B, K] for {count} images: {list(shape)}"
+        )
+    if shape[1] < 2:
+        raise ValueError(
+            "logits_fn must return two classes at least (of one logit z make [0, z]): "
+            f"{list(shape)}"
         )
     check_eps(eps)
     if jnp.shape(eps) not in ((), (count,)):

@@ -206,7 +206,7 @@ def pgd(
 
     def stop(task: Task, _: Any, moved: chex.Array) -> tuple:
         shown = to_levels(ball, task, moved, quantise).astype(moved.dtype)
-        _, gradient, logits = gradients.cross_entropy(network, shown, task.labels)
+        gradient, logits = gradients.log_odds_against(network, shown, task.labels)
         return gradient, outcome.is_surely_fooled(logits, task.labels)
 
     def attempt(task: Task, key: chex.PRNGKey | None) -> Ascent:
