@@ -183,6 +183,9 @@ def _purify() -> ml_collections.ConfigDict:
     # "auto": purify, or purify_adaptive where there is a threshold.
     purify.defence = "auto"
     purify.eps = 16  # levels, the defence's
+    # purify_graded: the bits/dim from which on an eps holds, that eps, and the quality
+    # of JPEG afterwards, if any; the first from 0.
+    purify.grades = ((0.0, 16, 95), (4.5, 16, 75))
     # bits/dim below which an image is left alone (adaptive); 0: purify every image; -1:
     # the one on the density model's card.
     purify.threshold = 0.0

@@ -14,11 +14,13 @@ from pixeldefend import attacks, defences, detection
 from pixeldefend.defences import magnet, puvae, reject
 from pixeldefend.defences.base import behind
 from pixeldefend.defences.filters import squeeze_features
+from pixeldefend.defences.graded import PurifyGraded
 from pixeldefend.defences.magnet import MagNet
 from pixeldefend.defences.purification import (
     Purify,
     PurifyAdaptively,
     adaptive_eps,
+    graded_eps,
     purify,
     relax,
     window_for,
@@ -41,6 +43,7 @@ __all__ = [
     "PuVAE",
     "Purify",
     "PurifyAdaptively",
+    "PurifyGraded",
     "ResNet",
     "VGG",
     "adaptive_eps",
@@ -52,6 +55,7 @@ __all__ = [
     "decode",
     "defences",
     "detection",
+    "graded_eps",
     "init",
     "load_reference",
     "load_released",

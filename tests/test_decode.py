@@ -247,6 +247,35 @@ def test_soft_decoding_approaches_greedy_as_it_cools(float64):
     np.testing.assert_allclose(found, purify(model, params, images, eps=12), atol=1e-3)
 
 
+def test_graded_eps_is_a_step_function():
+    bits = np.array([0.0, 2.49, 2.5, 3.0, 4.6, 9.0, np.nan], np.float32)
+    thresholds, eps = np.array([2.5, 4.5], np.float32), np.array([3, 8, 40])
+    found = purification.graded_eps(jnp.asarray(bits), thresholds=thresholds, eps=eps)
+    np.testing.assert_array_equal(found, eps[np.digitize(bits, thresholds)])
+    assert found.dtype == jnp.int32
+    one = {"eps": np.array([0, 16]), "thresholds": np.array([2.5])}
+    np.testing.assert_array_equal(
+        purification.graded_eps(jnp.asarray(bits), **one),
+        purification.adaptive_eps(jnp.asarray(bits), eps=16, threshold=2.5),
+    )
+
+
+@pytest.mark.parametrize(
+    "thresholds, eps, message",
+    [
+        ([2.0, 1.0], [1, 2, 3], "thresholds must ascend"),
+        ([2.0, 2.0], [1, 2, 3], "thresholds must ascend"),
+        ([2.0], [1, 2, 3], r"\[1\] thresholds need one eps more: \[3\]"),
+        ([2.0], [1, 256], "between 0 and 255"),
+    ],
+)
+def test_grades_that_are_none_are_refused(thresholds, eps, message):
+    with pytest.raises(ValueError, match=message):
+        purification.graded_eps(
+            jnp.zeros(2), thresholds=np.array(thresholds), eps=np.array(eps)
+        )
+
+
 def test_adaptive_eps_spares_images_below_the_threshold():
     bits = jnp.array([1.0, 2.0, 3.0])
     eps = purification.adaptive_eps(bits, eps=16, threshold=2.0)

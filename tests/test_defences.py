@@ -8,7 +8,8 @@ import pytest
 from models import tiny
 
 from pixeldefend import attacks
-from pixeldefend.defences import base, purification
+from pixeldefend.defences import base, compression, purification
+from pixeldefend.defences import graded as graded_purification
 from pixeldefend.density import likelihood
 
 SHAPE = (6, 6, 1)
@@ -148,6 +149,87 @@ def test_adaptive_defences_leave_likely_images_alone(defence, slope):
     assert alone.sum() == 2
     expected = network(variables["classifier"], shown)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.fixture
+def graded(defence):
+    """Half of the images in each grade, of which the second is compressed."""
+    model, variables, images = defence
+    bits = likelihood.bits_per_dim(model, variables["defences"][0]["params"], images)
+    its = variables["defences"][0] | {
+        "thresholds": jnp.sort(bits)[2:3],
+        "eps": jnp.asarray([4, 9]),
+        "quality": jnp.asarray([0, 60]),
+    }
+    kind = functools.partial(graded_purification.PurifyGraded, model)
+    return kind, variables | {"defences": (its,)}, images, np.asarray(bits)
+
+
+def test_the_more_suspicious_an_image_the_more_is_done_to_it(defence, graded):
+    model = defence[0]
+    kind, variables, images, bits = graded
+    (its,) = variables["defences"]
+    found = jax.jit(kind().compute)(its, images, None)
+    suspicious = bits >= np.sort(bits)[2]
+    assert suspicious.sum() == 2
+    for row, much in enumerate(suspicious):
+        eps = jnp.int32(9 if much else 4)
+        alone = images[row : row + 1]
+        expected = purification.purify(model, its["params"], alone, eps=eps)
+        if much:
+            expected = jnp.round(compression.compress(expected, quality=60))
+        np.testing.assert_array_equal(found["images"][row], expected[0])
+    expected = likelihood.log_prob(model, its["params"], found["images"])
+    np.testing.assert_allclose(found["log_probs"], expected, rtol=1e-5)
+    assert kind().facts(its) == {
+        "eps_defend": 9,
+        "grades": f"4, 9 with JPEG 60 from {np.sort(bits)[2]:.6g}",
+    }
+
+
+@pytest.mark.parametrize("gradient", base.GRADIENTS)
+@pytest.mark.slow
+def test_attackers_see_the_grades(graded, gradient):
+    kind, variables, images, _ = graded
+    (its,) = variables["defences"]
+    floating = images.astype(jnp.float32)
+
+    def loss(images):
+        seen = kind(window=19).view(its, images, None, gradient)
+        return jnp.sum(jnp.sin(seen / 40)), seen
+
+    found, seen = jax.jit(jax.grad(loss, has_aux=True))(floating)
+    assert np.all(np.isfinite(found)) and np.all(np.any(found != 0, (1, 2, 3)))
+    levels = kind(window=19).compute(its, images, None)["images"]
+    if gradient == "expectation":
+        assert np.any(seen != levels.astype(jnp.float32))
+    else:
+        np.testing.assert_array_equal(seen, levels.astype(jnp.float32))
+    if gradient == "bpda":
+        expected = np.cos(np.asarray(levels, np.float32) / 40) / 40
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "grades",
+    [
+        (),
+        16,
+        ((0.0,),),
+        ((0.0, 16.5),),
+        ((1.0, 16),),
+        ((0.0, 16, 101),),
+        ((0.0, 16, -1),),
+        ((0.0, 16), (0.0, 24)),
+        ((0.0, 16), (5.0, 24), (4.0, 30)),
+        ((0.0, 256),),
+        (("a", 16),),
+        ((0.0, 16, 75, 1),),
+    ],
+)
+def test_grades_that_cannot_be_are_refused(grades):
+    with pytest.raises(ValueError, match="grades|ascend|between"):
+        graded_purification.read_grades(grades)
 
 
 def test_an_attack_through_the_purifier_hurts_more_than_one_in_front_of_it(defence):

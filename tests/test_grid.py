@@ -23,7 +23,10 @@ def test_a_row_is_weights_and_defences_in_their_order():
     [
         ("", "must begin with the weights"),
         ("purify", "must begin with the weights"),
-        ("a + cook", "unknown defence 'cook' .* squeeze, purify, purify_adaptive"),
+        (
+            "a + cook",
+            "unknown defence 'cook' .* squeeze, median3, .*purify, purify_adaptive",
+        ),
     ],
 )
 def test_rows_that_are_none(text, message):
@@ -204,8 +207,15 @@ def test_a_grid_has_each_cell_once_and_all_of_them():
 def test_rows_name_autoencoders_and_detectors_and_the_models_that_they_take():
     taken = {
         "squeeze": set(),
+        "median3": set(),
+        "total_variation": set(),
+        "bit_depth3": set(),
+        "jpeg75": set(),
+        "jpeg50": set(),
+        "jpeg20": set(),
         "purify": {"density_model"},
         "purify_adaptive": {"density_model"},
+        "purify_graded": {"density_model"},
         "puvae": {"puvae"},
         "magnet": {"magnet"},
         "reject_p_value": {"density_model"},

@@ -4,7 +4,15 @@ To add one, write a file with a subclass of `base.Defence` (or `base.Smooth`,
 `base.Detector`) and name it here: it is then known to every mode.
 """
 
-from pixeldefend.defences import filters, magnet, purification, puvae, reject
+from pixeldefend.defences import (
+    compression,
+    filters,
+    graded,
+    magnet,
+    purification,
+    puvae,
+    reject,
+)
 from pixeldefend.defences.base import Defence
 
 # By name, in the text of a row: "cifar10/resnet + squeeze + purify".
@@ -12,8 +20,15 @@ DEFENCES: dict[str, type[Defence]] = {
     defence.name: defence
     for defence in (
         filters.Squeeze,
+        filters.Median,
+        filters.TotalVariation,
+        filters.BitDepth,
+        compression.Jpeg,
+        compression.Jpeg50,
+        compression.Jpeg20,
         purification.Purify,
         purification.PurifyAdaptively,
+        graded.PurifyGraded,
         puvae.Reconstruct,
         magnet.Reform,
         reject.RejectUnlikely,

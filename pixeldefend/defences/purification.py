@@ -247,6 +247,39 @@ def adaptive_eps(
     return jnp.where(bits_per_dim < threshold, 0, radius)
 
 
+def graded_eps(
+    bits_per_dim: chex.Array, *, thresholds: chex.Array, eps: chex.Array
+) -> chex.Array:
+    """The more suspicious an image, the larger its ball: eps as a step function.
+
+    One threshold and an eps of 0 below it is `adaptive_eps`.
+
+    Args:
+      bits_per_dim: of the images, `[B]`, from `likelihood.bits_per_dim`.
+      thresholds: `[T]`, bits per dimension, ascending; from each on the next eps holds.
+      eps: `[T + 1]`, whole levels 0..255.
+
+    Returns:
+      int32 `[B]`, for `purify`. What is no number counts as above all thresholds.
+
+    Raises:
+      TypeError: eps is not integers.
+      ValueError: eps out of range, thresholds that do not ascend, or not one eps more
+        than thresholds.
+    """
+    radius = check_eps(eps).astype(jnp.int32)
+    traced = isinstance(thresholds, jax.core.Tracer)
+    ladder = thresholds if traced else np.asarray(thresholds, np.float32)
+    if ladder.ndim != 1 or radius.shape != (len(ladder) + 1,):
+        raise ValueError(
+            f"{list(ladder.shape)} thresholds need one eps more: {list(radius.shape)}"
+        )
+    if not traced and not np.all(np.diff(ladder) > 0):
+        raise ValueError(f"thresholds must ascend: {ladder.tolist()}")
+    passed = ~(bits_per_dim[:, None] < jnp.asarray(ladder)[None])
+    return radius[jnp.sum(passed.astype(jnp.int32), 1)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Purify(base.Defence):
     """`purify` as a defence.
@@ -281,11 +314,13 @@ class Purify(base.Defence):
         del key
         given = base.whole(images)
         model, its = self.density_model, params["params"]
-        purified = purify(model, its, given, eps=params["eps"], window=self.window)
+        log_probs = likelihood.log_prob(model, its, given)
+        eps = self.eps_for(params, log_probs, given.shape[1:])
+        purified = purify(model, its, given, eps=eps, window=self.window)
         return {
             "images": purified,
             "log_probs": likelihood.log_prob(model, its, purified),
-            "given_log_probs": likelihood.log_prob(model, its, given),
+            "given_log_probs": log_probs,
         }
 
     def decide(
@@ -327,6 +362,13 @@ class Purify(base.Defence):
         levels = jax.lax.stop_gradient(rounded).astype(jnp.uint8)
         levels = purify(model, its, levels, eps=eps, window=self.window)
         return base.straight_through(images, levels.astype(images.dtype))
+
+    def eps_for(
+        self, params: base.Params, log_probs: chex.Array, shape: tuple[int, ...]
+    ) -> chex.Array:
+        """The eps for images of `shape` and log-probability `[B]`."""
+        del log_probs, shape
+        return params["eps"]
 
     def eps_seen(self, params: base.Params, images: chex.Array) -> chex.Array:
         """The eps with which an attacker's floating `images` are purified."""

@@ -36,6 +36,8 @@ FIGURES = {
     "bits_per_dim": float,
     "half_width_95": float | None,
     "rmse": float,
+    # of a defence
+    "grades": str,
     # of detectors
     "p_value": float,
     "p_below_0.05": float,

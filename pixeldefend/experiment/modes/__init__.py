@@ -59,7 +59,7 @@ def _free(section: str, *fields: str) -> tuple[str, ...]:
 
 _DEFENCES = ("pixelcnn", "puvae", "magnet")
 _LATENT = {"puvae": ("samples", "noise")}
-_PURIFIER = {"purify": ("eps",), "squeeze": ("colours", "preset")}
+_PURIFIER = {"purify": ("eps", "grades"), "squeeze": ("colours", "preset")}
 _GIVEN = ("images", "input", "batch")
 MODES = {
     "purify": Mode(

@@ -217,7 +217,9 @@ def _titles(config: inputs.Config, job: _Job) -> dict[str, str]:
     titles["purified"] = f"purified, eps {settings.eps}"
     if facts["threshold"]:
         titles["purified"] += f" from {facts['threshold']:g} bits/dim"
-    if settings.defence != "auto":
+    if job.row.defences == ("purify_graded",):
+        titles["purified"] = f"purified, eps {facts['grades']}"
+    elif settings.defence != "auto":
         titles["purified"] = f"behind {job.row.defence}"
     return titles
 
