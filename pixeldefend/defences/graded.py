@@ -16,8 +16,9 @@ from pixeldefend.density import likelihood
 class PurifyGraded(purification.Purify):
     """The more suspicious an image, the more is done to it.
 
-    The grade is found as by `purification.graded_eps`. An image is purified and then compressed (`compression.compress`): greedy decoding leaves
-    specks of colour that no photograph has, and JPEG takes those first.
+    The grade is found as by `purification.graded_eps`. An image is purified and then
+    compressed (`compression.compress`): greedy decoding leaves specks of colour that no
+    photograph has, and JPEG takes those first.
 
     Its `params` have `eps` `[T + 1]`, `thresholds` `[T]`, bits/dim, and `quality`
     `[T + 1]`, that of JPEG, 0 for no compression.
