@@ -55,6 +55,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "paper":
         config.pixelcnn.train.steps = 400_000
         return config
+    # Of bits/dim of `cifar10/pixelcnn`, on 512 validation images, of which half are
+    # below 3.55; attacked by BIM of 8 levels nine in ten are above 4.65.
+    config.purify.grades = (
+        (0.0, 8, 95),
+        (4.5, 12, 75),
+        (4.8, 12, 60),
+        (5.2, 16, 60),
+    )
     default.small(config)
     config.pixelcnn.model.conditionals = "joint"
     # The paper only mirrors; moved images are worth several per cent to a ResNet.

@@ -179,13 +179,14 @@ def _purify() -> ml_collections.ConfigDict:
     # Images at most; 0: all; -1: 128 of the sample or a split, all of your own.
     purify.count = -1
     purify.batch = 128  # images at a time, per device
-    # What images pass, as in a row of `evaluate`: "purify", "squeeze + purify";
-    # "auto": purify, or purify_adaptive where there is a threshold.
+    # What images pass, as in a row of `evaluate`: "purify", "squeeze + purify"; "auto":
+    # purify_adaptive where there is a threshold, purify_graded where there are grades,
+    # else purify.
     purify.defence = "auto"
     purify.eps = 16  # levels, the defence's
-    # purify_graded: the bits/dim from which on an eps holds, that eps, and the quality
-    # of JPEG afterwards, if any; the first from 0.
-    purify.grades = ((0.0, 16, 95), (4.5, 16, 75))
+    # purify_graded: the bits/dim from which on an eps holds (the first from 0), that eps
+    # (the largest: purify.eps), and the quality of JPEG afterwards, if any.
+    purify.grades = ()
     # bits/dim below which an image is left alone (adaptive); 0: purify every image; -1:
     # the one on the density model's card.
     purify.threshold = 0.0
@@ -267,9 +268,10 @@ def _evaluate() -> ml_collections.ConfigDict:
     evaluate.images = 1000  # at most, the first; 0: all
     evaluate.batch = 100  # images at a time, per device
     # A classifier's weights and the defences that an image passes, in order, of
-    # squeeze, purify, purify_adaptive, puvae, magnet, and the detectors reject_p_value,
+    # squeeze, jpeg75, jpeg50, jpeg20, median3, total_variation, bit_depth3, purify,
+    # purify_adaptive, purify_graded, puvae, magnet, and the detectors reject_p_value,
     # reject_rmse and reject_magnet; {eps} in the weights stands for the attack's.
-    evaluate.rows = (  # the paper's Table 2
+    evaluate.rows = (  # the paper's Table 2, and filters beside it
         "cifar10/resnet",
         "cifar10/vgg",
         "cifar10/resnet-adversarial_fgsm8",
@@ -277,10 +279,20 @@ def _evaluate() -> ml_collections.ConfigDict:
         "cifar10/resnet-label_smoothing",
         "cifar10/resnet + squeeze",
         "cifar10/resnet-adversarial_fgsm8 + squeeze",
+        "cifar10/resnet + bit_depth3",
+        "cifar10/resnet + median3",
+        "cifar10/resnet + total_variation",
+        "cifar10/resnet + jpeg75",
+        "cifar10/resnet + jpeg50",
+        "cifar10/resnet + jpeg20",
+        "cifar10/resnet-adversarial_fgsm8 + jpeg75",
+        "cifar10/resnet-adversarial_fgsm8 + jpeg50",
         "cifar10/resnet + purify",
         "cifar10/vgg + purify",
         "cifar10/resnet-adversarial_fgsm8 + purify",
         "cifar10/resnet-adversarial_fgsm8 + purify_adaptive",
+        "cifar10/resnet + purify_graded",
+        "cifar10/resnet-adversarial_fgsm8 + purify_graded",
     )
     # Names as for `attack`; after the name: preset=, images= (at most), eps= (instead
     # of eps_attack; attacks of another norm than L-infinity are unbounded without),

@@ -28,13 +28,22 @@ class PurifyGraded(purification.Purify):
 
     @classmethod
     def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
-        """As for every defence; takes `purify.grades`, see `read_grades`.
+        """As for every defence; takes `purify.grades`, see `read_grades`, whose largest
+        eps is `purify.eps`: one that differs would be a setting without effect.
 
         Raises:
-          ValueError: grades that are none.
+          ValueError: grades that are none, or that go up to another eps.
         """
-        its = read_grades(given.settings["purify"]["grades"])
-        window = purification.window_for(int(its["eps"].max()))
+        settings = given.settings["purify"]
+        its = read_grades(settings["grades"])
+        largest = int(its["eps"].max())
+        if settings["eps"] != largest:
+            raise ValueError(
+                f"purify.grades go up to eps {largest}, purify.eps is "
+                f"{settings['eps']}: make them equal, or give no grades "
+                '(--config.purify.grades="()") for the same eps everywhere'
+            )
+        window = purification.window_for(largest)
         its = {name: jnp.asarray(values) for name, values in its.items()}
         return cls(given.model, window), its | {"params": given.params}
 

@@ -117,6 +117,8 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     figures = {stage.title: summaries.stage_figures(stage) for stage in stages}
     print(summaries.purification_table(figures))
     print(_who_saw_what(config, job))
+    if grades := job.tools.facts(job.row).get("grades"):
+        print(f"eps by bits/dim: {grades}")
     print(
         f"{len(clean)} images, {len(clean) / seconds:.1f} images/s (all of the above) "
         f"on {parallel.devices()}, compiled in {mapped.compile_seconds:.1f} s"
@@ -180,7 +182,8 @@ def _defended(config: inputs.Config) -> tuple[grid.Pipeline, Tools]:
     weights, card = config.pixelcnn.weights, density_model.card
     threshold = inputs.threshold(config.purify.threshold, weights, card)
     if chosen == "auto":
-        chosen = "purify_adaptive" if threshold else "purify"
+        plain = "purify_graded" if config.purify.grades else "purify"
+        chosen = "purify_adaptive" if threshold else plain
     try:
         row = grid.pipeline(f"- + {chosen}", 0.0)
     except ValueError as error:
@@ -218,7 +221,7 @@ def _titles(config: inputs.Config, job: _Job) -> dict[str, str]:
     if facts["threshold"]:
         titles["purified"] += f" from {facts['threshold']:g} bits/dim"
     if job.row.defences == ("purify_graded",):
-        titles["purified"] = f"purified, eps {facts['grades']}"
+        titles["purified"] = f"purified, eps up to {facts['eps_defend']}"
     elif settings.defence != "auto":
         titles["purified"] = f"behind {job.row.defence}"
     return titles
