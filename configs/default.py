@@ -184,8 +184,8 @@ def _purify() -> ml_collections.ConfigDict:
     # else purify.
     purify.defence = "auto"
     purify.eps = 16  # levels, the defence's
-    # purify_graded: the bits/dim from which on an eps holds (the first from 0), that eps
-    # (the largest: purify.eps), and the quality of JPEG afterwards, if any.
+    # purify_graded: the bits/dim from which on an eps holds (the first from 0), that
+    # eps (the largest: purify.eps), and the quality of JPEG afterwards, if any.
     purify.grades = ()
     # bits/dim below which an image is left alone (adaptive); 0: purify every image; -1:
     # the one on the density model's card.
