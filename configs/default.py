@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.detect = _detect()
     config.compare_purifiers = _compare_purifiers()
     config.gradients = _gradients()
+    config.drift = _drift()
     config.figures = _figures()
     config.classify = _classify()
     config.train = _train()
@@ -392,6 +393,19 @@ def _gradients() -> ml_collections.ConfigDict:
     return gradients
 
 
+def _drift() -> ml_collections.ConfigDict:
+    """What the density model says of clean levels in clean, attacked, own context."""
+    drift = ml_collections.ConfigDict()
+    drift.input = "auto"  # as for evaluate
+    drift.images = 128  # the first
+    drift.batch = 32  # images at a time, per device
+    drift.attack = "bim"  # as for `attack`
+    drift.preset = ""
+    drift.eps_attack = 8.0  # levels
+    drift.keep = False  # on the density model's card
+    return drift
+
+
 def _figures() -> ml_collections.ConfigDict:
     """Pictures, of every data set."""
     figures = ml_collections.ConfigDict()
@@ -474,6 +488,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     evaluate.attacks = ("rand", "bim", "cw preset=code images=2")
     evaluate.rows = (network, f"{network} + squeeze", f"{network} + purify_adaptive")
     evaluate.eps_attack = (8.0,)
+    config.drift.images = config.drift.batch = 4
     sweep = config.sweep
     sweep.images, sweep.eps, sweep.evading_images = 4, (25.5, 76.5), 2
     sweep.evading_rows = sweep.rows[2:3]

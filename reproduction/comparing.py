@@ -26,7 +26,7 @@ _BARE = "none"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
+class Job:
     """A density model and a classifier, with images that both take."""
 
     model: pixelcnn.PixelCNN
@@ -52,8 +52,8 @@ class _Job:
         return names | own | self.shas | given | measure.provenance(of, seconds)
 
 
-def _read(config: inputs.Config, name: str) -> _Job:
-    """Reads and checks what both modes take."""
+def read_job(config: inputs.Config, name: str) -> Job:
+    """Reads and checks what modes about a density model and a classifier take."""
     settings = config[name]
     model, params, card = inputs.density_model(config)
     inputs.check_dataset(config, config.pixelcnn.weights, card)
@@ -74,14 +74,14 @@ def _read(config: inputs.Config, name: str) -> _Job:
         "classifier_sha256": other["sha256"][:8],
         "density_model_sha256": card["sha256"][:8],
     }
-    return _Job(model, params, classifier, variables, given, shas)
+    return Job(model, params, classifier, variables, given, shas)
 
 
 def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
     """Purifies by L-BFGS-B from random starts, beside greedy decoding (Figure 5)."""
     settings = config.compare_purifiers
     with user_errors():
-        job = _read(config, "compare_purifiers")
+        job = read_job(config, "compare_purifiers")
         move = inputs.attack(settings.attack, settings.preset, settings.eps_attack)
         for field in ("starts", "iterations"):
             if settings[field] < 1:
@@ -140,7 +140,7 @@ def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
 
 
 def _attacked_and_purified(
-    config: inputs.Config, job: _Job, move: Callable
+    config: inputs.Config, job: Job, move: Callable
 ) -> dict[str, np.ndarray]:
     """Images by stage."""
     perturb = pipeline.perturbing(move, job.logits_fn)
@@ -170,7 +170,7 @@ def _attacked_and_purified(
     return {"clean": clean} | found
 
 
-def _bits(job: _Job, images: np.ndarray) -> np.ndarray:
+def _bits(job: Job, images: np.ndarray) -> np.ndarray:
     """Bits/dim `[N]`."""
     mapped = inputs.score_map(job.model, parallel.batch_for(128, len(images)))
     log_probs = mapped(job.params, images)
@@ -178,7 +178,7 @@ def _bits(job: _Job, images: np.ndarray) -> np.ndarray:
 
 
 def _searched(
-    config: inputs.Config, kept: Store, job: _Job, attacked: np.ndarray, of: str
+    config: inputs.Config, kept: Store, job: Job, attacked: np.ndarray, of: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where all searches end, `[N, starts, H, W, C]` uint8, and how often each asked,
     `[N, starts]`."""
@@ -224,7 +224,7 @@ def gradients(config: inputs.Config, workdir: Workdir) -> None:
     """Measures gradients through the purifier, which the paper says vanish (4.4)."""
     settings = config.gradients
     with user_errors():
-        job = _read(config, "gradients")
+        job = read_job(config, "gradients")
         parallel.check_batch(settings.batch, "gradients.batch")
     folder = workdir.open()
     inputs.tell_source(config, job.given)
@@ -310,7 +310,7 @@ def _loss_slope(logits_fn: Callable) -> Callable:
     return run
 
 
-def _behind(config: inputs.Config, job: _Job, slope: str) -> Callable:
+def _behind(config: inputs.Config, job: Job, slope: str) -> Callable:
     """The classifier alone, or behind the purifier, as a function of all variables."""
     if slope == _BARE:
         return lambda variables, images: job.logits_fn(variables["classifier"], images)
