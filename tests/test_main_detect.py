@@ -1,5 +1,4 @@
-"""The modes `detect`, `compare_purifiers`, `gradients` and `figures`, as users run
-them."""
+"""The modes `detect`, and those of `python -m reproduction`, as users run them."""
 
 import shutil
 
@@ -13,7 +12,7 @@ from test_main import FASHION, _rows, _run
 from test_main_evaluate import models  # noqa: F401, a fixture
 
 from pixeldefend import attacks, detection
-from pixeldefend.defences import base, purification
+from pixeldefend.defences import base, drift, purification
 from pixeldefend.density import likelihood
 from pixeldefend.experiment import data, zoo
 from pixeldefend.models import classifiers
@@ -196,6 +195,36 @@ def test_searches_are_kept_and_compared_with_greedy_decoding(folder, tmp_path):
         np.testing.assert_array_equal(file["images"], ended[1])
     first = tmp_path / "run/searches/0.npz"
     assert first.read_bytes() == before[first]
+
+
+def test_drift_is_told_and_kept_on_the_card(folder, tmp_path):
+    card = folder / "density/card.json"
+    before = card.read_text()
+    options = _options(folder, tmp_path / "run", **{"drift.keep": True})
+    result = _run(f"{FASHION}:smoke", "drift", *options)
+    assert result.returncode == 0, result.stderr
+    rows = {row["context"]: row for row in _rows(tmp_path / "run")}
+    assert tuple(rows) == drift.CONTEXTS
+    kept = zoo.load_card(folder / "density")["drift"]
+    card.write_text(before)
+    for name, row in rows.items():
+        for field in ("bits_per_dim", "mended", "low", "high"):
+            assert kept["contexts"][name][field] == row[field]
+    assert kept["n"] == 4 and kept["attack"] == "bim" and kept["eps_attack"] == 8
+    model, params, _ = zoo.load_released(str(folder / "density"))
+    classifier, variables, _ = zoo.load_released(str(folder / "one8"))
+    images, labels = (a[:4] for a in data.sample("fashion_mnist"))
+    logits_fn = classifiers.logits_fn(classifier)
+    attacked, _ = attacks.bim(
+        logits_fn, variables, images, labels, eps=8, keep_failed=True
+    )
+    found = drift.drift(model, params, jnp.asarray(images), attacked, eps=32)
+    for name, step in found.items():
+        bits = float(np.mean(step.bits))
+        assert rows[name]["bits_per_dim"] == pytest.approx(bits, abs=2e-3)
+        right = attacks.predicted(logits_fn, variables, step.levels) == labels
+        right = float(np.mean(np.asarray(right)))
+        assert rows[name]["mended"] == pytest.approx(right, abs=1e-4)
 
 
 def test_gradients_are_those_of_the_functions(folder, tmp_path):
