@@ -13,8 +13,8 @@ _CLASSIFIERS = """
     fashion_mnist/resnet-adversarial_fgsm8 fashion_mnist/resnet-adversarial_fgsm25
     fashion_mnist/resnet-adversarial_bim8 fashion_mnist/vgg fashion_mnist/cnn_a
     mnist/cnn_a
-    cifar10/resnet cifar10/resnet-longer cifar10/resnet-label_smoothing
-    cifar10/resnet-adversarial_fgsm8 cifar10/resnet-adversarial_fgsm8-longer
+    cifar10/resnet cifar10/resnet-label_smoothing
+    cifar10/resnet-adversarial_fgsm8
     cifar10/resnet-adversarial_bim8 cifar10/vgg
 """.split()
 _AUTOENCODERS = (
