@@ -42,6 +42,8 @@ PLACES: dict[str, Callable[[], str]] = {
     "main_job_bim25": partial(paper.main_job, "purify_fashion_mnist_bim25"),
     "main_job_sentence": paper.main_job_sentence,
     "headline": paper.headline,
+    "filters_cifar10": partial(paper.filters, "cifar10"),
+    "drift_cifar10": partial(paper.drift, "cifar10"),
     "section_4_4": paper.section_4_4,
     "gradients": paper.gradients,
     "appendix_a": paper.appendix_a,
