@@ -57,6 +57,7 @@ def _pictures(results: epath.Path) -> Iterator[Picture]:
             (_arrays, "detection_report", "report_1", _reported_ranks),
             (_arrays, "detection_report", "report_3", _probabilities),
             (_rows, "white_box", "white_box", _white_box),
+            (_rows, "drift", "drift", _drift),
             (_rows, "sizes", "sizes", _training),
             (_rows, "conditionals", "conditionals", _training),
         ):
@@ -270,6 +271,18 @@ def _white_box(dataset: str, rows: list[dict]) -> Figure:
         known = group.setdefault(row["threat"], cell)
         group[row["threat"]] = min(known, cell, key=lambda cell: cell[0])
     text = "grey-box: the strongest attack; white-box: all attacks"
+    return plots.named(dataset, text, plots.accuracies(groups))
+
+
+def _drift(dataset: str, rows: list[dict]) -> Figure:
+    """What one step of decoding mends, by density model and context."""
+    groups = {}
+    for row in rows:
+        model = row["density_model"].partition("/")[2]
+        title = f"{model}\n{row['context']} context\n{row['bits_per_dim']:.1f} bits"
+        cell = tuple(100 * row[name] for name in ("mended", "low", "high"))
+        groups[title] = {"likeliest levels in the ball, one step": cell}
+    text = f"BIM, eps {rows[0]['eps_attack']:g}: bits of the clean level, images mended"
     return plots.named(dataset, text, plots.accuracies(groups))
 
 

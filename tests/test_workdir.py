@@ -27,6 +27,8 @@ def test_a_command_is_told_without_this_machines_folders(monkeypatch):
     )
     expected = "python main.py --config=configs/mnist.py --config.data_dir=DATA_DIR"
     assert workdir.command_line() == f"{expected} --mode=train"
+    monkeypatch.setattr(sys, "argv", ["/x/reproduction/__main__.py", "--mode=drift"])
+    assert workdir.command_line() == "python -m reproduction --mode=drift"
 
 
 def test_a_folder_belongs_to_its_config(tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pathlib
 import shlex
 import sys
 from collections.abc import Container, Iterator
@@ -57,7 +58,10 @@ def command_line() -> str:
             kept.append("--config.data_dir=DATA_DIR")
         elif name != "workdir":
             kept.append(argument)
-    return shlex.join(["python", "main.py", *kept])
+    # A package that is run has the path of its __main__.py there.
+    path = pathlib.Path(sys.argv[0])
+    of = ["-m", path.parent.name] if path.stem == "__main__" else ["main.py"]
+    return shlex.join(["python", *of, *kept])
 
 
 class Workdir:
