@@ -1,13 +1,54 @@
-"""The only unit conversions: levels 0..255 (stored) and what networks work in.
+"""Levels 0..255: what counts as such, and the only conversions to what networks take.
 
 The density model works in units -1..1, autoencoders in fractions 0..1.
 """
 
+from typing import Any
+
 import chex
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 LEVELS = 256
 HALF_RANGE = 127.5
+
+
+def check_images(images: Any, channels: int | None = None) -> None:
+    """Checks that images are levels, as far as can be seen; tracers have no values.
+
+    Args:
+      images: should be `[B, H, W, C]`, integer or floating levels 0..255.
+      channels: C, where it is known.
+
+    Raises:
+      TypeError: no array of numpy or JAX, or of a type that holds no levels.
+      ValueError: another shape, or floating values that look like 0..1.
+    """
+    if not isinstance(images, np.ndarray | jax.Array):
+        kind = type(images)
+        raise TypeError(
+            "images must be an array of numpy or JAX (np.asarray, jnp.from_dlpack): "
+            f"{kind.__module__}.{kind.__qualname__}"
+        )
+    # To numpy, spans of time are integers; bfloat16 is a kind of its own to it.
+    floating = jnp.issubdtype(images.dtype, jnp.floating)
+    if not floating and np.dtype(images.dtype).kind not in "iu":
+        raise TypeError(f"images must be levels 0..255, not {images.dtype}")
+    wanted = f"[B, H, W, {channels or 'C'}]"
+    fits = images.ndim == 4 and channels in (None, images.shape[-1])
+    if not fits:
+        hint = ""
+        if images.ndim == 3:
+            hint = "; of one image images[None]"
+        elif images.ndim == 4 and images.shape[1] == channels:
+            hint = "; this looks like NCHW: images.transpose(0, 2, 3, 1)"
+        raise ValueError(f"images must be {wanted}: {list(images.shape)}{hint}")
+    if isinstance(images, jax.core.Tracer) or not floating or not images.size:
+        return
+    values = np.asarray(images, np.float64)
+    if values.min() >= 0 and values.max() <= 1 and np.any(values % 1):
+        raise ValueError("images must be levels 0..255: these are 0..1, times 255")
 
 
 def at_least_float32(dtype: jnp.dtype | str) -> jnp.dtype:

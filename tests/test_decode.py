@@ -304,8 +304,8 @@ def test_a_wrong_eps_is_refused(eps, error):
 
 def test_wrong_images_bounds_and_windows_are_refused():
     model, params, images, _ = tiny((4, 4, 1), resolutions=1)
-    with pytest.raises(TypeError, match="uint8"):
-        purification.purify(model, params, np.asarray(images) / 255.0, eps=1)
+    with pytest.raises(TypeError, match=r"uint8 .* \(round, then astype\)"):
+        purification.purify(model, params, np.asarray(images, np.float32), eps=1)
     with pytest.raises(ValueError, match="window must be at least 33"):
         purification.purify(model, params, images, eps=16, window=17)
     lower, upper = purification.bounds(images, 3)

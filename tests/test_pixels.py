@@ -1,8 +1,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from models import tiny
 
-from pixeldefend import pixels
+import pixeldefend
+from pixeldefend import attacks, pixels
+from pixeldefend.density import likelihood
+from pixeldefend.models import classifiers
+
+CNN = classifiers.make("cnn", variant="A")
 
 
 def test_every_level_survives_the_round_trip_fused_or_not():
@@ -28,3 +35,58 @@ def test_floating_levels_undo_units():
     levels = jnp.asarray([0.0, 0.3, 127.5, 254.9, 255.0])
     found = pixels.to_floating_levels(pixels.to_units(levels))
     np.testing.assert_allclose(found, levels, atol=1e-4)
+
+
+class _Tensor:
+    """Of another framework: it has a shape, but is no array of ours."""
+
+    shape, ndim, dtype = (1, 4, 4, 3), 4, "torch.uint8"
+
+
+@pytest.mark.parametrize(
+    "images, error, message",
+    [
+        (np.full((2, 4, 4, 3), 0.5, np.float32), ValueError, "these are 0..1, times"),
+        (np.ones((2, 3, 8, 8), np.uint8), ValueError, r"NCHW: images.transpose\(0, 2"),
+        (np.ones((4, 4, 3), np.uint8), ValueError, r"of one image images\[None\]"),
+        (np.ones((2, 4, 4, 1), np.uint8), ValueError, r"must be \[B, H, W, 3\]"),
+        (np.ones((2, 4, 4, 3), "m8[s]"), TypeError, "levels 0..255, not timedelta64"),
+        (np.ones((2, 4, 4, 3), bool), TypeError, "levels 0..255, not bool"),
+        (np.ones((2, 4, 4, 3), complex), TypeError, "levels 0..255, not complex"),
+        (_Tensor(), TypeError, r"np.asarray, jnp.from_dlpack\): test_pixels._Tensor"),
+        ([[1]], TypeError, "an array of numpy or JAX .*: builtins.list"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_to_do(images, error, message):
+    with pytest.raises(error, match=message):
+        pixels.check_images(images, 3)
+
+
+def test_levels_of_any_kind_pass():
+    dark = np.zeros((1, 4, 4, 3), np.uint8)
+    single = dark.copy()
+    single[0, 0, 0, 0] = 1
+    for dtype in ("uint8", "int32", "float32", "float64", jnp.bfloat16):
+        for images in (dark, single, dark + 200):
+            pixels.check_images(images.astype(dtype), 3)
+    pixels.check_images(np.full((1, 4, 4, 3), 1.5, np.float32), 3)
+    # Traced, there are no values to see.
+    half = jnp.full((1, 4, 4, 3), 0.5)
+    jax.jit(lambda images: pixels.check_images(images, 3))(half)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda images: likelihood.bits_per_dim(*tiny((4, 4, 3))[:2], images),
+        lambda images: pixeldefend.purify(*tiny((4, 4, 3))[:2], images, eps=2),
+        lambda images: pixeldefend.logits(CNN, None, images),
+        lambda images: attacks.fgsm(
+            lambda variables, images: images[:, 0, 0], None, images, None, eps=2
+        ),
+    ],
+    ids=["score", "purify", "classify", "attack"],
+)
+def test_every_way_in_refuses_fractions(use):
+    with pytest.raises(ValueError, match="these are 0..1, times 255"):
+        use(jnp.full((1, 4, 4, 3), 0.5))

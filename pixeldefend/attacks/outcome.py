@@ -76,11 +76,9 @@ def prepare(
         tracers, negative eps, labels that the network does not know, and images that
         are not levels (whole ones, if whole ones are to come back).
     """
-    images = jnp.asarray(images)
-    if images.ndim != 4:
-        raise ValueError(f"images must be [B, H, W, C]: {list(images.shape)}")
+    pixels.check_images(images)
     check_levels(images, quantise)
-    images = floating(images)
+    images = floating(jnp.asarray(images))
     count = len(images)
     shape = jax.eval_shape(network, images).shape
     if len(shape) != 2 or shape[0] != count:
@@ -164,9 +162,7 @@ def check_levels(images: chex.Array, whole: bool) -> None:
     if not np.all((levels >= 0) & (levels <= pixels.LEVELS - 1)):
         raise ValueError("images must be levels 0 to 255")
     if whole and np.any(levels != np.round(levels)):
-        raise ValueError(
-            "images must be whole levels 0 to 255 (not 0 to 1), or quantise False"
-        )
+        raise ValueError("images must be whole levels 0 to 255, or quantise False")
 
 
 def check_eps(eps: chex.Array | float, name: str = "eps") -> None:

@@ -176,8 +176,11 @@ def bounds(images: chex.Array, eps: chex.Array | int) -> tuple[chex.Array, chex.
       TypeError: images or eps are not integers.
       ValueError: eps out of range or of a shape that does not fit.
     """
+    pixels.check_images(images)
     if images.dtype != jnp.uint8:
-        raise TypeError(f"images must be uint8 levels 0..255: {images.dtype}")
+        raise TypeError(
+            f"images must be uint8 levels 0..255: {images.dtype} (round, then astype)"
+        )
     radius = _radius(images, eps)
     levels = images.astype(jnp.int32)
     return jnp.maximum(levels - radius, 0), jnp.minimum(levels + radius, 255)

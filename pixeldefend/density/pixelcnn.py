@@ -222,15 +222,12 @@ def check_images(
     """Checks what a trace can see.
 
     Raises:
-      ValueError: not `[B, H, W, C]` with the model's channels, a height or width that
-        the resolutions do not divide, or labels where none belong or the reverse.
+      TypeError: no array, or of a type that holds no levels.
+      ValueError: not levels `[B, H, W, C]` with the model's channels, a height or width
+        that the resolutions do not divide, or labels where none belong or the reverse.
     """
     factor = 2 ** (model.resolutions - 1)
-    if images.ndim != 4 or images.shape[-1] != model.channels:
-        raise ValueError(
-            f"images must be [B, H, W, {model.channels}] for this model: "
-            f"{list(images.shape)}"
-        )
+    pixels.check_images(images, model.channels)
     if images.shape[1] % factor or images.shape[2] % factor:
         raise ValueError(
             f"height and width must be divisible by {factor} for {model.resolutions} "

@@ -272,7 +272,11 @@ def logits(model: Classifier, variables: dict, images: chex.Array) -> chex.Array
 
     Returns:
       `[B, K]`.
+
+    Raises:
+      TypeError, ValueError: as for `pixels.check_images`.
     """
+    pixels.check_images(images)
     return model.apply(variables, images, train=False)
 
 
