@@ -272,6 +272,37 @@ def gradients() -> str:
     return report.markdown_table(*comparing.slope_table(rows))
 
 
+def graded_control(dataset: str) -> str:
+    """Graded purification beside compression alone, by grades of its own."""
+    wanted = {"classifier": f"{dataset}/resnet", "defence": "purify_graded"}
+    alone, both = (
+        {
+            (row["attack"], row["eps_attack"]): row
+            for row in measured.rows(f"{name}_{dataset}", **wanted)
+        }
+        for name in ("graded_jpeg", "evaluate")
+    )
+    columns = {
+        "attack": lambda pair: pair["both"]["attack"].upper().replace("NONE", "clean"),
+        "eps": "{both[eps_attack]:g}",
+        "purified and compressed": "{both[interval]}, n {both[n]}",
+        "compressed alone": "{alone[interval]}, n {alone[n]}",
+    }
+    pairs = [
+        {"both": both[key], "alone": row}
+        for key, row in alone.items()
+        if key[0] != tables.WORST
+    ]
+    grades = {row["grades"] for found in (both, alone) for row in found.values()}
+    purified, compressed = (
+        next(iter(found.values()))["grades"] for found in (both, alone)
+    )
+    if grades != {purified, compressed}:
+        raise ValueError(f"grades are not the same in all rows: {grades}")
+    lines = f"Grades: eps {purified}; without purification eps {compressed}."
+    return f"{lines}\n\n{table(pairs, columns)}"
+
+
 def drift(dataset: str) -> str:
     """What density models know of clean levels, by context."""
     columns = {

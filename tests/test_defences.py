@@ -210,6 +210,28 @@ def test_attackers_see_the_grades(graded, gradient):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
+def test_an_attacker_can_stay_below_a_grade(graded):
+    kind, variables, images, bits = graded
+    (its,) = variables["defences"]
+    threshold = float(its["thresholds"][0])
+    seen = base.behind((kind(window=19),), network)
+    labels = attacks.predicted(seen, variables, images)
+
+    def likely(variables, images):
+        of = variables["defences"][0]["params"]
+        return -likelihood.bits_per_dim(kind().density_model, of, images)
+
+    attack = functools.partial(attacks.evade, seen, likely, steps=60, eps=60)
+    found, info = jax.jit(attack)(variables, images, labels, threshold=-threshold)
+    assert np.sum(info.success) >= 1
+    model = kind().density_model
+    after = np.asarray(likelihood.bits_per_dim(model, its["params"], found))
+    assert np.all(after[info.success] <= threshold)
+    # Among them one that was suspicious, and is now purified gently.
+    assert np.any(info.success & (bits > threshold))
+
+
 @pytest.mark.parametrize(
     "grades",
     [
