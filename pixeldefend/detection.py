@@ -1,6 +1,7 @@
 """Detecting adversarial images by the rank of their likelihood."""
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
@@ -18,7 +19,11 @@ def p_values(log_probs: chex.Array, reference: chex.Array) -> chex.Array:
 
     Returns:
       `[...]` in (0, 1]; NaN where the log-probability is.
+
+    Raises:
+      ValueError: a reference that is not sorted, where its values can be seen.
     """
+    _check_sorted(reference)
     log_probs = jnp.asarray(log_probs)
     no_likelier = jnp.searchsorted(reference, log_probs, side="right")
     ranks = (1 + no_likelier) / (reference.shape[0] + 1)
@@ -38,7 +43,11 @@ def two_sided_p_values(log_probs: chex.Array, reference: chex.Array) -> chex.Arr
 
     Returns:
       `[...]` in (0, 1]; NaN where the log-probability is.
+
+    Raises:
+      ValueError: as for `p_values`.
     """
+    _check_sorted(reference)
     log_probs = jnp.asarray(log_probs)
     count = reference.shape[0]
     no_less_likely = count - jnp.searchsorted(reference, log_probs, side="left")
@@ -46,11 +55,20 @@ def two_sided_p_values(log_probs: chex.Array, reference: chex.Array) -> chex.Arr
     return jnp.minimum(2 * jnp.minimum(p_values(log_probs, reference), high), 1)
 
 
+def _check_sorted(reference: chex.Array) -> None:
+    """Raises ValueError for reference scores that do not ascend; tracers pass."""
+    if isinstance(reference, jax.core.Tracer):
+        return
+    if np.any(np.diff(np.asarray(reference)) < 0):
+        raise ValueError("the reference must be sorted: np.sort(reference)")
+
+
 def auc(negatives: chex.Array, positives: chex.Array) -> chex.Array:
     """Area under the ROC curve of "a low score is an attack".
 
     The chance that a positive scores below a negative, ties counted as a half (Mann and
-    Whitney); scores are p-values or log-probabilities. 0.5: they tell nothing.
+    Whitney); scores are p-values or log-probabilities. 0.5: they tell nothing. What is
+    no number is below all others, as detectors reject it.
 
     Args:
       negatives: scores of innocent images, `[N]`.
@@ -59,6 +77,10 @@ def auc(negatives: chex.Array, positives: chex.Array) -> chex.Array:
     Returns:
       A number from 0 to 1.
     """
+    negatives, positives = (
+        jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+        for scores in (jnp.asarray(negatives), jnp.asarray(positives))
+    )
     ordered = jnp.sort(negatives)
     below = jnp.searchsorted(ordered, positives, side="left")
     up_to = jnp.searchsorted(ordered, positives, side="right")

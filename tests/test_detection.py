@@ -91,3 +91,16 @@ def test_the_distance_from_uniform_is_scipys(values):
     expected = stats.kstest(values, "uniform").statistic
     found = detection.distance_from_uniform(_floats(values))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_reference_that_is_not_sorted_is_refused():
+    for function in (detection.p_values, detection.two_sided_p_values):
+        with pytest.raises(ValueError, match=r"must be sorted: np.sort\(reference\)"):
+            function(np.array([1.0, 2.0]), np.array([1.0, 3.0, 2.0]))
+
+
+def test_scores_that_are_no_numbers_count_as_attacks():
+    negatives = np.array([1.0, 2.0, 3.0, 4.0])
+    found = detection.auc(negatives, np.array([np.nan, np.nan]))
+    assert found == 1
+    assert detection.auc(np.append(negatives, np.nan), np.array([2.5])) == 0.4

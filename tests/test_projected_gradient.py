@@ -291,6 +291,30 @@ def test_what_is_wrong_is_said(problem, options, message):
         attacks.pgd(variables=variables, images=images, **given)
 
 
+def test_probabilities_in_place_of_logits_are_warned_of(problem):
+    variables, images, labels = problem
+
+    def probabilities(variables, images):
+        return jax.nn.softmax(logits_fn(variables, images))
+
+    with pytest.warns(UserWarning, match="attacks want logits, not probabilities"):
+        attacks.check_logits(probabilities, variables, images)
+    attacks.check_logits(logits_fn, variables, images)
+
+
+def test_one_class_and_spans_of_time_are_refused(problem):
+    variables, images, labels = problem
+
+    def single(variables, images):
+        return logits_fn(variables, images)[:, :1]
+
+    with pytest.raises(ValueError, match="two classes at least"):
+        attacks.fgsm(single, variables, images, labels * 0, eps=2)
+    spans = np.asarray(labels).astype("m8[s]")
+    with pytest.raises(ValueError, match="labels must be integers: timedelta64"):
+        attacks.fgsm(logits_fn, variables, images, spans, eps=2)
+
+
 def test_logits_that_are_not_finite_are_told_apart(problem):
     variables, images, _ = problem
     attacks.check_logits(logits_fn, variables, images)

@@ -1,5 +1,6 @@
 """What attacks begin with and what they hand back, the same for all of them."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -199,7 +200,7 @@ def check_labels(labels: chex.Array, classes: int) -> None:
     if isinstance(labels, jax.core.Tracer):
         return
     values = np.asarray(labels)
-    if not np.issubdtype(values.dtype, np.integer):
+    if values.dtype.kind not in "iu":  # spans of time are integers to numpy
         raise ValueError(f"labels must be integers: {values.dtype}")
     if values.size and not 0 <= values.min() <= values.max() < classes:
         wrong = values[(values < 0) | (values >= classes)][0]
@@ -208,6 +209,9 @@ def check_labels(labels: chex.Array, classes: int) -> None:
 
 def check_logits(logits_fn: LogitsFn, variables: Any, images: chex.Array) -> None:
     """Shows the network some images, on the host, for what tracing cannot see.
+
+    Warns of outputs that look like probabilities: their gradients are those of logits
+    times nearly nothing, and attacks find less than there is.
 
     Raises:
       ValueError: logits that are not `[B, K]` or not finite.
@@ -221,6 +225,13 @@ def check_logits(logits_fn: LogitsFn, variables: Any, images: chex.Array) -> Non
     if not np.all(np.isfinite(logits)):
         bad = int(np.sum(~np.all(np.isfinite(logits), -1)))
         raise ValueError(f"logits of {bad} of {len(images)} images are not finite")
+    sums = np.sum(logits, -1, dtype=np.float64)
+    if np.all(logits >= 0) and np.all(np.abs(sums - 1) < 1e-3):
+        warnings.warn(
+            "what logits_fn returns lies in 0..1 and sums to one: attacks want logits, "
+            "not probabilities (their logarithm will do)",
+            stacklevel=2,
+        )
 
 
 def is_fooled(logits: chex.Array, labels: chex.Array) -> chex.Array:

@@ -261,7 +261,7 @@ def _read_labelled(
     images, labels = _read_arrays(path)
     images = check_levels(images, shape, str(path))
     if labels is not None:
-        whole = np.issubdtype(labels.dtype, np.integer)
+        whole = labels.dtype.kind in "iu"
         if labels.shape != images.shape[:1] or not whole:
             raise ValueError(
                 f"labels in {path} must be integers of shape {images.shape[:1]}: "
@@ -359,7 +359,7 @@ def check_levels(
         silently is how levels overflow.
       ValueError: no image, another shape, or values outside 0..255.
     """
-    if not np.issubdtype(images.dtype, np.integer):
+    if images.dtype.kind not in "iu":
         hint = ""
         if np.issubdtype(images.dtype, np.floating):
             hint = ": for units 0..1 use np.round(images * 255).astype(np.uint8)"
