@@ -210,6 +210,23 @@ def test_attackers_see_the_grades(graded, gradient):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_an_eps_that_would_be_without_effect_is_refused(defence):
+    model, variables, _ = defence
+    its = variables["defences"][0]["params"]
+
+    def build(eps):
+        purify = {"eps": eps, "grades": ((0.0, 4), (3.5, 9, 60))}
+        given = base.Given({"purify": purify}, model, its)
+        return graded_purification.PurifyGraded.build(given)
+
+    defence, params = build(9)
+    assert defence.window == purification.window_for(9)
+    np.testing.assert_array_equal(params["eps"], [4, 9])
+    np.testing.assert_array_equal(params["quality"], [0, 60])
+    with pytest.raises(ValueError, match="go up to eps 9, purify.eps is 16"):
+        build(16)
+
+
 @pytest.mark.slow
 def test_an_attacker_can_stay_below_a_grade(graded):
     kind, variables, images, bits = graded
