@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -152,6 +153,17 @@ def find_released(name: str) -> epath.Path:
         f"no model {name!r}: neither a released one ({', '.join(known) or 'none'}) nor "
         "a folder with a card.json (a training run writes one when it ends)"
     )
+
+
+def check_writable(folder: epath.Path) -> None:
+    """Raises ValueError where nothing can be kept on the card in `folder`."""
+    if not os.access(folder / "card.json", os.W_OK):
+        raise ValueError(f"{folder}/card.json cannot be written; leave keep out")
+
+
+def keep_on_card(folder: epath.Path, **told: Any) -> None:
+    """Writes what was found on the card in `folder`, beside what it tells."""
+    files.write_json(folder / "card.json", load_card(folder) | told)
 
 
 def load_card(folder: epath.Path) -> dict:

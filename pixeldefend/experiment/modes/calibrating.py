@@ -30,8 +30,7 @@ def calibrate(config: inputs.Config, workdir: Workdir) -> None:
             for name in settings.defences
         }
         for name, place in folders.items() if settings.keep else ():
-            if not os.access(place / "card.json", os.W_OK):
-                raise ValueError(f"{place} cannot be written; leave keep out")
+            zoo.check_writable(place)
             told = zoo.load_card(place).get("validation", {})
             if told.get("detector", name) != name:
                 raise ValueError(

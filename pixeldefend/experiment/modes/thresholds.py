@@ -1,7 +1,5 @@
 """The mode `calibrate` of purify_adaptive: from which bits/dim on to purify."""
 
-import os
-
 import numpy as np
 from etils import epath
 
@@ -39,9 +37,9 @@ def choose(config: inputs.Config, workdir: Workdir) -> None:
         tools, given = evaluating.prepared(
             config, layout, 0.0, settings.input, settings.images
         )
-        path = zoo.find_released(config.pixelcnn.weights) / "card.json"
-        if settings.keep and not os.access(path, os.W_OK):
-            raise ValueError(f"{path} cannot be written; leave keep out")
+        place = zoo.find_released(config.pixelcnn.weights)
+        if settings.keep:
+            zoo.check_writable(place)
     folder = workdir.open()
     if given.source in ("test", "sample"):
         print("these are test images: choose on them only to try the code")
@@ -66,8 +64,7 @@ def choose(config: inputs.Config, workdir: Workdir) -> None:
     files.write_json(folder / "threshold.json", found)
     bench.tidy()
     if settings.keep:
-        card = zoo.load_card(path.parent) | {"adaptive": found}
-        files.write_json(path, card)
+        zoo.keep_on_card(place, adaptive=found)
     print(report.table(*summaries.threshold_lines(curve, chosen)))
     if chosen == curve["threshold"][-1]:
         print("no accuracy fell at any threshold: this one purifies nothing")
