@@ -47,7 +47,6 @@ def two_sided_p_values(log_probs: chex.Array, reference: chex.Array) -> chex.Arr
     Raises:
       ValueError: as for `p_values`.
     """
-    _check_sorted(reference)
     log_probs = jnp.asarray(log_probs)
     count = reference.shape[0]
     no_less_likely = count - jnp.searchsorted(reference, log_probs, side="left")

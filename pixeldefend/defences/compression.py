@@ -154,14 +154,13 @@ def _halve(planes: chex.Array) -> chex.Array:
 def _double(planes: chex.Array) -> chex.Array:
     """Twice as large, each value 3/4 of the nearest and 1/4 of the next one."""
     for axis in (1, 2):
-        first = jnp.take(planes, jnp.array([0]), axis)
-        last = jnp.take(planes, jnp.array([-1]), axis)
-        rest = slice(None, -1), slice(1, None)
-        before, after = ([slice(None)] * 4 for _ in range(2))
-        before[axis], after[axis] = rest
-        lower = jnp.concatenate([first, planes[tuple(before)]], axis)
-        upper = jnp.concatenate([planes[tuple(after)], last], axis)
-        pair = [0.75 * planes + 0.25 * lower, 0.75 * planes + 0.25 * upper]
+        size, more = planes.shape[axis], [(0, 0)] * 4
+        more[axis] = (1, 1)
+        wide = jnp.pad(planes, more, mode="edge")
+        pair = [
+            0.75 * planes + 0.25 * jax.lax.slice_in_dim(wide, k, k + size, axis=axis)
+            for k in (0, 2)
+        ]
         shape = list(planes.shape)
         shape[axis] *= 2
         planes = jnp.stack(pair, axis + 1).reshape(shape)
