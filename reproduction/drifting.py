@@ -1,7 +1,6 @@
 """The mode `drift`: what a density model still knows once it decodes by itself."""
 
 import functools
-import os
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from etils import epath
 
 from pixeldefend.defences import drift as drifting
 from pixeldefend.defences import pipeline, purification
-from pixeldefend.experiment import files, parallel, report, summaries, zoo
+from pixeldefend.experiment import parallel, report, summaries, zoo
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
@@ -25,9 +24,9 @@ def drift(config: inputs.Config, workdir: Workdir) -> None:
         job = comparing.read_job(config, "drift")
         move = inputs.attack(settings.attack, settings.preset, settings.eps_attack)
         parallel.check_batch(settings.batch, "drift.batch")
-        path = zoo.find_released(config.pixelcnn.weights) / "card.json"
-        if settings.keep and not os.access(path, os.W_OK):
-            raise ValueError(f"{path} cannot be written; leave keep out")
+        place = zoo.find_released(config.pixelcnn.weights)
+        if settings.keep:
+            zoo.check_writable(place)
     folder = workdir.open()
     inputs.tell_source(config, job.given)
     clean = job.given.images
@@ -62,8 +61,7 @@ def drift(config: inputs.Config, workdir: Workdir) -> None:
         rows.append(job.row(config, own, workdir.hash, seconds))
     write_rows(folder / "rows.jsonl", rows)
     if settings.keep:
-        card = zoo.load_card(path.parent) | {"drift": _told(rows)}
-        files.write_json(path, card)
+        zoo.keep_on_card(place, drift=_told(rows))
     print(report.table(*drift_table(rows)))
     print(
         f"{len(clean)} images ({job.given.source}) after {settings.attack.upper()}, "
@@ -105,12 +103,15 @@ def _told(rows: list[dict]) -> dict:
 
 def drift_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a table, from rows of `--mode=drift`."""
-    header = ["context", "bits of the clean level (95 %)", "mended in one step (95 %)"]
+    header = ["density model", "context", "bits of the clean level (95 %)"]
+    header += ["mended in one step (95 %)", "images"]
     lines = [
         [
+            row["density_model"],
             row["context"],
             f"{row['bits_per_dim']:.2f} ± {row['half_width_95']:.2f}",
             f"{row['mended']:.1%} ({row['low']:.1%} to {row['high']:.1%})",
+            f"{row['n']}",
         ]
         for row in rows
     ]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from configs import cifar10, fashion_mnist
 from pixeldefend.experiment import grid, published, report, summaries, tables
-from reproduction import comparing, measured
+from reproduction import comparing, drifting, measured
 from reproduction.measured import table, told
 
 
@@ -26,7 +26,7 @@ def main_job(name: str) -> str:
 
 
 def main_job_sentence() -> str:
-    """How far purification gets, and how far a JPEG file, in words."""
+    """How far purification gets, on CIFAR-10 and on clothes, in words."""
     cells = _paper_table("cifar10")
 
     def strongest(defence: str, eps: float) -> float:
@@ -38,13 +38,13 @@ def main_job_sentence() -> str:
     for name, defence in (("ours", " + purify_graded"), ("plain", " + purify")):
         found |= {f"{name}{eps:g}": strongest(defence, eps) for eps in (2.0, 8.0)}
     found |= {f"bare{eps:g}": strongest("", eps) for eps in (2.0, 8.0)}
-    for sides in _white_box_rows("cifar10"):
-        every = sides["every"]
-        if (every["classifier"], every["defence"]) == (
-            "cifar10/resnet",
-            "purify_graded",
-        ):
-            found[f"seen{every['eps_attack']:g}"] = every
+    seen = measured.rows(
+        "white_box_cifar10",
+        classifier="cifar10/resnet",
+        defence="purify_graded",
+        attack=tables.WORST,
+    )
+    found |= {f"seen{row['eps_attack']:g}": row for row in seen}
     return told(
         "Bits/dim find the attack: the more suspicious an image, the larger its ball "
         "and the\nharder it is compressed afterwards. Under the strongest of the "
@@ -302,25 +302,18 @@ def graded_control(dataset: str) -> str:
         for key, row in alone.items()
         if key[0] != tables.WORST
     ]
-    grades = {row["grades"] for found in (both, alone) for row in found.values()}
-    purified, compressed = (
-        next(iter(found.values()))["grades"] for found in (both, alone)
+    # One text of each, or the rows are not of one table.
+    (purified,), (compressed,) = (
+        {row["grades"] for row in found.values()} for found in (both, alone)
     )
-    if grades != {purified, compressed}:
-        raise ValueError(f"grades are not the same in all rows: {grades}")
     lines = f"Grades: eps {purified}; without purification eps {compressed}."
     return f"{lines}\n\n{table(pairs, columns)}"
 
 
 def drift(dataset: str) -> str:
     """What density models know of clean levels, by context."""
-    columns = {
-        "density model": "`{density_model}`",
-        "context": "{context}",
-        "bits of the clean level": "{bits_per_dim:.2f} ± {half_width_95:.2f}",
-        "mended in one step": "{mended:.1%} ({low:.1%} to {high:.1%}), n {n}",
-    }
-    return table(measured.rows(f"drift_{dataset}"), columns)
+    rows = measured.rows(f"drift_{dataset}")
+    return report.markdown_table(*drifting.drift_table(rows))
 
 
 def detection(dataset: str, eps: float) -> str:
