@@ -1,7 +1,7 @@
 r"""Trains a CIFAR-10 classifier in torch, whose convolutions are faster on a CPU.
 
 Where only CPU cores are to be had, torch in bfloat16 trains ResNet-32 at three to four
-times the rate of XLA. The network, the loss and the augmentation are those of
+times the rate of XLA. The networks, the losses and the augmentation are those of
 `--mode=train --config.train.model=classifier`, which stays the recipe; the weights are
 written under the names of `pixeldefend.models.classifiers`, and
 `reproduction.import_classifier` makes a released model of them. Needs torch and numpy,
@@ -32,7 +32,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-STAGES = {"paper": 10, "code": 5}  # units of a stage
+STAGES = {"paper": 10, "code": 5}  # units of a stage of the ResNet
+BLOCKS = {  # of the VGG network: feature maps and convolutions
+    "paper": ((16, 2), (128, 2), (512, 3), (512, 3)),
+    "code": ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)),
+}
+TRAININGS = ("normal", "label_smoothing", "adversarial_fgsm", "adversarial_bim")
+GROUPS = 4  # of like eps, attacked one after the other by BIM
 VALIDATION = 5000
 LAMBDA = 0.3  # weight of attacked images in adversarial training
 
@@ -84,14 +90,15 @@ class Unit(nn.Module):
 class ResNet(nn.Module):
     """ResNet of `pixeldefend.models.classifiers`, of floating levels [B, C, H, W]."""
 
-    def __init__(self, variant: str, channels: int, classes: int):
+    def __init__(self, variant: str, divisor: int, channels: int, classes: int):
         super().__init__()
-        self.first = Conv(channels, 16)
-        units, inputs = [], 16
+        self.first = Conv(channels, 16 // divisor)
+        units, inputs = [], 16 // divisor
         for stage, width in enumerate((16, 32, 64)):
             for unit in range(STAGES[variant]):
-                units.append(Unit(inputs, width, 2 if stage and not unit else 1))
-                inputs = width
+                stride = 2 if stage and not unit else 1
+                units.append(Unit(inputs, width // divisor, stride))
+                inputs = width // divisor
         self.units = nn.Sequential(*units)
         self.norm = norm(inputs)
         self.dense = nn.Linear(inputs, classes)
@@ -100,26 +107,72 @@ class ResNet(nn.Module):
         x = self.units(self.first(standardise(images)))
         return self.dense(functional.leaky_relu(self.norm(x), 0.1).mean((2, 3)))
 
+    def layers(self) -> tuple[list, list, list]:
+        """Convolutions, norms and dense layers, in the order of the Linen modules."""
+        convs, norms = [self.first], []
+        for unit in self.units:
+            convs += [unit.conv1, unit.conv2]
+            norms += [unit.norm1, unit.norm2]
+        return convs, [*norms, self.norm], [self.dense]
 
-def flax_variables(network: ResNet) -> dict[str, np.ndarray]:
+
+class VGG(nn.Module):
+    """VGG of `pixeldefend.models.classifiers`, of floating levels [B, C, H, W]."""
+
+    def __init__(self, variant: str, divisor: int, channels: int, classes: int):
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        inputs = channels
+        for width, convolutions in BLOCKS[variant]:
+            block = nn.ModuleList()
+            for _ in range(convolutions):
+                block += [Conv(inputs, width // divisor), norm(width // divisor)]
+                inputs = width // divisor
+            self.blocks.append(block)
+        # Dense layers are drawn as Linen draws them: the variance is 1 / inputs.
+        places = (32 >> len(self.blocks)) ** 2
+        self.dense1 = nn.Linear(places * inputs, 512 // divisor)
+        self.dense2 = nn.Linear(512 // divisor, classes)
+        for layer in (self.dense1, self.dense2):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = standardise(images)
+        for block in self.blocks:
+            for conv, normed in zip(block[::2], block[1::2], strict=True):
+                x = functional.relu(normed(conv(x)))
+            x = functional.max_pool2d(x, 2)
+        x = x.permute(0, 2, 3, 1).flatten(1)  # as Linen flattens
+        x = functional.dropout(x, 0.5, self.training)
+        x = functional.dropout(functional.relu(self.dense1(x)), 0.5, self.training)
+        return self.dense2(x)
+
+    def layers(self) -> tuple[list, list, list]:
+        """Convolutions, norms and dense layers, in the order of the Linen modules."""
+        convs = [conv for block in self.blocks for conv in block[::2]]
+        norms = [normed for block in self.blocks for normed in block[1::2]]
+        return convs, norms, [self.dense1, self.dense2]
+
+
+NETWORKS = {"resnet": ResNet, "vgg": VGG}
+
+
+def flax_variables(network: nn.Module) -> dict[str, np.ndarray]:
     """The weights as leaves of our variables, by path: "params/Conv_0/kernel"."""
-    convs = [network.first]
-    norms = []
-    for unit in network.units:
-        convs += [unit.conv1, unit.conv2]
-        norms += [unit.norm1, unit.norm2]
-    leaves = {
-        f"params/Conv_{i}/kernel": conv.weight.permute(2, 3, 1, 0)
-        for i, conv in enumerate(convs)
-    }
-    for i, layer in enumerate([*norms, network.norm]):
+    convs, norms, denses = network.layers()
+    leaves = {}
+    for i, conv in enumerate(convs):
+        leaves[f"params/Conv_{i}/kernel"] = conv.weight.permute(2, 3, 1, 0)
+    for i, layer in enumerate(norms):
         name = f"BatchNorm_{i}"
         leaves[f"params/{name}/scale"] = layer.weight
         leaves[f"params/{name}/bias"] = layer.bias
         leaves[f"batch_stats/{name}/mean"] = layer.running_mean
         leaves[f"batch_stats/{name}/var"] = layer.running_var
-    leaves["params/Dense_0/kernel"] = network.dense.weight.T
-    leaves["params/Dense_0/bias"] = network.dense.bias
+    for i, layer in enumerate(denses):
+        leaves[f"params/Dense_{i}/kernel"] = layer.weight.T
+        leaves[f"params/Dense_{i}/bias"] = layer.bias
     return {k: v.detach().float().contiguous().numpy() for k, v in leaves.items()}
 
 
@@ -142,25 +195,60 @@ def augmented(images: torch.Tensor, crop: int) -> torch.Tensor:
     return picked.permute(0, 3, 1, 2)  # channels last in memory
 
 
-def attacked(network: ResNet, images: torch.Tensor, delta: float) -> torch.Tensor:
-    """FGSM on the predicted labels, in inference mode; eps |N(0, delta)| up to 2 delta.
+def ascended(
+    network: nn.Module, images: torch.Tensor, own: torch.Tensor, step: torch.Tensor
+) -> torch.Tensor:
+    """`images` after one sign step of sizes [B] away from the labels `own` [B, K].
 
     The gradient is of logsumexp(others) - logit, which points where cross-entropy's
     does and does not vanish on confident images.
     """
-    network.eval()
-    images = images.clone().requires_grad_()
+    images = images.detach().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         logits = network(images).float()
-    own = functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
     others = logits.masked_fill(own, -math.inf).logsumexp(1)
     (gradient,) = torch.autograd.grad((others - logits[own]).sum(), images)
+    return images.detach() + gradient.sign() * step[:, None, None, None]
+
+
+def attacked(
+    network: nn.Module, images: torch.Tensor, training: str, delta: float
+) -> torch.Tensor:
+    """Moved away from the predicted labels, in inference mode, as `training` says.
+
+    Each by an eps of |N(0, delta)| up to 2 delta: FGSM in one step, BIM in
+    floor(min(eps + 4, 1.25 eps)) steps of one level within the ball.
+    """
+    network.eval()
+    eps = torch.randn(len(images)).abs()
+    while (eps > 2).any():
+        eps = torch.where(eps > 2, torch.randn(len(images)).abs(), eps)
+    eps = (delta * eps).sort().values
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        labels = network(images).argmax(1)
+    own = functional.one_hot(labels, network.layers()[2][-1].out_features).bool()
+    if training == "adversarial_fgsm":
+        moved = ascended(network, images, own, eps)
+    else:
+        groups = torch.arange(len(images)).chunk(GROUPS)
+        moved = torch.cat(
+            [iterated(network, images[g], own[g], eps[g]) for g in groups]
+        )
     network.train()
-    size = torch.randn(len(images)).abs()
-    while (size > 2).any():
-        size = torch.where(size > 2, torch.randn(len(images)).abs(), size)
-    step = gradient.sign() * (delta * size)[:, None, None, None]
-    return (images.detach() + step).clamp(0, 255)
+    return moved.clamp(0, 255)
+
+
+def iterated(
+    network: nn.Module, images: torch.Tensor, own: torch.Tensor, eps: torch.Tensor
+) -> torch.Tensor:
+    """BIM within eps [B] of `images`; an image that has its steps moves no more."""
+    counts = torch.minimum(eps + 4, 1.25 * eps).floor()
+    ball = eps[:, None, None, None]
+    moved = images
+    for step in range(int(counts.max())):
+        moved = ascended(network, moved, own, (step < counts).float())
+        moved = moved.clamp(images - ball, images + ball).clamp(0, 255)
+    return moved
 
 
 def loss_of(
@@ -168,9 +256,9 @@ def loss_of(
 ) -> torch.Tensor:
     """Cross-entropy; adversarial training attacks the second half of the batch."""
     clean = len(images)
-    if args.training == "adversarial_fgsm":
+    if args.training.startswith("adversarial"):
         clean //= 2
-        moved = attacked(network, images[clean:], args.delta)
+        moved = attacked(network, images[clean:], args.training, args.delta)
         images = torch.cat([images[:clean], moved])
     with torch.autocast("cpu", torch.bfloat16):
         logits = network(images.contiguous(memory_format=torch.channels_last))
@@ -230,9 +318,9 @@ class Run:
         self.args, self.path = args, pathlib.Path(args.out) / "checkpoint.pt"
         self.step, self.seconds, self.line = 0, 0.0, {}
         self.network, self.average = (
-            ResNet(args.variant, channels, classes).to(
-                memory_format=torch.channels_last
-            )
+            NETWORKS[args.architecture](
+                args.variant, args.divisor, channels, classes
+            ).to(memory_format=torch.channels_last)
             for _ in range(2)
         )
         if args.start:
@@ -328,7 +416,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def finish(
-    average: ResNet, shown: np.ndarray, args: argparse.Namespace, line: dict
+    average: nn.Module, shown: np.ndarray, args: argparse.Namespace, line: dict
 ) -> None:
     """Writes `classifier.npz`, with the logits of the images `shown`."""
     leaves = flax_variables(average)
@@ -353,13 +441,16 @@ def finish(
         **leaves,
         shown_images=shown,
         shown_logits=logits,
-        model=json.dumps({"architecture": "resnet", "variant": args.variant}),
+        model=json.dumps({k: getattr(args, k) for k in MODEL}),
         training=json.dumps(told),
     )
 
 
+MODEL = ("architecture", "variant", "divisor")
 DEFAULTS = {
+    "architecture": "resnet",
     "variant": "code",
+    "divisor": 1,
     "training": "normal",
     "delta": 8.0,
     "start": "",
@@ -380,9 +471,13 @@ def main() -> None:
     for name, value in DEFAULTS.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     args = parser.parse_args()
-    known = ("normal", "label_smoothing", "adversarial_fgsm")
-    if args.variant not in STAGES or args.training not in known:
-        parser.error(f"--variant: {', '.join(STAGES)}; --training: {', '.join(known)}")
+    for name, known in (
+        ("architecture", NETWORKS),
+        ("variant", STAGES),
+        ("training", TRAININGS),
+    ):
+        if getattr(args, name) not in known:
+            parser.error(f"--{name}: one of {', '.join(known)}")
     train(args)
 
 

@@ -30,14 +30,19 @@ def test_released_weights_from_torch_give_the_logits_that_torch_gave(name):
     assert apart < 1e-8  # the card has nine places
 
 
-@pytest.fixture
-def network():
+NETWORKS = [("resnet", "code", 1), ("vgg", "paper", 4), ("vgg", "code", 4)]
+
+
+@pytest.fixture(params=NETWORKS, ids=lambda p: "-".join(map(str, p)))
+def network(request):
     """Another network than at first: every parameter and statistic drawn."""
     torch = pytest.importorskip("torch")
     from reproduction import torch_classifier
 
     torch.manual_seed(0)
-    network = torch_classifier.ResNet("code", 3, 10).eval()
+    architecture, *options = request.param
+    network = torch_classifier.NETWORKS[architecture](*options, 3, 10).eval()
+    network.described = dict(zip(torch_classifier.MODEL, request.param, strict=True))
     with torch.no_grad():
         for tensor in network.state_dict().values():
             if tensor.ndim == 1:  # scales, biases and statistics, variances above zero
@@ -48,12 +53,10 @@ def network():
 def test_the_network_in_torch_is_ours(network, tmp_path):
     import argparse
 
-    import torch
-
     from reproduction import torch_classifier
 
     images = np.random.default_rng(0).integers(0, 256, (8, *SHAPE), dtype=np.uint8)
-    defaults = torch_classifier.DEFAULTS | {"hours": 1.0}
+    defaults = torch_classifier.DEFAULTS | network.described | {"hours": 1.0}
     args = argparse.Namespace(data=str(tmp_path), out=str(tmp_path), **defaults)
     torch_classifier.finish(network, images, args, {"step": 1})
     path = tmp_path / "classifier.npz"
@@ -69,7 +72,47 @@ def test_the_network_in_torch_is_ours(network, tmp_path):
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match="params/Conv_3/kernel is only in one"):
         import_classifier.read(path, SHAPE)
-    assert torch.is_tensor(network.dense.weight)
+
+
+@pytest.mark.parametrize("training", ["adversarial_fgsm", "adversarial_bim"])
+def test_attacks_of_training_in_torch_are_ours(training):
+    """On a network of one dense layer, whose gradient has one sign everywhere."""
+    torch = pytest.importorskip("torch")
+    import jax.numpy as jnp
+
+    from pixeldefend import attacks
+    from reproduction import torch_classifier
+
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense = torch.nn.Linear(3 * 4 * 4, 2)
+
+        def forward(self, images):
+            return self.dense(images.permute(0, 2, 3, 1).flatten(1))
+
+        def layers(self):
+            return [], [], [self.dense]
+
+    torch.manual_seed(0)
+    network = Linear()
+    images = torch.randint(0, 256, (32, 3, 4, 4)).float()
+    found = torch_classifier.attacked(network, images, training, 8.0).numpy()
+    moved = np.abs(found - images.numpy()).max((1, 2, 3))
+    assert np.all(np.diff(moved) >= 0) and moved.min() < 4 and moved.max() > 8
+
+    def logits_fn(weights, images):
+        kernel, bias = weights
+        return images.reshape(len(images), -1) @ kernel.T + bias[None]
+
+    weights = [jnp.asarray(p.detach().numpy()) for p in network.dense.parameters()]
+    shown = jnp.asarray(images.permute(0, 2, 3, 1).numpy())
+    attack = {"adversarial_fgsm": attacks.fgsm, "adversarial_bim": attacks.bim}
+    # The sizes are drawn inside: what each image moved by is its own.
+    ours, _ = attack[training](
+        logits_fn, weights, shown, None, eps=moved, quantise=False, keep_failed=True
+    )
+    np.testing.assert_allclose(found, np.asarray(ours).transpose(0, 3, 1, 2), atol=1e-4)
 
 
 def test_crops_and_mirrors_in_torch_are_windows_too():
