@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from pixeldefend import pixels
+
 
 def p_values(log_probs: chex.Array, reference: chex.Array) -> chex.Array:
     """How unusual images are among those the model was trained on.
@@ -21,10 +23,11 @@ def p_values(log_probs: chex.Array, reference: chex.Array) -> chex.Array:
       `[...]` in (0, 1]; NaN where the log-probability is.
 
     Raises:
-      ValueError: a reference that is not sorted, where its values can be seen.
+      ValueError: a reference that is empty or, where its values can be seen, not
+        sorted.
     """
-    _check_sorted(reference)
-    log_probs = jnp.asarray(log_probs)
+    reference = _sorted(reference)
+    log_probs = jnp.asarray(pixels.native(log_probs))
     no_likelier = jnp.searchsorted(reference, log_probs, side="right")
     ranks = (1 + no_likelier) / (reference.shape[0] + 1)
     return jnp.where(jnp.isnan(log_probs), jnp.nan, ranks)
@@ -47,19 +50,37 @@ def two_sided_p_values(log_probs: chex.Array, reference: chex.Array) -> chex.Arr
     Raises:
       ValueError: as for `p_values`.
     """
-    log_probs = jnp.asarray(log_probs)
+    reference = _sorted(reference)
+    log_probs = jnp.asarray(pixels.native(log_probs))
     count = reference.shape[0]
     no_less_likely = count - jnp.searchsorted(reference, log_probs, side="left")
     high = (1 + no_less_likely) / (count + 1)
     return jnp.minimum(2 * jnp.minimum(p_values(log_probs, reference), high), 1)
 
 
-def _check_sorted(reference: chex.Array) -> None:
-    """Raises ValueError for reference scores that do not ascend; tracers pass."""
+def _sorted(reference: chex.Array) -> chex.Array:
+    """Reference scores, which must ascend; of tracers that cannot be seen."""
+    reference = _scores(reference, "reference")
     if isinstance(reference, jax.core.Tracer):
-        return
-    if np.any(np.diff(np.asarray(reference)) < 0):
-        raise ValueError("the reference must be sorted: np.sort(reference)")
+        return reference
+    values = np.asarray(reference)
+    if np.any(values[1:] < values[:-1]) or np.any(np.isnan(values)):
+        raise ValueError("the reference must be sorted: np.sort(reference), no NaN")
+    return reference
+
+
+def _scores(scores: chex.Array, name: str) -> chex.Array:
+    """Scores `[N]`, at least one."""
+    scores = pixels.native(scores)
+    if scores.ndim != 1 or not scores.size:
+        raise ValueError(f"{name} must be scores [N], at least one: {scores.shape}")
+    return scores
+
+
+def _no_numbers_first(scores: chex.Array, name: str) -> chex.Array:
+    """Scores `[N]` with what is no number below all others, as detectors reject it."""
+    scores = _scores(scores, name)
+    return jnp.where(jnp.isnan(scores), -jnp.inf, scores)
 
 
 def auc(negatives: chex.Array, positives: chex.Array) -> chex.Array:
@@ -75,11 +96,12 @@ def auc(negatives: chex.Array, positives: chex.Array) -> chex.Array:
 
     Returns:
       A number from 0 to 1.
+
+    Raises:
+      ValueError: no scores, or not `[N]`.
     """
-    negatives, positives = (
-        jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-        for scores in (jnp.asarray(negatives), jnp.asarray(positives))
-    )
+    negatives = _no_numbers_first(negatives, "negatives")
+    positives = _no_numbers_first(positives, "positives")
     ordered = jnp.sort(negatives)
     below = jnp.searchsorted(ordered, positives, side="left")
     up_to = jnp.searchsorted(ordered, positives, side="right")
@@ -100,8 +122,14 @@ def roc(
 
     Returns:
       False positive rates, true positive rates and thresholds t, `[N + M + 1]` each,
-      rising; the first t is minus infinity. Equal scores give equal points.
+      rising; the first t is minus infinity. Equal scores give equal points. What is no
+      number is rejected at every t.
+
+    Raises:
+      ValueError: no scores, or not `[N]`.
     """
+    negatives = _no_numbers_first(negatives, "negatives")
+    positives = _no_numbers_first(positives, "positives")
     scores = jnp.sort(jnp.concatenate([negatives, positives]))
     thresholds = jnp.concatenate([jnp.full_like(scores, -jnp.inf, shape=1), scores])
 
@@ -119,8 +147,17 @@ def threshold_for(scores: chex.Array, *, false_positive_rate: float) -> chex.Arr
       false_positive_rate: the share of them that may be rejected, at most.
 
     Returns:
-      One of the scores; infinity where all of them may be rejected.
+      One of the scores; infinity where all of them may be rejected, minus infinity
+      where more of them than that are no numbers.
+
+    Raises:
+      ValueError: no scores, not `[N]`, or no rate from 0 to 1.
     """
+    scores = _no_numbers_first(scores, "scores")
+    if not 0 <= false_positive_rate <= 1:
+        raise ValueError(
+            f"false_positive_rate must be from 0 to 1: {false_positive_rate}"
+        )
     ordered = jnp.concatenate(
         [jnp.sort(scores), jnp.full_like(scores, jnp.inf, shape=1)]
     )
@@ -133,5 +170,9 @@ def distance_from_uniform(p_values: chex.Array) -> float:
     Returns:
       The largest difference between their distribution function and the identity on
       [0, 1], a number from 0 to 1.
+
+    Raises:
+      ValueError: no p-values, or not `[N]`.
     """
-    return float(stats.kstest(np.asarray(p_values), "uniform").statistic)
+    values = _scores(p_values, "p_values")
+    return float(stats.kstest(np.asarray(values), "uniform").statistic)

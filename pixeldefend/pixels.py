@@ -23,7 +23,8 @@ def check_images(images: Any, channels: int | None = None) -> None:
 
     Raises:
       TypeError: no array of numpy or JAX, or of a type that holds no levels.
-      ValueError: another shape, or floating values that look like 0..1.
+      ValueError: another shape, values outside 0..255 (or no numbers), or floating ones
+        that look like 0..1.
     """
     if not isinstance(images, np.ndarray | jax.Array):
         kind = type(images)
@@ -35,6 +36,11 @@ def check_images(images: Any, channels: int | None = None) -> None:
     floating = jnp.issubdtype(images.dtype, jnp.floating)
     if not floating and np.dtype(images.dtype).kind not in "iu":
         raise TypeError(f"images must be levels 0..255, not {images.dtype}")
+    if not np.dtype(images.dtype).isnative:
+        raise TypeError(
+            f"images are in another machine's byte order, {images.dtype}: "
+            "images.astype(images.dtype.newbyteorder('='))"
+        )
     wanted = f"[B, H, W, {channels or 'C'}]"
     fits = images.ndim == 4 and channels in (None, images.shape[-1])
     if not fits:
@@ -44,11 +50,22 @@ def check_images(images: Any, channels: int | None = None) -> None:
         elif images.ndim == 4 and images.shape[1] == channels:
             hint = "; this looks like NCHW: images.transpose(0, 2, 3, 1)"
         raise ValueError(f"images must be {wanted}: {list(images.shape)}{hint}")
-    if isinstance(images, jax.core.Tracer) or not floating or not images.size:
+    seen = not isinstance(images, jax.core.Tracer) and images.size
+    if not seen or images.dtype == np.uint8:
         return
     values = np.asarray(images, np.float64)
-    if values.min() >= 0 and values.max() <= 1 and np.any(values % 1):
+    if not np.all((values >= 0) & (values <= LEVELS - 1)):
+        raise ValueError("images must be levels 0 to 255")
+    if values.max() <= 1 and np.any(values % 1):
         raise ValueError("images must be levels 0..255: these are 0..1, times 255")
+
+
+def native(values: Any) -> chex.Array:
+    """Numbers as JAX takes them: of a list, or of an array in another byte order."""
+    if isinstance(values, jax.Array):
+        return values
+    array = np.asarray(values)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def at_least_float32(dtype: jnp.dtype | str) -> jnp.dtype:

@@ -264,6 +264,24 @@ def test_images_that_are_no_levels_are_refused():
     attacks.fgsm(logits_fn, variables, units * 255, labels, eps=8, quantise=False)
 
 
+def test_labels_and_sizes_may_be_lists_or_of_another_byte_order():
+    variables, images, labels, _ = _problem(9)
+    labels, eps = np.asarray(labels), np.arange(len(images)) + 1.0
+    expected, _ = attacks.fgsm(logits_fn, variables, images, labels, eps=eps)
+    for kind in (np.ndarray.tolist, lambda a: a.astype(a.dtype.newbyteorder(">"))):
+        found, _ = attacks.fgsm(
+            logits_fn, variables, images, kind(labels), eps=kind(eps)
+        )
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("eps", ["4", None, [None], "8/255", True])
+def test_an_eps_that_is_no_number_is_refused(eps):
+    variables, images, labels, _ = _problem(9)
+    with pytest.raises(TypeError, match="eps must be a number of levels"):
+        attacks.fgsm(logits_fn, variables, images, labels, eps=eps)
+
+
 def test_names_and_presets_that_there_are_not_are_listed():
     with pytest.raises(ValueError, match="unknown attack 'x': one of rand, fgsm"):
         attacks.named("x")

@@ -120,7 +120,7 @@ def test_softmax_reads_the_tables_of_the_earlier_channels(float64, rng):
 @given(
     level=st.integers(0, 255),
     mean=st.floats(-1.5, 1.5),
-    log_scale=st.floats(-9, 3),
+    log_scale=st.floats(-9, 39),
     kind=st.sampled_from(["independent", "joint"]),
 )
 def test_float32_is_exact_far_out_in_the_tails(level, mean, log_scale, kind):
@@ -137,6 +137,23 @@ def test_float32_is_exact_far_out_in_the_tails(level, mean, log_scale, kind):
             found[dtype] = np.asarray(rows)[0, 0, level]
     assert np.isfinite(found["float32"])
     np.testing.assert_allclose(found["float32"], found["float64"], rtol=2e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("log_scale", [30.0, 40.0, 90.0, 1e6])
+@pytest.mark.parametrize("kind", ["independent", "joint"])
+def test_no_log_scale_is_so_large_that_nothing_is_left(kind, log_scale):
+    """The inner bins share next to nothing, the open ones half of all each."""
+    family = _family(kind, 3, "float32", mixtures=1)
+    outputs = np.zeros((1, family.num_outputs), np.float32)
+    outputs[:, 4:7] = log_scale
+    images = jnp.array([[0, 255, 100]], jnp.uint8)
+    rows = conditionals.level_log_probs(family, {}, jnp.asarray(outputs), images)
+    np.testing.assert_allclose(rows[0, :, [0, 255]], np.log(0.5), rtol=1e-5)
+    inner = np.log(1 / 127.5 if kind == "joint" else 1 / 128)
+    inner += -min(log_scale, 40) - np.log(4)  # the density at its mean
+    np.testing.assert_allclose(rows[0, :, 1:255], inner, rtol=1e-5)
+    found = conditionals.log_prob(family, {}, jnp.asarray(outputs), images)
+    np.testing.assert_allclose(found, [2 * np.log(0.5) + inner], rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", conditionals.CONDITIONALS)

@@ -43,6 +43,27 @@ def test_purify_equals_the_naive_decoder(shape, options, float64):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
+@pytest.mark.parametrize("level", [0, 100, 255])
+def test_the_window_depends_on_eps_and_not_on_the_images(dtype, level, monkeypatch):
+    """Of dark and bright images half the ball is cut off."""
+    model, params, images, _ = tiny((4, 4, 1), resolutions=1)
+    images = jnp.full_like(images, level, dtype=dtype)
+    policies = {}
+
+    def widths(candidates, log_mass, level, keys):
+        return jnp.full_like(level, len(candidates) - 1)
+
+    monkeypatch.setattr(purification, "likeliest", widths)
+    monkeypatch.setattr(purification, "mean", widths)
+    call = purification.purify if dtype == jnp.uint8 else purification.relax
+    for eps in (3, 8, 9, 16, 40, 255):
+        found = call(model, params, images, eps=eps)
+        traced = jax.jit(lambda eps: call(model, params, images, eps=eps))(eps)
+        policies[eps] = {int(a) + 1 for a in (found.max(), traced.max(), traced.min())}
+    assert policies == {eps: {purification.window_for(eps)} for eps in policies}
+
+
 @pytest.mark.parametrize(
     "eps, window", [(0, 17), (8, 17), (9, 33), (127, 256), (255, 256)]
 )

@@ -104,3 +104,59 @@ def test_scores_that_are_no_numbers_count_as_attacks():
     found = detection.auc(negatives, np.array([np.nan, np.nan]))
     assert found == 1
     assert detection.auc(np.append(negatives, np.nan), np.array([2.5])) == 0.4
+
+
+def _others(values):
+    """The same numbers in kinds that are not JAX's own."""
+    values = np.asarray(values, np.float32)
+    return [values.tolist(), values.astype(">f4"), values.astype(">f8")]
+
+
+def test_lists_and_arrays_of_another_byte_order_are_scores_too():
+    innocent, attacked = np.array([0.5, 1.0, 2.0]), np.array([0.25, 1.0])
+    for low, high in zip(_others(attacked), _others(innocent), strict=True):
+        np.testing.assert_array_equal(detection.p_values(low, high), [0.25, 0.75])
+        two_sided = detection.two_sided_p_values(low, high)
+        np.testing.assert_array_equal(two_sided, [0.5, 1.0])
+        assert float(detection.auc(high, low)) == pytest.approx(4.5 / 6)
+        assert float(detection.roc(high, low)[1][1]) == 0.5
+        assert float(detection.threshold_for(high, false_positive_rate=0.4)) == 1.0
+        assert detection.distance_from_uniform(low) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("scores", [[], 1.0, [[1.0]]])
+def test_what_is_no_row_of_scores_is_refused(scores):
+    some = np.arange(3.0)
+    for call in (
+        lambda: detection.p_values(some, scores),
+        lambda: detection.two_sided_p_values(some, scores),
+        lambda: detection.auc(scores, some),
+        lambda: detection.auc(some, scores),
+        lambda: detection.roc(scores, some),
+        lambda: detection.roc(some, scores),
+        lambda: detection.threshold_for(scores, false_positive_rate=0.1),
+        lambda: detection.distance_from_uniform(scores),
+    ):
+        with pytest.raises(ValueError, match="at least one"):
+            call()
+
+
+def test_what_is_no_number_is_rejected_first_by_every_rule():
+    """As by `auc`: a score that cannot be computed is the least innocent one."""
+    innocent, attacked = np.arange(1.0, 5.0), np.array([np.nan, 2.5])
+    false, true, thresholds = detection.roc(innocent, attacked)
+    # Rejected already where no innocent image is.
+    assert thresholds[0] == -np.inf and true[0] == 0.5 and false[0] == 0
+    area = np.trapezoid(np.r_[true, 1], np.r_[false, 1])
+    assert area == pytest.approx(float(detection.auc(innocent, attacked)))
+    with_none = np.r_[innocent, np.nan]
+    kept = detection.threshold_for(with_none, false_positive_rate=0.4)
+    assert kept == 2.0  # NaN and 1.0 are below, two of five
+    with pytest.raises(ValueError, match="no NaN"):
+        detection.p_values(innocent, with_none)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, np.nan])
+def test_a_rate_that_is_none_is_refused(rate):
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        detection.threshold_for(np.arange(3.0), false_positive_rate=rate)

@@ -55,6 +55,10 @@ class _Tensor:
         (np.ones((2, 4, 4, 3), complex), TypeError, "levels 0..255, not complex"),
         (_Tensor(), TypeError, r"np.asarray, jnp.from_dlpack\): test_pixels._Tensor"),
         ([[1]], TypeError, "an array of numpy or JAX .*: builtins.list"),
+        (np.full((2, 4, 4, 3), 256), ValueError, "must be levels 0 to 255"),
+        (np.full((2, 4, 4, 3), -1), ValueError, "must be levels 0 to 255"),
+        (np.full((2, 4, 4, 3), np.nan), ValueError, "must be levels 0 to 255"),
+        (np.ones((2, 4, 4, 3), ">u2"), TypeError, "byte order, >u2: images.astype"),
     ],
 )
 def test_what_is_no_image_is_refused_with_what_to_do(images, error, message):

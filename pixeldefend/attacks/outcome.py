@@ -76,9 +76,11 @@ def prepare(
       ValueError: wrong shapes, fewer than two classes; also, where these are no
         tracers, negative eps, labels that the network does not know, and images that
         are not levels (whole ones, if whole ones are to come back).
+      TypeError: images that are no array of numbers, or an eps that is no number.
     """
     pixels.check_images(images)
-    check_levels(images, quantise)
+    if quantise:
+        check_whole(images)
     images = floating(jnp.asarray(images))
     count = len(images)
     shape = jax.eval_shape(network, images).shape
@@ -92,6 +94,7 @@ def prepare(
             f"{list(shape)}"
         )
     check_eps(eps)
+    eps = pixels.native(eps)
     if jnp.shape(eps) not in ((), (count,)):
         raise ValueError(
             f"eps must be a number or one for each of {count} images: "
@@ -101,14 +104,15 @@ def prepare(
     if labels is None:
         labels = jnp.argmax(network(images), -1)
         queries += 1
-    elif jnp.shape(labels) != (count,):
+    elif np.shape(labels) != (count,):
         raise ValueError(
-            f"labels must be [{count}], one for each image: {list(jnp.shape(labels))}"
+            f"labels must be [{count}], one for each image: {list(np.shape(labels))}"
         )
     else:
         check_labels(labels, shape[1])
+    labels = jnp.asarray(pixels.native(labels))
     radius = jnp.broadcast_to(jnp.asarray(eps, images.dtype), (count,))
-    return Task(images, jnp.asarray(labels).astype(jnp.int32), radius, queries)
+    return Task(images, labels.astype(jnp.int32), radius, queries)
 
 
 def with_targets(
@@ -135,13 +139,13 @@ def with_targets(
         other = jax.nn.one_hot(task.labels, logits.shape[1], dtype=bool)
         runners_up = jnp.argmax(jnp.where(other, -jnp.inf, logits), -1)
         return task, runners_up.astype(jnp.int32), logits
-    if jnp.shape(targets) != task.labels.shape:
+    if np.shape(targets) != task.labels.shape:
         raise ValueError(
             f"targets must be [{len(task.labels)}], one for each image: "
-            f"{list(jnp.shape(targets))}"
+            f"{list(np.shape(targets))}"
         )
     check_labels(targets, logits.shape[1])
-    return task, jnp.asarray(targets).astype(jnp.int32), logits
+    return task, jnp.asarray(pixels.native(targets)).astype(jnp.int32), logits
 
 
 def floating(images: chex.Array) -> chex.Array:
@@ -155,20 +159,29 @@ def predicted(logits_fn: LogitsFn, variables: Any, images: chex.Array) -> chex.A
     return jnp.argmax(logits_fn(variables, floating(images)), -1)
 
 
-def check_levels(images: chex.Array, whole: bool) -> None:
-    """Raises ValueError for values that are no levels; tracers pass."""
-    if isinstance(images, jax.core.Tracer) or images.dtype == jnp.uint8:
+def check_whole(images: chex.Array) -> None:
+    """Raises ValueError for levels that are not whole; tracers pass."""
+    traced = isinstance(images, jax.core.Tracer)
+    if traced or not jnp.issubdtype(images.dtype, jnp.floating):
         return
     levels = np.asarray(images)
-    if not np.all((levels >= 0) & (levels <= pixels.LEVELS - 1)):
-        raise ValueError("images must be levels 0 to 255")
-    if whole and np.any(levels != np.round(levels)):
+    if np.any(levels != np.round(levels)):
         raise ValueError("images must be whole levels 0 to 255, or quantise False")
 
 
 def check_eps(eps: chex.Array | float, name: str = "eps") -> None:
-    """Raises ValueError where eps is negative or no number; tracers pass."""
-    if not isinstance(eps, jax.core.Tracer) and not np.all(np.asarray(eps) >= 0):
+    """Checks an eps; tracers pass.
+
+    Raises:
+      TypeError: not made of numbers.
+      ValueError: negative, or NaN.
+    """
+    if isinstance(eps, jax.core.Tracer):
+        return
+    values = np.asarray(eps)
+    if not jnp.issubdtype(values.dtype, jnp.number):
+        raise TypeError(f"{name} must be a number of levels: {eps!r}")
+    if not np.all(values >= 0):
         raise ValueError(f"{name} must be a number and not negative: {eps}")
 
 

@@ -38,9 +38,10 @@ def purify(
       images: levels `[B, H, W, C]`, uint8.
       eps: whole levels 0..255, a number or `[B]`; data, so one program serves all.
       labels: integers `[B]` for a class-conditional model.
-      window: static bound on `2 max(eps) + 1`, see `decode.decode` and `window_for`;
-        None for any eps, with the window of the largest in the batch (which may decide
-        a float32 near-tie differently than another window would).
+      window: static bound on `2 max(eps) + 1`, see `decode.decode`. None: that of
+        `window_for`, as everywhere in this package; where eps is traced, it is chosen
+        at run time. Levels whose probabilities float32 hardly tells apart may come out
+        otherwise in another window, batch shape or surrounding program.
 
     Returns:
       Purified levels `[B, H, W, C]`, uint8.
@@ -50,7 +51,6 @@ def purify(
       ValueError: eps out of range, too narrow a window, or shapes that do not fit.
     """
     lower, upper = bounds(images, eps)
-    _check_window(window, eps)
     return decode.decode(
         model,
         params,
@@ -59,7 +59,7 @@ def purify(
         lower=lower,
         upper=upper,
         labels=labels,
-        window=window,
+        window=_window(window, eps),
     )
 
 
@@ -102,17 +102,16 @@ def relax(
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"images must be floating levels 0..255: {images.dtype}")
-    _check_window(window, eps)
     radius = _radius(images, eps).astype(images.dtype)
     return decode.decode(
         model,
         params,
         images,
         straight_through_mean if straight_through else mean,
-        lower=jnp.maximum(images - radius, 0),
-        upper=jnp.minimum(images + radius, pixels.LEVELS - 1),
+        lower=images - radius,
+        upper=images + radius,
         labels=labels,
-        window=window,
+        window=_window(window, eps),
     )
 
 
@@ -123,8 +122,14 @@ def window_for(eps: int) -> int:
     of once for all eps, holds a fifth of them, and treats an image alike whatever the
     eps of those beside it. For the host: `eps` is one known number.
     """
-    needed = min(2 * int(check_eps(eps)) + 1, pixels.LEVELS)
+    check_eps(eps)
+    needed = _needed(eps)
     return next(window for window in decode.WINDOWS if window >= needed)
+
+
+def _needed(eps: chex.Array | int) -> int:
+    """How many levels the largest of the known `eps` allows."""
+    return min(2 * int(np.max(np.asarray(eps), initial=0)) + 1, pixels.LEVELS)
 
 
 def likeliest(
@@ -163,14 +168,15 @@ def straight_through_mean(
 
 
 def bounds(images: chex.Array, eps: chex.Array | int) -> tuple[chex.Array, chex.Array]:
-    """The ball of radius `eps` around `images`, cut to 0..255, as integer levels.
+    """The ball of radius `eps` around `images`, as integer levels.
 
     Args:
       images: levels `[B, H, W, C]`, uint8.
       eps: whole levels 0..255, a number or `[B]`.
 
     Returns:
-      Inclusive bounds (lower, upper), int32 `[B, H, W, C]`.
+      Inclusive bounds (lower, upper), int32 `[B, H, W, C]`, which may lie beyond
+      0..255.
 
     Raises:
       TypeError: images or eps are not integers.
@@ -183,7 +189,7 @@ def bounds(images: chex.Array, eps: chex.Array | int) -> tuple[chex.Array, chex.
         )
     radius = _radius(images, eps)
     levels = images.astype(jnp.int32)
-    return jnp.maximum(levels - radius, 0), jnp.minimum(levels + radius, 255)
+    return levels - radius, levels + radius
 
 
 def _radius(images: chex.Array, eps: chex.Array | int) -> chex.Array:
@@ -197,13 +203,17 @@ def _radius(images: chex.Array, eps: chex.Array | int) -> chex.Array:
     return radius.astype(jnp.int32).reshape((-1,) + (1,) * (images.ndim - 1))
 
 
-def _check_window(window: int | None, eps: chex.Array | int) -> None:
-    """Raises ValueError where a window is too narrow for an eps that is known."""
-    if window is None or isinstance(eps, jax.core.Tracer):
-        return
-    needed = min(2 * int(np.max(np.asarray(eps))) + 1, pixels.LEVELS)
-    if window < needed:
-        raise ValueError(f"window must be at least {needed} for this eps: {window}")
+def _window(window: int | None, eps: chex.Array | int) -> int | None:
+    """The window to decode with, checked where `eps` is known."""
+    if isinstance(eps, jax.core.Tracer):
+        return window
+    if window is None:
+        return window_for(np.max(np.asarray(eps), initial=0))
+    if isinstance(window, int) and window < _needed(eps):
+        raise ValueError(
+            f"window must be at least {_needed(eps)} for this eps: {window}"
+        )
+    return window
 
 
 def check_eps(eps: chex.Array | int) -> chex.Array:
@@ -214,7 +224,7 @@ def check_eps(eps: chex.Array | int) -> chex.Array:
       ValueError: negative, above 255, or not a number or a vector.
     """
     traced = isinstance(eps, jax.core.Tracer)
-    array = eps if traced else np.asarray(eps)
+    array = eps if traced else np.asarray(pixels.native(eps))
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"the defence's eps must be whole levels, an integer: {eps}")
     if array.ndim > 1:
@@ -247,7 +257,7 @@ def adaptive_eps(
       ValueError: eps is out of range.
     """
     radius = check_eps(eps).astype(jnp.int32)
-    return jnp.where(bits_per_dim < threshold, 0, radius)
+    return jnp.where(pixels.native(bits_per_dim) < threshold, 0, radius)
 
 
 def graded_eps(
@@ -279,7 +289,7 @@ def graded_eps(
         )
     if not traced and not np.all(np.diff(ladder) > 0):
         raise ValueError(f"thresholds must ascend: {ladder.tolist()}")
-    passed = ~(bits_per_dim[:, None] < jnp.asarray(ladder)[None])
+    passed = ~(pixels.native(bits_per_dim)[:, None] < jnp.asarray(ladder)[None])
     return radius[jnp.sum(passed.astype(jnp.int32), 1)]
 
 

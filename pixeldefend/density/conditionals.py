@@ -41,6 +41,9 @@ from pixeldefend import pixels
 CONDITIONALS = ("independent", "joint", "softmax")
 # Floor of the log-scales, as in PixelCNN++: 1/1100 of the range of units.
 MIN_LOG_SCALE = -7.0
+# Ceiling: e^40 times the range is flat already, and soon after it float32 has nothing
+# left for the mass of a bin.
+MAX_LOG_SCALE = 40.0
 
 State = Any  # a pytree, of a family's own: `MixtureState`, `SoftmaxState`
 
@@ -173,7 +176,8 @@ class LogisticMixture:
         chex.assert_shape(outputs, (self.num_outputs, None))
         channels = self.channels
         split = outputs.reshape(-1, self.mixtures, outputs.shape[-1])
-        log_scales = jnp.maximum(split[1 + channels : 1 + 2 * channels], MIN_LOG_SCALE)
+        log_scales = split[1 + channels : 1 + 2 * channels]
+        log_scales = jnp.minimum(jnp.maximum(log_scales, MIN_LOG_SCALE), MAX_LOG_SCALE)
         return MixtureState(
             log_weights=jax.nn.log_softmax(split[0], axis=0),
             means=split[1 : 1 + channels],

@@ -94,12 +94,13 @@ def decode(
       key: keys `[B]`, one per image, folded with the position before `choose` sees
         them; None for a deterministic policy.
       lower: lowest allowed levels `[B, H, W, C]`, integer; or floating, of the type of
-        floating images.
+        floating images. What lies beyond 0..255 is never chosen.
       upper: highest allowed levels, inclusive, likewise.
       labels: integers `[B]` for a class-conditional model.
       window: S, static: at least the largest `upper - lower + 1`. None chooses among
-        `WINDOWS` at run time, so that one program serves all bounds. Too narrow a
-        window cuts the upper levels off, which nobody notices.
+        `WINDOWS` at run time by the bounds as they are given, so that one program
+        serves them all. Too narrow a window cuts the upper levels off, which nobody
+        notices.
 
     Returns:
       The chosen levels `[B, H, W, C]`: `uint8`, or floating where `images` is.
@@ -120,12 +121,32 @@ def decode(
         raise ValueError(
             f"window must be a whole number from 1 to {pixels.LEVELS}: {window!r}"
         )
+    return _decode(model, choose, window, params, images, key, (lower, upper), labels)
+
+
+# Compiled as a whole for a caller too who does not, or each call would compile anew.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _decode(
+    model: pixelcnn.PixelCNN,
+    choose: Choose,
+    window: int | None,
+    params: dict,
+    images: chex.Array,
+    key: chex.PRNGKey | None,
+    bounds: tuple[chex.Array, chex.Array],
+    labels: chex.Array | None,
+) -> chex.Array:
+    """`decode`, after its checks."""
+    lower, upper = bounds
     whole = jnp.issubdtype(images.dtype, jnp.integer)
     if jnp.issubdtype(lower.dtype, jnp.integer):
         lower, upper = lower.astype(jnp.int32), upper.astype(jnp.int32)
     windows = WINDOWS if window is None else (window,)
     needed = jnp.max(upper - lower) + 1
+    if not jnp.issubdtype(lower.dtype, jnp.integer):
+        needed = jnp.floor(needed + 1e-3)  # candidates; the difference is rounded
     branch = sum((needed > narrower).astype(jnp.int32) for narrower in windows[:-1])
+    lower, upper = jnp.maximum(lower, 0), jnp.minimum(upper, pixels.LEVELS - 1)
     _, height, width, _ = images.shape
     places = Place(
         image=_rows_first(images.astype(jnp.int32) if whole else images),
@@ -226,8 +247,12 @@ def _scan(
       What the visitor found, `[H, W, ..., B]`.
     """
     _, width, channels, batch = places.image.shape
+    # The weights are folded in the same way whatever else is in the program: a kernel
+    # that differs in its last bit decides near-ties of float32 differently, and the
+    # rest of the image follows.
+    params, places, labels = jax.lax.optimization_barrier((params, places, labels))
     folded = layers.fold(params, jnp.dtype(model.dtype), labels)
-    weights = layout.lay_out(folded)
+    weights = jax.lax.optimization_barrier(layout.lay_out(folded))
     group = 2 ** (model.resolutions - 1)
     dark = jnp.zeros((width, batch, channels + 1), jnp.dtype(model.dtype))
     empty = [layout.empty_memory(folded[name], width, batch) for name in ("u", "ul")]
