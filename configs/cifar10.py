@@ -67,7 +67,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.pixelcnn.model.conditionals = "joint"
     # The paper only mirrors; moved images are worth several per cent to a ResNet.
     config.classifier.train.crop = 4
-    config = default.chosen(config, variant)
+    config = default.chosen(config, variant, "paper")
     if variant == "gpu":  # the authors' ResNet-32
         config.classifier.model.variant = "code"
     return config

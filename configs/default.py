@@ -571,16 +571,15 @@ def gpu(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def chosen(
-    config: ml_collections.ConfigDict, variant: str
+    config: ml_collections.ConfigDict, variant: str, *others: str
 ) -> ml_collections.ConfigDict:
-    """Applies the variants that every data set has.
+    """Applies the variants that every data set has; `others` are its own.
 
     Raises:
       ValueError: no such variant.
     """
     variants = {"": lambda config: config, "smoke": smoke, "gpu": gpu, "report": report}
     if variant not in variants:
-        raise ValueError(
-            f"unknown variant {variant!r}: smoke, gpu, paper, report or none"
-        )
+        known = ", ".join((*filter(None, variants), *others))
+        raise ValueError(f"unknown variant {variant!r}: one of {known}, or none")
     return variants[variant](config)

@@ -71,7 +71,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         return config
     default.small(config)
     config.pixelcnn.model.features = 32
-    config = default.chosen(config, variant)
+    config = default.chosen(config, variant, "paper")
     if variant == "gpu":  # the paper's network
         config.pixelcnn.model.features, config.pixelcnn.model.depth = 40, 5
     return config

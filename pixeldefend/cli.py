@@ -1,15 +1,22 @@
 """The command line of `main.py`, and of programs with other modes."""
 
+import difflib
+import functools
+import io
 import logging as standard_logging
+import os
 import pathlib
+import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
+from pixeldefend import usage
 from pixeldefend.experiment import files, interruption, modes, parallel, processes
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -22,28 +29,137 @@ _WORKDIR = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes, as a launcher started it."
 )
+_EXAMPLE = "for example --config=configs/cifar10.py"
+_HELP = re.compile(r"--?(h|help|helpshort|helpfull)$")
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+_REFUSED = re.compile(r"flag --(?:no)?(?:config\.)?([\w.]+)=.*?: (expected .*)", re.S)
 
 
-def parse(arguments: list[str]) -> list[str]:
-    """Parses flags; a mistake ends in one line and exit code 2."""
+def _expecting(what: str, kind: type[flags.ArgumentParser]) -> flags.ArgumentParser:
+    """A parser of fields that says what it takes."""
+
+    class Parser(kind):
+        def parse(self, argument: object) -> object:
+            try:
+                return super().parse(argument)
+            except (ValueError, TypeError, MemoryError, RecursionError) as error:
+                raise ValueError(f"expected {what}, got {_short(argument)}") from error
+
+    return Parser()
+
+
+class _Section(flags.ArgumentParser):
+    """Of what has fields itself, and cannot be given as a whole."""
+
+    def parse(self, argument: object) -> object:
+        if isinstance(argument, ml_collections.ConfigDict):  # the one that is there
+            return argument
+        raise ValueError("expected its fields, each by an option of its own")
+
+
+for _type, _parser in {
+    int: _expecting("whole number", flags.IntegerParser),
+    float: _expecting("number", flags.FloatParser),
+    bool: _expecting("true or false", flags.BooleanParser),
+    tuple: _expecting("tuple, such as \"('a', 'b')\"", tuple_parser.TupleParser),
+    ml_collections.ConfigDict: _Section(),
+}.items():
+    config_flags.register_flag_parser_for_type(_type, _parser)
+
+
+def _short(value: object, most: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def parse(
+    arguments: list[str], known: Mapping[str, modes.Mode] = modes.MODES
+) -> list[str]:
+    """Parses flags; a mistake ends in one line and exit code 2, `--help` in the help.
+
+    Args:
+      arguments: the program first.
+      known: the modes that there are, by name, for the help.
+    """
     try:
+        given = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
+        config = _load(given)
+        if any(map(_HELP.match, given[1:])):
+            print(usage.text(_program(), modes.describe(known), config or _default()))
+            sys.exit(0)
+        _check_fields(given, config)
         rest = flags.FLAGS(arguments)
-        if rest[1:]:
-            raise ValueError(f"unexpected argument {rest[1]!r}; options start with --")
-        return rest
-    except (KeyError, AttributeError) as error:  # how ml_collections says no such field
-        inner = error.args[0] if error.args else error
-        text = str(inner.args[0] if isinstance(inner, KeyError) else inner)
-        field = text.splitlines()[0].strip("\"'")
-        sys.exit(
-            _mistake(
-                f"the config has no field {field!r}; configs/default.py has them all"
-            )
-        )
     except Exception as error:  # a config file may raise anything
-        # Of a config file's own traceback, its last line.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        sys.exit(_mistake(lines[-1] if "Traceback" in str(error) else " ".join(lines)))
+        text = str(error) or type(error).__name__
+        if refused := _REFUSED.match(text):
+            field, expected = refused.groups()
+            levels = field.rpartition(".")[2].startswith("eps")
+            unit = "; in levels of 0..255, such as 16" if levels else ""
+            text = f"{field}: {expected}{unit}"
+        sys.exit(_mistake(text))
+    if rest[1:]:
+        sys.exit(_mistake(f"unexpected argument {rest[1]!r}; options start with --"))
+    return rest
+
+
+def _load(arguments: list[str]) -> ml_collections.ConfigDict | None:
+    """The config as its file has it; None where none is asked for.
+
+    Raises:
+      ValueError: the file is none; the message says why.
+    """
+    named = None
+    for argument, following in zip(arguments[1:], [*arguments[2:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            named = value if equals else following
+    if named is None:
+        return None
+    path, colon, variant = named.partition(":")
+    try:
+        config = flags.FLAGS["config"].parser.parse(named)
+    except Exception as error:  # whatever its code raises
+        # ml_collections hands on whole tracebacks, of which the last line counts.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        reason = re.sub(r"^(ValueError|TypeError): ", "", reason)
+        if "no attribute 'get_config'" in reason:
+            reason = f"it has no get_config(); {_EXAMPLE}"
+        elif colon and reason.startswith("get_config() takes 0"):
+            reason = f"it has no variants, so no {variant!r}"
+        raise ValueError(f"config file {path}: {reason}") from error
+    if isinstance(config, ml_collections.ConfigDict):
+        return config
+    if not pathlib.Path(path).is_file():  # and what there is instead of a config
+        raise ValueError(f"no config file {path or repr(path)}, {_EXAMPLE}")
+    raise ValueError(f"config file {path}: get_config() gives no ConfigDict")
+
+
+def _default() -> ml_collections.ConfigDict | None:
+    """The config that all others are made from, if it is at hand."""
+    path = "configs/default.py"
+    return _load(["", f"--config={path}"]) if pathlib.Path(path).is_file() else None
+
+
+def _check_fields(
+    arguments: list[str], config: ml_collections.ConfigDict | None
+) -> None:
+    """Raises ValueError for an option of a field that there is not."""
+    overrides = [m[1] for m in map(_OVERRIDE.match, arguments[1:]) if m]
+    if overrides and config is None:
+        raise ValueError(f"--config is missing, {_EXAMPLE}")
+    for field in overrides:
+        fields = [name for name, _ in usage.flat(config)]
+        if field in fields or any(name.startswith(f"{field}.") for name in fields):
+            continue
+        last = field.rpartition(".")[2]
+        near = _nearest(field, fields)
+        near = near or [name for name in fields if name.rpartition(".")[2] == last]
+        hint = f"did you mean {near[0]}?" if near else "--help shows them all"
+        raise ValueError(f"the config has no field {_short(field)}; {hint}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name, known, 1)
 
 
 def _program() -> str:
@@ -67,7 +183,26 @@ def run(known: Mapping[str, modes.Mode] = modes.MODES) -> None:
     Args:
       known: the modes that there are, by name.
     """
-    app.run(lambda _: main(known), flags_parser=parse)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not know "±"
+            stream.reconfigure(errors="replace")
+    try:
+        app.run(
+            lambda _: main(known), flags_parser=functools.partial(parse, known=known)
+        )
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        sys.exit(_ending(error))
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Writes what is still to be printed; nowhere, if nobody can take it any more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # the pipe is closed, or the disk full
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def main(known: Mapping[str, modes.Mode]) -> int:
@@ -77,26 +212,23 @@ def main(known: Mapping[str, modes.Mode]) -> int:
         # A restore that fails leaves tasks of orbax behind, each with a traceback; what
         # is wrong is reported in one line.
         standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
-    if _MODE.value == "list":
+    name = _MODE.value
+    if name == "list":
         print(modes.describe(known))
         return 0
-    if _MODE.value not in known:
-        if _MODE.value in modes.MOVED:
-            return _mistake(f"{_MODE.value} is now {modes.MOVED[_MODE.value]}")
+    if name not in known:
+        if name in modes.MOVED:
+            return _mistake(f"{name} is now {modes.MOVED[name]}")
         names = ", ".join((*known, "list"))
-        return _mistake(f"unknown mode {_MODE.value!r}: one of {names}")
-    config = _CONFIG.value
-    if config is None:
-        return _mistake("--config is missing, for example --config=configs/cifar10.py")
-    if not isinstance(config, ml_collections.ConfigDict):
-        # What ml_collections gives in place of a file that is not there.
-        path = config_flags.get_config_filename(flags.FLAGS["config"])
-        return _mistake(
-            f"no config file {path}, for example --config=configs/cifar10.py"
-        )
-    code = _start(config, known)
-    sys.stdout.flush()
-    sys.stderr.flush()
+        near = _nearest(name, (*known, "list"))
+        told = f"; did you mean {near[0]}? (one of {names})" if near else None
+        return _mistake(f"unknown mode {_short(name)}{told or f': one of {names}'}")
+    if _CONFIG.value is None:
+        return _mistake(f"--config is missing, {_EXAMPLE}")
+    if flags.FLAGS["workdir"].present and not _WORKDIR.value:
+        return _mistake("--workdir is empty; name a folder, or leave it out")
+    code = _start(_CONFIG.value, known)
+    _flush()
     if code:
         processes.leave(code)
     return code
@@ -110,20 +242,29 @@ def _start(config: ml_collections.ConfigDict, known: Mapping[str, modes.Mode]) -
                 parallel.initialize()
         interruption.listen()
         modes.start(_MODE.value, config, _WORKDIR.value, known)
-    except (modes.UserError, files.LostError) as error:
-        return _mistake(str(error))
-    except interruption.Interrupted as stop:
-        if stop.code != interruption.EXIT_CODE:
-            return stop.code  # another process has said why
-        _tell("asked to stop; start it again to go on")
-        return stop.code
-    except KeyboardInterrupt:
-        if not _DISTRIBUTED.value:
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        code = _ending(error)
+        if code is None and not _DISTRIBUTED.value:
             raise
-        return 130  # as a shell has it; the others have to be told
-    except Exception:
-        if not _DISTRIBUTED.value:
-            raise
-        traceback.print_exc()  # the others have to be told
-        return 1
+        if code is None:
+            traceback.print_exc()  # the others have to be told
+        return 1 if code is None else code
     return 0
+
+
+def _ending(error: BaseException) -> int | None:
+    """The exit code of what is no fault of ours, said in one line; None for others."""
+    match error:
+        case modes.UserError() | files.LostError():
+            return _mistake(str(error))
+        case interruption.Interrupted():
+            if error.code == interruption.EXIT_CODE:  # else another has said why
+                _tell("asked to stop; start it again to go on")
+            return error.code
+        case KeyboardInterrupt():
+            _tell("interrupted")
+            return 130  # as a shell has it
+        case BrokenPipeError():
+            return 141  # likewise: whoever read the output has enough of it
+    return None

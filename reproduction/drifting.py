@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from pixeldefend.defences import drift as drifting
 from pixeldefend.defences import pipeline, purification
@@ -68,7 +67,7 @@ def drift(config: inputs.Config, workdir: Workdir) -> None:
         f"eps {settings.eps_attack:g}, on {config.classifier.weights}; a uniform guess "
         f"within eps {config.purify.eps} costs "
         f"{np.log2(2 * config.purify.eps + 1):.2f} bits\n"
-        f"results in {epath.Path(folder)}"
+        f"results in {folder}"
     )
 
 

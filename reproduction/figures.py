@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pixeldefend import detection
 from pixeldefend.density import likelihood
-from pixeldefend.experiment import data
+from pixeldefend.experiment import data, files
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import WORST, read_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
@@ -28,7 +28,7 @@ def figures(config: inputs.Config, workdir: Workdir) -> None:
     """Draws every figure that there are arrays for, of all data sets."""
     settings = config.figures
     with user_errors():
-        source = epath.Path(settings.results)
+        source = files.expanded(settings.results)
         pictures = list(_pictures(source))
         if not pictures:
             raise ValueError(
@@ -37,9 +37,8 @@ def figures(config: inputs.Config, workdir: Workdir) -> None:
                 "detection_DATASET.npz or sweep_DATASET.npz, or give "
                 "--config.figures.results"
             )
-        folder = epath.Path(settings.to) if settings.to else None
-        if folder is not None and folder.is_file():
-            raise ValueError(f"figures.to {folder} is a file; name a folder")
+        to = settings.to
+        folder = files.output_folder(to, "figures.to") if to else None
     folder = folder or workdir.open()
     for name, draw in pictures:
         plots.save(draw(), folder / f"{name}.png")

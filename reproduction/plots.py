@@ -270,7 +270,7 @@ def training(runs: dict[str, tuple[np.ndarray, np.ndarray]], label: str) -> Figu
 def save(figure: Figure, path: epath.PathLike) -> None:
     """Writes a PNG whole; the same figure gives the same bytes."""
     with files.whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=110, metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 
 
 def show(axis: Axes, image: np.ndarray) -> None:

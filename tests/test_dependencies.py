@@ -19,7 +19,7 @@ PURE = {
     "attacks": {"pixels"},
     "defences": {"pixels", "keys", "models", "density", "attacks"},
 }
-EFFECTS = {"cli", "experiment"}
+EFFECTS = {"cli", "usage", "experiment"}
 PACKAGES = {"jax", "flax", "optax", "chex", "numpy", "scipy"}
 
 

@@ -1,13 +1,16 @@
 import ast
 import pathlib
 import shutil
+import subprocess
 import sys
 
 import numpy as np
 import pytest
-from processes import ROOT, finish, launch, wait_for
+from processes import ROOT, SMOKE, environment, finish, launch, wait_for
 
-from pixeldefend.experiment import data, files, workdir
+from configs import default
+from pixeldefend.experiment import data, files, workdir, zoo
+from pixeldefend.experiment.modes import inputs
 
 
 def test_a_command_is_told_without_this_machines_folders(monkeypatch):
@@ -58,6 +61,95 @@ def test_what_is_read_must_not_lie_where_is_written(tmp_path):
     for inner in ("out", "out/purified", "out/../out/purified"):
         with pytest.raises(ValueError, match="lies in the workdir"):
             files.check_outside(tmp_path / inner)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    place = workdir.Workdir("~/runs/a", {"mode": "score"})
+    assert str(place.open()) == f"{tmp_path}/home/runs/a"
+    place.close()
+    images = np.zeros((2, 28, 28, 1), np.uint8)
+    (tmp_path / "home/mnist").mkdir()
+    np.savez(tmp_path / "home/mnist/test.npz", images=images, labels=[1, 2])
+    shutil.copytree(zoo.find_released("mnist/cnn_a"), tmp_path / "home/mine")
+    assert len(data.load("mnist", "test", "~")[0]) == 2
+    assert data.read_input("mnist", "~/mnist/test.npz", 0, (28, 28, 1), None).own
+    assert zoo.load_released("~/mine").card["kind"] == "classifier"
+    config = default.get_config()
+    config.dataset, config.release.to = "mnist", "~/released"
+    to = inputs.release_folder(config, "~/mine", zoo.load_card(tmp_path / "home/mine"))
+    assert str(to) == f"{tmp_path}/home/released"
+    assert not (tmp_path / "~").exists()
+
+
+def test_the_home_of_nobody_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="~nobody-at-all/a: there is no user"):
+        workdir.Workdir("~nobody-at-all/a", {"mode": "score"})
+    (tmp_path / "~there").mkdir()  # as its message has it
+    assert files.expanded(tmp_path / "~there") == tmp_path / "~there"
+
+
+def test_every_path_is_expanded_in_one_place():
+    """Not where it is used, of which one would be forgotten."""
+    for path in [
+        *(ROOT / "pixeldefend").rglob("*.py"),
+        ROOT / "reproduction/figures.py",
+    ]:
+        if path.name == "files.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert getattr(node, "attr", "") != "expanduser", path
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "epath.Path":
+                assert not isinstance(node.args[0], ast.Name | ast.Attribute), path
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, write):
+    (tmp_path / "file").touch()
+    for inner, told in (("file", "is a file"), ("file/a/b", "lies below .*file")):
+        with pytest.raises(ValueError, match=f"release.to .*{told}"):
+            files.output_folder(tmp_path / inner, "release.to")
+    monkeypatch.setattr(files.os, "access", lambda *_: write)
+    if write:
+        files.output_folder(tmp_path / "a/b", "workdir")
+        return
+    with pytest.raises(
+        ValueError, match=f"/a/b cannot be written to, since {tmp_path}"
+    ):
+        files.output_folder(tmp_path / "a/b", "workdir")
+
+
+@pytest.mark.slow
+def test_a_result_is_told_wherever_it_is_printed(tmp_path):
+    """Characters that a terminal does not know are none to fail for."""
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    command = [sys.executable, "main.py", f"--config={SMOKE}", "--mode=score"]
+    found = subprocess.run(
+        [*command, f"--workdir={tmp_path}/\xfc"],
+        cwd=ROOT,
+        env=environment() | ascii_only,
+        capture_output=True,
+    )
+    assert found.returncode == 0 and not found.stderr, found.stderr
+    assert b" ? " in found.stdout and b"bits/dim" in found.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "none-such"])
+def test_a_platform_that_is_not_there_is_told(tmp_path, platform):
+    command = [sys.executable, "main.py", f"--config={SMOKE}", "--mode=score"]
+    found = subprocess.run(
+        [*command, f"--workdir={tmp_path}/a"],
+        cwd=ROOT,
+        env=environment() | {"JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
+    assert f"JAX_PLATFORMS={platform}: unset it" in found.stderr
+    assert not (tmp_path / "a").exists()
 
 
 def test_files_of_somebody_else_are_not_taken_for_results(tmp_path):
@@ -116,7 +208,7 @@ def test_what_a_killed_run_was_writing_is_removed_by_the_next(tmp_path):
         place = workdir.Workdir(tmp_path, {"mode": "purify"})
         place.open()
         place.close()
-        (tmp_path / ".rows.jsonl.host-name-17.partial.jsonl").write_text("half")
+        (tmp_path / ".0123456789abcdef.partial").write_text("half")
     workdir.Workdir(tmp_path, {"mode": "purify"}).open()
     assert not list(tmp_path.glob(".*"))
 

@@ -25,7 +25,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp  # slow to import
 
         self._ocp = ocp
-        self.folder = epath.Path(folder)
+        self.folder = files.expanded(folder)
         first = processes.is_first()
         if first:
             self.folder.mkdir(parents=True, exist_ok=True)

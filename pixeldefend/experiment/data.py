@@ -56,7 +56,7 @@ def load(
             f"the {split} split needs --config.data_dir; prepare one with "
             f"launch/prepare_data.sh DATA_DIR {name}, or use the bundled sample"
         )
-    root = epath.Path(data_dir).expanduser()
+    root = files.expanded(data_dir)
     hint = f"prepare it with: launch/prepare_data.sh {root} {name}"
     if not root.exists():
         raise FileNotFoundError(f"data_dir {root} does not exist; {hint}")
@@ -202,7 +202,7 @@ def read_input(
             raise ValueError("input is empty: sample, a split, a file or a folder")
         files.check_outside(source)
         images, labels, names = read_images(source, shape)
-        path = files.absolute(epath.Path(source).expanduser())
+        path = files.absolute(source)
         source = (path.name if path.is_dir() else path.stem) or "images"
     else:
         images, labels = (
@@ -239,7 +239,7 @@ def read_images(
         to mend it.
       FileNotFoundError: nothing at `path`.
     """
-    path = epath.Path(path).expanduser()
+    path = files.expanded(path)
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}")
     if path.is_dir():

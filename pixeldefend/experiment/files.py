@@ -1,6 +1,8 @@
 """Files written whole, on disks and in object stores."""
 
 import contextlib
+import errno
+import hashlib
 import io
 import json
 import os
@@ -18,7 +20,8 @@ from pixeldefend.experiment import interruption, processes
 
 # What reaches the object stores that `etils.epath` knows.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
-_PARTIAL = re.compile(r"\..+-\d+\.partial(\.\w+)?")  # see `whole_file`
+_FULL = os.strerror(errno.ENOSPC)
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")  # see `whole_file`
 # Folders that this process's run writes to, each with a file that it always has.
 _runs: dict[epath.Path, epath.Path | None] = {}
 
@@ -45,9 +48,19 @@ def leave(folder: epath.PathLike) -> None:
 
 def check_outside(path: epath.PathLike) -> None:
     """Raises ValueError where what is read lies in a folder that is written to."""
-    read = absolute(epath.Path(path).expanduser())
+    read = absolute(path)
     for folder in _runs.keys() & {read, *read.parents}:
         raise ValueError(f"{path} lies in the workdir {folder}; name another")
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a disk that has no space left is behind an error."""
+    if error is None:
+        return False
+    # Packages wrap the system's error in kinds and words of their own.
+    number = getattr(error, "errno", None)
+    told = number in (errno.ENOSPC, errno.EDQUOT) or _FULL in str(error)
+    return told or is_full(error.__cause__ or error.__context__)
 
 
 def check_there(path: epath.PathLike) -> None:
@@ -77,7 +90,7 @@ def whole_file(
     What processes other than the first write is thrown away, unless `every_process`
     has files of its own.
     """
-    path = epath.Path(path)
+    path = expanded(path)
     kept = every_process or processes.is_first()
     if not kept or is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
@@ -88,14 +101,20 @@ def whole_file(
         return
     check_there(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Hosts that share a folder may have processes of one number.
-    writer = f"{platform.node()}-{os.getpid()}"
-    temporary = path.parent / f".{path.name}.{writer}.partial{path.suffix}"
+    # Of one length, since names may not be long. Hosts that share a folder may have
+    # processes of one number.
+    writer = f"{path.name} {platform.node()} {os.getpid()}"
+    digest = hashlib.sha256(os.fsencode(writer)).hexdigest()[:16]
+    temporary = path.parent / f".{digest}.partial"
     try:
         yield temporary
         temporary.replace(path)
     except FileNotFoundError:
         check_there(path)  # until a moment ago it was
+        raise
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)  # which a full disk does not tell
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -142,9 +161,48 @@ def prepare(paths: Iterable[str]) -> None:
         fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
 
 
+def expanded(path: epath.PathLike) -> epath.Path:
+    """The path that a user wrote, `~` and `~user` being home folders.
+
+    Raises:
+      ValueError: there is no such user.
+    """
+    found = epath.Path(path).expanduser()
+    if str(found).startswith("~"):
+        user = found.parts[0]
+        raise ValueError(
+            f"{path}: there is no user {user[1:]}; a folder called {user} needs its "
+            f"whole path, {epath.Path('.').resolve() / user}"
+        )
+    return found
+
+
+def output_folder(path: epath.PathLike, what: str) -> epath.Path:
+    """The folder that a user named for results; it need not be there yet.
+
+    Args:
+      path: as it was written.
+      what: it is for, named in the message.
+
+    Raises:
+      ValueError: it cannot be made or written to.
+    """
+    folder = expanded(path)
+    if is_remote(folder):
+        return folder
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        where = "is" if there == folder else f"lies below {there}, which is"
+        raise ValueError(f"{what} {folder} {where} a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        where = "" if there == folder else f", since {there} cannot"
+        raise ValueError(f"{what} {folder} cannot be written to{where}; name another")
+    return folder
+
+
 def absolute(path: epath.PathLike) -> epath.Path:
     """A path without links and dots; an object store's is left as it is."""
-    path = epath.Path(path)
+    path = expanded(path)
     return path if is_remote(path) else path.resolve()
 
 

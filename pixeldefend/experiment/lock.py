@@ -35,7 +35,7 @@ class Lock:
 
     def __init__(self, path: epath.PathLike):
         """Nothing is written before `take`."""
-        self.path = epath.Path(path)
+        self.path = files.expanded(path)
         self._own = {
             "host": platform.node(),
             "machine": _machine(),

@@ -7,6 +7,7 @@ to the others; a training step runs on the devices of all.
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,15 +26,29 @@ def initialize() -> None:
     """Joins the other processes of this run; before anything else uses a device.
 
     Raises:
-      ValueError: there are none to be seen, or they do not have equally many devices.
+      ValueError: there are none to be seen, or they do not have equally many devices,
+        or any.
     """
     processes.join()
+    check_platform()
     own, every = jax.local_device_count(), jax.device_count()
     if own * processes.count() != every:
         raise ValueError(
             f"{own} of {every} devices are this process's, of {processes.count()}: "
             "give each process as many"
         )
+
+
+def check_platform() -> None:
+    """Raises ValueError where there is no device of the platform that is asked for."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the second without its plugin
+        asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+        raise ValueError(
+            f"JAX finds no device for JAX_PLATFORMS={asked or ''}: unset it, or set "
+            "JAX_PLATFORMS=cpu"
+        ) from error
 
 
 def check_batch(batch: int, field: str = "batch") -> int:

@@ -253,7 +253,7 @@ def read_rows(path: epath.PathLike) -> list[dict]:
     Raises:
       ValueError: it cannot be read; the message names it.
     """
-    path = epath.Path(path)
+    path = files.expanded(path)
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except ValueError as error:

@@ -56,7 +56,7 @@ class Store:
 
     def __init__(self, folder: epath.PathLike):
         """`folder` is the run's."""
-        self._folder = epath.Path(folder)
+        self._folder = files.expanded(folder)
         self._seconds: dict[epath.Path, float] = {}
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from pixeldefend.experiment import interruption, parallel, processes
+from pixeldefend.experiment import files, interruption, parallel, processes
 from pixeldefend.experiment.checkpoints import Checkpoints
 from pixeldefend.experiment.metrics import Averages, MetricsFile
 from pixeldefend.experiment.schedule import Batches, Clock, Plan
@@ -242,7 +242,7 @@ def fit(
       checkpoint.UnreadableError: a checkpoint cannot be read.
     """
     parallel.per_device(plan.batch)
-    workdir = epath.Path(workdir)
+    workdir = files.expanded(workdir)
     clock = Clock(plan, time.monotonic() if begun is None else begun)
     with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
         done, state = _resume(checkpoints, state, clock)

@@ -1,6 +1,7 @@
 """The folder of a run, and the mistakes of a user that are found before it is made."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -36,6 +37,8 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # nobody reads what is printed
+        raise
     except (ValueError, TypeError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error
 
@@ -77,9 +80,10 @@ class Workdir:
             what is kept in the folder says by itself whether it still holds.
 
         Raises:
-          ValueError: the folder belongs to another config, or is none.
+          ValueError: the folder belongs to another config, or cannot be
+            written to.
         """
-        self._folder = epath.Path(folder)
+        self._folder = files.output_folder(folder, "workdir")
         self._config, self._free = config, free
         self._lock = Lock(self._folder / "lock.json")
         self.hash = config_hash(config)
@@ -87,10 +91,8 @@ class Workdir:
         files.enter(self._folder)
 
     def _check(self) -> None:
-        """Raises ValueError where the folder is none, or has somebody else's files."""
+        """Raises ValueError where the folder has somebody else's files."""
         folder, path = self._folder, self._folder / "config.json"
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"workdir {folder} is a file; name a folder")
         there = [inner for inner in files.entries(folder) if inner.name in RESULTS]
         if not path.exists():
             for inner in there:
@@ -158,6 +160,25 @@ class Workdir:
             processes.barrier()  # all see the same folder
         files.enter(self._folder, always=path.name)
         return self._folder
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Leaves the folder to other runs in the end, however that comes.
+
+        Raises:
+          UserError: the disk is full.
+        """
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, UserError) or not files.is_full(error):
+                raise
+            path = getattr(error, "filename", None) or self._folder
+            raise UserError(
+                f"{os.strerror(errno.ENOSPC)}: {path}; make room and start it again"
+            ) from error
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Leaves the folder to other runs."""

@@ -77,7 +77,7 @@ def save_released(
     """
     if not processes.is_first():
         return
-    folder = epath.Path(folder)
+    folder = files.expanded(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # First, so that a kill never leaves an old card beside new weights.
     for name in ("card.json", "reference.npy", "validation.npy"):
@@ -142,7 +142,8 @@ def find_released(name: str) -> epath.Path:
     Raises:
       FileNotFoundError: neither; the message lists the released models.
     """
-    for folder in (RELEASED / name, epath.Path(name), epath.Path(name) / "model"):
+    own = files.expanded(name)
+    for folder in (RELEASED / name, own, own / "model"):
         if (folder / "card.json").exists():
             return folder
     known = sorted(
@@ -245,7 +246,7 @@ def save_validation(folder: epath.PathLike, scores: np.ndarray, told: dict) -> N
       scores: how suspicious they are, `[D, N]`; see `reject.thresholds`.
       told: for the card, under `validation`.
     """
-    folder = epath.Path(folder)
+    folder = files.expanded(folder)
     with files.whole_file(folder / "validation.npy") as temporary:
         with temporary.open("wb") as file:
             np.save(file, np.asarray(scores, np.float32))

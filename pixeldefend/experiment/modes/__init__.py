@@ -11,9 +11,8 @@ import os
 from collections.abc import Callable, Mapping
 
 import jax
-from etils import epath
 
-from pixeldefend.experiment import files, processes, zoo
+from pixeldefend.experiment import files, parallel, processes, zoo
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.modes.attacking import attack
 from pixeldefend.experiment.modes.calibrating import calibrate
@@ -161,17 +160,17 @@ def start(
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed must be from 0 to 2^32 - 1: {config.seed}")
     with user_errors():
+        parallel.check_platform()
         given = jax.tree.leaves(config.to_dict())
         files.prepare(text for text in (workdir, *given) if isinstance(text, str))
-    if config.compilation_cache:
-        folder = epath.Path(config.compilation_cache).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    with user_errors():
+        if config.compilation_cache:
+            cache = files.expanded(config.compilation_cache)
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         sections = _sections(name, modes[name], config)
         folder = workdir or f"runs/{config.dataset}/{name}-{config_hash(sections)}"
         place = Workdir(folder, sections, modes[name].free)
-    with contextlib.closing(place), contextlib.ExitStack() as stack:
+    with place.at_work(), contextlib.ExitStack() as stack:
         if not processes.is_first():  # what it says the first one says as well
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))

@@ -267,17 +267,16 @@ def release_folder(config: Config, weights: str, card: dict) -> epath.Path:
     to = config.release.to
     if not to:
         raise ValueError("release.to is missing: the folder for the released model")
-    if epath.Path(to).is_file():
-        raise ValueError(f"release.to {to} is a file; name a folder")
-    there = epath.Path(to)
-    if (there / "card.json").exists() and zoo.load_card(there)["kind"] != card["kind"]:
+    folder = files.output_folder(to, "release.to")
+    there = zoo.load_card(folder) if (folder / "card.json").exists() else card
+    if there["kind"] != card["kind"]:
         raise ValueError(
-            f"release.to {to} holds a {zoo.load_card(there)['kind']}, {weights} is a "
-            f"{card['kind']}: name another folder"
+            f"release.to {to} holds a {there['kind']}, {weights} is a {card['kind']}: "
+            "name another folder"
         )
     check_dataset(config, weights, card)
     parallel.check_batch(config.release.batch, "release.batch")
-    return epath.Path(to)
+    return folder
 
 
 def check_dataset(config: Config, weights: str, card: dict) -> None:

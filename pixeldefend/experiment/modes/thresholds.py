@@ -1,7 +1,6 @@
 """The mode `calibrate` of purify_adaptive: from which bits/dim on to purify."""
 
 import numpy as np
-from etils import epath
 
 from pixeldefend.experiment import (
     files,
@@ -72,7 +71,7 @@ def choose(config: inputs.Config, workdir: Workdir) -> None:
         f"threshold {chosen:.2f} bits/dim, chosen on {found['n']} images "
         f"({given.source}) in front of {classifier} (grey-box attacks)"
     )
-    print(f"results in {epath.Path(folder) / 'threshold.json'}")
+    print(f"results in {folder / 'threshold.json'}")
 
 
 def _curve(layout: grid.Grid, bench: Workbench) -> dict:

@@ -1,0 +1,94 @@
+"""The help of the command line: options, modes, and the fields of a config."""
+
+import ast
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_DEFAULT = "configs/default.py"  # which says what every field means
+_USAGE = """\
+usage: {program} --config=FILE[:VARIANT] --mode=MODE [OPTION...]
+
+options:
+  --config=FILE         with the fields below, for example configs/cifar10.py
+  --config.FIELD=VALUE  another value of a field
+  --mode=MODE           what to do, see below; list shows it as well
+  --workdir=FOLDER      for results; default runs/DATASET/MODE-HASH
+  --distributed         one of several processes, as a launcher started it
+
+modes:
+{modes}
+"""
+_ASSIGNED = re.compile(r"    (?:\w+ = )?([\w.]+) = .*?(?:  # (.*))?")
+_REMARK = re.compile(r"    # (.*)")
+_WIDEST = 60  # characters of a value
+
+
+def text(program: str, modes: str, config: Mapping[str, Any] | None) -> str:
+    """The whole help.
+
+    Args:
+      program: as one types it.
+      modes: a line for each.
+      config: nested fields with their values; None for none.
+    """
+    shown = _USAGE.format(program=program, modes=_indented(modes))
+    if config is None:
+        return f"{shown}\nfields: give a --config as well"
+    return f"{shown}\nfields, with their values:\n{_indented(_table(config))}"
+
+
+def flat(config: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    """Names ("section.field") and values of all fields of a config, in its order."""
+    for name, value in config.items():
+        path = f"{section}.{name}" if section else name
+        if hasattr(value, "items"):
+            yield from flat(value, path)
+        else:
+            yield path, value
+
+
+def _indented(lines: str) -> str:
+    return "\n".join(f"  {line}" for line in lines.splitlines())
+
+
+def _table(config: Mapping[str, Any]) -> str:
+    """A line for every field: name, value and comment."""
+    comments = _comments()
+    lines = []
+    for name, value in flat(config):
+        shown = repr(value)
+        if len(shown) > _WIDEST:
+            shown = f"{shown[: _WIDEST - 3]}..."
+        section, _, field = name.partition(".")
+        found = [comments.get(part, {}) for part in (section, "autoencoder_train", "")]
+        last = field.rpartition(".")[2] or section
+        remark = next((known[last] for known in found if last in known), "")
+        lines.append(f"{name} = {shown}" + (f"  # {remark}" if remark else ""))
+    return "\n".join(lines)
+
+
+def _comments() -> dict[str, dict[str, str]]:
+    """What the default config says of its fields, by section; "" of those without."""
+    module = sys.modules.get("configs.default")
+    path = pathlib.Path(module.__file__ if module else _DEFAULT)
+    if not path.is_file():
+        return {}
+    source = path.read_text(encoding="utf-8")
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        section = "" if node.name == "get_config" else node.name.removeprefix("_")
+        known = found.setdefault(section, {})
+        above: list[str] = []
+        for line in source.splitlines()[node.lineno : node.end_lineno]:
+            if remark := _REMARK.fullmatch(line):
+                above.append(remark[1])
+            elif assigned := _ASSIGNED.fullmatch(line):
+                beside = [assigned[2]] if assigned[2] else []
+                known[assigned[1].rpartition(".")[2]] = " ".join(above + beside)
+                above = []
+    return found
