@@ -4,7 +4,8 @@
 #   launch/local.sh MODE CONFIG [OPTION...]
 #   launch/local.sh train configs/cifar10.py --config.data_dir=DATA_DIR
 #
-# PYTHON chooses the interpreter (default .venv/bin/python). A run that was stopped
+# PYTHON chooses the interpreter (default .venv/bin/python, or python3 where there is
+# none). A run that was stopped
 # (kill PROCESS) or killed continues when the same command is given again.
 set -euo pipefail
 if [ $# -lt 2 ]; then
@@ -16,8 +17,16 @@ mode=$1
 config=$2
 shift 2
 python=${PYTHON:-.venv/bin/python}
+[ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
 if ! command -v "$python" >/dev/null; then
-  echo "$0: there is no $python; make it (README.md) or set PYTHON" >&2
+  echo "$0: there is no $python; make .venv (README.md) or set PYTHON" >&2
+  exit 2
+fi
+# Here, for in the background nobody would see it fail.
+if ! "$python" -c 'from importlib.util import find_spec as find
+raise SystemExit(not all(map(find, ("absl", "jax", "ml_collections"))))'; then
+  echo "$0: $python lacks packages of requirements.txt; make .venv (README.md) or" \
+    "set PYTHON" >&2
   exit 2
 fi
 mkdir -p runs

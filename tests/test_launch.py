@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -277,11 +278,48 @@ def test_a_script_without_arguments_says_how_to_use_it(script, tmp_path):
     assert found.returncode == 2 and "usage:" in found.stderr
 
 
-def test_a_run_that_has_no_interpreter_does_not_start(tmp_path):
-    (tmp_path / "launch").mkdir()
-    script = shutil.copy(LAUNCH / "local.sh", tmp_path / "launch")
+def _run_without_venv(script, folder, **more):
+    """In a checkout without a .venv."""
+    (folder / "launch").mkdir()
+    copy = shutil.copy(LAUNCH / script, folder / "launch")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHON"}
-    command = [script, "purify", "configs/mnist.py"]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert found.returncode == 2 and "there is no .venv/bin/python" in found.stderr
+    environment |= {"SLURM_SUBMIT_DIR": str(folder), "SLURM_JOB_ID": "7"}
+    environment |= {k: str(v) for k, v in more.items()}
+    command = ["/bin/bash", copy, "purify", "configs/mnist.py"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("script", ["local.sh", "slurm.sbatch"])
+def test_a_run_that_has_no_interpreter_does_not_start(tmp_path, script):
+    _stand_in(tmp_path / "bin", "dirname", 'exec /usr/bin/dirname "$@"')
+    found = _run_without_venv(script, tmp_path, PATH=tmp_path / "bin")
+    assert found.returncode == 2 and "there is no python3" in found.stderr
+    given = _run_without_venv(script, _inner(tmp_path), PYTHON=tmp_path / "absent")
+    assert given.returncode == 2 and "absent; make .venv" in given.stderr
+    assert not list(tmp_path.rglob("runs"))
+
+
+def _inner(folder):
+    (folder / "inner").mkdir()
+    return folder / "inner"
+
+
+def test_an_interpreter_without_the_packages_is_told(tmp_path):
+    _stand_in(tmp_path / "bin", "python3", f'exec {sys.executable} -S -E "$@"')
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    found = _run_without_venv("local.sh", tmp_path, PATH=path)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
+    assert "python3 lacks packages" in found.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_without_a_venv_takes_the_interpreter_of_the_path(tmp_path):
+    _stand_in(tmp_path / "bin", "python3", f'echo "$@" >>{tmp_path}/told')
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    found = _run_without_venv("local.sh", tmp_path, PATH=path)
+    assert found.returncode == 0 and "process " in found.stdout, found.stderr
+    for _ in range(100):
+        if "main.py --mode=purify" in (tmp_path / "told").read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError((tmp_path / "told").read_text())
