@@ -1,6 +1,7 @@
 """The command line of `main.py`, and of programs with other modes."""
 
 import difflib
+import errno
 import functools
 import io
 import logging as standard_logging
@@ -10,6 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
@@ -85,10 +87,15 @@ def parse(
         given = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
         config = _load(given)
         if any(map(_HELP.match, given[1:])):
-            print(usage.text(_program(), modes.describe(known), config or _default()))
+            config = config or _default()
+            told = usage.text(_program(), modes.describe(known), config)
+            print(told, flush=True)
             sys.exit(0)
         _check_fields(given, config)
         rest = flags.FLAGS(arguments)
+        _check_numbers(config, _CONFIG.value)
+    except BrokenPipeError:  # nobody reads the help to its end
+        raise
     except Exception as error:  # a config file may raise anything
         text = str(error) or type(error).__name__
         if refused := _REFUSED.match(text):
@@ -116,6 +123,8 @@ def _load(arguments: list[str]) -> ml_collections.ConfigDict | None:
     if named is None:
         return None
     path, colon, variant = named.partition(":")
+    # Under that name ml_collections would run it in what an earlier file has left.
+    sys.modules.pop("config_config", None)
     try:
         config = flags.FLAGS["config"].parser.parse(named)
     except Exception as error:  # whatever its code raises
@@ -158,6 +167,30 @@ def _check_fields(
         raise ValueError(f"the config has no field {_short(field)}; {hint}")
 
 
+def _check_numbers(
+    before: ml_collections.ConfigDict | None, after: ml_collections.ConfigDict | None
+) -> None:
+    """Raises ValueError where a tuple that holds numbers in its file does not now."""
+    if before is None or after is None:
+        return
+    for (field, of), (_, now) in zip(
+        usage.flat(before), usage.flat(after), strict=True
+    ):
+        if isinstance(of, tuple) and of and all(map(_is_number, of)):
+            if not all(map(_is_number, now)):
+                example = _short(of)
+                raise ValueError(
+                    f"{field}: expected numbers, such as {example}, got {_short(now)}"
+                )
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a number, of a size that a computer's float can have."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < 2**63
+
+
 def _nearest(name: str, known: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name, known, 1)
 
@@ -190,8 +223,11 @@ def run(known: Mapping[str, modes.Mode] = modes.MODES) -> None:
         app.run(
             lambda _: main(known), flags_parser=functools.partial(parse, known=known)
         )
-    except (KeyboardInterrupt, BrokenPipeError) as error:
-        sys.exit(_ending(error))
+    except (KeyboardInterrupt, OSError) as error:
+        code = _ending(error)
+        if code is None:
+            raise
+        sys.exit(code)
     finally:
         _flush()
 
@@ -212,9 +248,10 @@ def main(known: Mapping[str, modes.Mode]) -> int:
         # A restore that fails leaves tasks of orbax behind, each with a traceback; what
         # is wrong is reported in one line.
         standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
+        sys.unraisablehook = _unless_late
     name = _MODE.value
     if name == "list":
-        print(modes.describe(known))
+        print(modes.describe(known), flush=True)
         return 0
     if name not in known:
         if name in modes.MOVED:
@@ -232,6 +269,15 @@ def main(known: Mapping[str, modes.Mode]) -> int:
     if code:
         processes.leave(code)
     return code
+
+
+def _unless_late(lost: Any) -> None:
+    """Shows an exception in a thread of others; not of a save that has failed.
+
+    TensorStore has one for each array, after the one that is reported.
+    """
+    if str(lost.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(lost)
 
 
 def _start(config: ml_collections.ConfigDict, known: Mapping[str, modes.Mode]) -> int:
@@ -267,4 +313,6 @@ def _ending(error: BaseException) -> int | None:
             return 130  # as a shell has it
         case BrokenPipeError():
             return 141  # likewise: whoever read the output has enough of it
+        case OSError() if files.is_full(error):
+            return _mistake(f"{os.strerror(errno.ENOSPC)}: the output")
     return None

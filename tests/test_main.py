@@ -364,6 +364,9 @@ def _mistakes(folder):
     (folder / "pictures").mkdir()
     (folder / "pictures/a.png").write_text("not a picture")
     (folder / "nothing").mkdir()
+    (folder / (253 * "b")).mkdir()
+    Image.new("L", (28, 28)).save(folder / (253 * "b") / "a.png")
+    write(f"{251 * 'c'}.npz", images=np.zeros((2, 28, 28, 1), np.uint8))
     (folder / "tables").mkdir()
     (folder / "tables/table.md").write_text("mine")
     (folder / "other").mkdir()
@@ -374,8 +377,39 @@ def _mistakes(folder):
     adaptive = f"--config.evaluate.rows=('{one}',)"
     return [
         ("cook", [], "unknown mode 'cook': one of purify"),
-        ("purify", ["--config.purify.epz=3"], "epz"),
-        ("purify", ["--config.purify.eps=16.5"], "eps"),
+        ("purfiy", [], "unknown mode 'purfiy'; did you mean purify? (one of purify"),
+        ("", [], "unknown mode '': one of purify"),
+        ("purify", ["extra"], "unexpected argument 'extra'"),
+        ("purify", ["--workdir="], "--workdir is empty"),
+        ("purify", [f"--workdir={folder}/size.npz/a"], "lies below"),
+        ("purify", ["--config=/dev/null"], "/dev/null: it has no get_config()"),
+        ("purify", ["--config="], "no config file ''"),
+        ("purify", ["--config=configs"], "no config file configs,"),
+        (
+            "purify",
+            [f"--config={CIFAR}:bogus"],
+            "unknown variant 'bogus': one of smoke, gpu, report, paper, or none",
+        ),
+        ("purify", ["--config=configs/default.py:gpu"], "no variants, so no 'gpu'"),
+        ("purify", ["--config.purify.epz=3"], "'purify.epz'; did you mean purify.eps?"),
+        ("purify", ["--config.purfiy.eps=3"], "did you mean purify.eps?"),
+        ("purify", ["--config.colours=3"], "did you mean squeeze.colours?"),
+        (
+            "purify",
+            ["--config.purify.eps=16.5"],
+            "purify.eps: expected whole number, got '16.5'; in levels of 0..255",
+        ),
+        ("purify", ["--config.purify.eps=8/255"], "got '8/255'; in levels"),
+        ("purify", ["--config.purify.eps_attack=x"], "expected number, got 'x'; in"),
+        ("purify", ["--config.purify.count=1e3"], "expected whole number, got '1e3'"),
+        ("purify", ["--config.purify.pictures=maybe"], "expected true or false"),
+        ("purify", ["--config.purify=3"], "purify: expected its fields"),
+        ("evaluate", ["--config.evaluate.rows=('a',"], "rows: expected tuple"),
+        ("sample", ["--config.sample.count=1000000000000"], "sample.count must be at"),
+        ("classify", [f"--config.classify.input={folder}/{251 * 'a'}.npz"], "no file"),
+        ("classify", [f"--config.classify.input={folder}/{253 * 'b'}"], "257 bytes"),
+        ("purify", [given(f"{251 * 'c'}.npz")], "261 bytes"),
+        ("release", [f"--config.release.to={folder}/size.npz/a"], "lies below"),
         ("purify", ["--config.purify.eps=-1"], "between 0 and 255"),
         ("purify", ["--config.purify.attack=fgsm2"], "auto, none, rand"),
         ("purify", ["--config.purify.preset=y"], "bim has no preset 'y': one of paper"),

@@ -1,6 +1,8 @@
 import ast
+import errno
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -150,6 +152,41 @@ def test_a_platform_that_is_not_there_is_told(tmp_path, platform):
     assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
     assert f"JAX_PLATFORMS={platform}: unset it" in found.stderr
     assert not (tmp_path / "a").exists()
+
+
+def test_a_file_may_have_the_longest_name(tmp_path):
+    path = tmp_path / (251 * "a" + ".npz")
+    files.check_name(path.name)
+    files.write_arrays(path, a=np.zeros(1))
+    assert path.exists() and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(ValueError, match="256 bytes long and may be 255"):
+        files.check_name(128 * "\xfc")
+
+
+def _fill(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_nothing_of_it(tmp_path):
+    place = workdir.Workdir(tmp_path / "run", {"mode": "score"})
+    told = f"^No space left on device: {tmp_path}/run/a.json; make room"
+    with pytest.raises(workdir.UserError, match=told), place.at_work():
+        with files.whole_file(place.open() / "a.json") as temporary:
+            temporary.write_text("half")
+            _fill()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json"}
+
+
+def test_a_full_disk_is_known_through_the_errors_of_packages(tmp_path):
+    for wrapped in (ValueError("Error writing: No space left on device"), KeyError()):
+        place = workdir.Workdir(tmp_path / "run", {"mode": "score"})
+        with pytest.raises(workdir.UserError, match="/run; make room"), place.at_work():
+            try:
+                _fill()
+            except OSError as error:
+                raise wrapped from error
+    with pytest.raises(KeyError), place.at_work():
+        raise KeyError
 
 
 def test_files_of_somebody_else_are_not_taken_for_results(tmp_path):
@@ -357,3 +394,34 @@ def test_a_run_whose_folder_was_removed_says_so(tmp_path):
     ((_, errors),) = finish(started, code=2)
     assert len(errors.splitlines()) == 1 and "was removed while" in errors
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mode, more, reached",
+    [
+        ("train", "pixelcnn.train.steps=100000", "metrics.jsonl"),
+        ("purify", "purify.batch=1", "parts/*/0*.npz"),
+    ],
+)
+def test_an_interrupted_run_says_so_and_keeps_what_it_has(
+    tmp_path, mode, more, reached
+):
+    options = [f"--config.{more}", "--config.purify.count=200"]
+    started = launch(mode, *options, f"--workdir={tmp_path}/run")
+    wait_for(tmp_path / "run", reached, started)
+    started[0].send_signal(signal.SIGINT)
+    ((_, errors),) = finish(started, code=130)
+    assert errors == "main.py: interrupted\n"
+    assert any(path.stat().st_size for path in (tmp_path / "run").glob(reached))
+    assert not (tmp_path / "run/lock.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["list", "score"])
+def test_nobody_has_to_read_all_that_is_printed(tmp_path, mode):
+    (started,) = launch(mode, f"--workdir={tmp_path}/run")
+    started.stdout.close()
+    with started.stderr as errors:
+        assert errors.read() == ""
+    assert started.wait(timeout=600) == 141

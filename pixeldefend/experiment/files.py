@@ -20,6 +20,7 @@ from pixeldefend.experiment import interruption, processes
 
 # What reaches the object stores that `etils.epath` knows.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
+_LONGEST = 255  # bytes in the name of a file
 _FULL = os.strerror(errno.ENOSPC)
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")  # see `whole_file`
 # Folders that this process's run writes to, each with a file that it always has.
@@ -198,6 +199,15 @@ def output_folder(path: epath.PathLike, what: str) -> epath.Path:
         where = "" if there == folder else f", since {there} cannot"
         raise ValueError(f"{what} {folder} cannot be written to{where}; name another")
     return folder
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError where a name is too long for a file."""
+    if (size := len(os.fsencode(name))) > _LONGEST:
+        raise ValueError(
+            f"a result would be called {name}, which is {size} bytes long and may be "
+            f"{_LONGEST}: rename the images"
+        )
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

@@ -1,4 +1,7 @@
-"""The wish to stop: SIGTERM, as schedulers send it before they take a machine away."""
+"""The wish to stop: SIGTERM, as schedulers send it before they take a machine away.
+
+Ctrl-C (SIGINT) is more than a wish: it ends what is being done, wherever that is.
+"""
 
 import signal
 import threading
@@ -8,6 +11,7 @@ import threading
 EXIT_CODE = 75
 
 _wanted = threading.Event()
+_interrupted = threading.Event()
 
 
 class Interrupted(Exception):
@@ -25,6 +29,14 @@ class Interrupted(Exception):
 def listen() -> None:
     """From now on SIGTERM is a wish, looked at between batches and steps."""
     signal.signal(signal.SIGTERM, lambda *_: _wanted.set())
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    """Raises KeyboardInterrupt, which some packages keep to themselves: so, noted."""
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 def ask() -> None:
@@ -33,5 +45,7 @@ def ask() -> None:
 
 
 def wanted() -> bool:
-    """Whether this process was asked to stop."""
+    """Whether this process was asked to stop; it raises where it was interrupted."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
     return _wanted.is_set()

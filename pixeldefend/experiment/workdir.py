@@ -39,7 +39,7 @@ def user_errors() -> Iterator[None]:
         yield
     except BrokenPipeError:  # nobody reads what is printed
         raise
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OverflowError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from pixeldefend.experiment import files, parallel, processes, zoo
+from pixeldefend.experiment import data, files, parallel, processes, zoo
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.modes.attacking import attack
 from pixeldefend.experiment.modes.calibrating import calibrate
@@ -160,6 +160,7 @@ def start(
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed must be from 0 to 2^32 - 1: {config.seed}")
     with user_errors():
+        data.check_name(config.dataset)
         parallel.check_platform()
         given = jax.tree.leaves(config.to_dict())
         files.prepare(text for text in (workdir, *given) if isinstance(text, str))

@@ -80,8 +80,7 @@ def sample(config: inputs.Config, workdir: Workdir) -> None:
     settings = config.sample
     with user_errors():
         model, params, card = zoo.load_released(config.pixelcnn.weights)
-        if settings.count < 1:
-            raise ValueError(f"sample.count must be at least 1: {settings.count}")
+        parallel.check_batch(settings.count, "sample.count")
         parallel.check_batch(settings.batch, "sample.batch")
         if settings.label >= model.classes and settings.label >= 0:
             raise ValueError(

@@ -30,6 +30,7 @@ def chosen(config: Config, mode: str, shape: Sequence[int]) -> data.Input:
     given = data.read_input(
         config.dataset, settings.input, count, tuple(shape), config.data_dir
     )
+    files.check_name(f"{given.source}.npz")
     return given
 
 

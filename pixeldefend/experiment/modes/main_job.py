@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -131,6 +132,9 @@ def _read(config: inputs.Config) -> _Job:
     row, tools = _defended(config)
     shape = tools.models["density_model"].card["image_shape"]
     given = inputs.chosen(config, "purify", shape)
+    if given.own and config.purify.pictures:
+        for name in given.names:
+            files.check_name(pathlib.PurePath(_picture(name)).name)
     weights, classifier = row.classifier, None
     if weights:
         classifier = inputs.classifier(config)
