@@ -314,8 +314,8 @@ class Purify(base.Defence):
     def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
         """As for every defence; takes `purify.eps`."""
         eps = given.settings["purify"]["eps"]
-        its = {"params": given.params, "eps": jnp.int32(eps)}
-        return cls(given.model, window_for(eps)), its
+        window = window_for(eps)  # which checks it
+        return cls(given.model, window), {"params": given.params, "eps": jnp.int32(eps)}
 
     def compute(
         self, params: base.Params, images: chex.Array, key: base.Keys

@@ -360,7 +360,9 @@ def read(
         given["rows"], tuple(map(column, given["attacks"])), sizes, given["sources"]
     )
     if not grid.rows or not grid.eps:
-        raise ValueError("a table needs at least one row and one eps")
+        raise ValueError(
+            "rows or eps_attack is empty: a table needs at least one row and one eps"
+        )
     for one in grid.eps:
         attacks.check_eps(one, "eps_attack")
     _check_once("attack", list(map(str, grid.columns)))

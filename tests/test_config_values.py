@@ -1,0 +1,178 @@
+"""Whatever a field of the config is set to, a run starts or one line says why not."""
+
+import functools
+import random
+import resource
+import signal
+import sys
+
+import pytest
+from absl import flags
+from processes import ROOT
+
+from configs import mnist
+from pixeldefend import cli, usage
+from pixeldefend.experiment import modes, report, zoo
+from pixeldefend.experiment.workdir import Workdir
+
+SECONDS = 10
+KILOBYTES = 2**20  # by which a check may make the process grow
+CASES = 500
+LONG, HUGE = 5000 * "x", "9" * 400
+ODD = ["", "ü☃", LONG, "../..", "/dev/null"]
+NUMBERS = ["-1", "0", "1e400", "nan", "inf", "-inf", HUGE, "1000000000000", *ODD]
+VALUES = {
+    bool: ["true", "maybe", "2", *ODD],
+    int: [*NUMBERS, "3.5", "2147483648", "-9223372036854775809", "8/255"],
+    float: [*NUMBERS, "1e308", "1e-320", "-0.0", "abc"],
+    str: [*ODD, "{", "{eps}", "a + b", " + ", "~nobody-at-all/x", "\x01", "(1,)", "0"],
+    tuple: [
+        *ODD,
+        *("()", "((),)", "((1,),)", "(1,)", "(-1,)", "(1e400,)", "(1e308, 0.0)"),
+        *(
+            "('',)",
+            "('a', 'b')",
+            "('{',)",
+            "('x + y',)",
+            "(None,)",
+            "({},)",
+            "(1, 'a')",
+        ),
+        *("(True,)", f"({HUGE},)", "((1, 2, 3, 4),)", "(b'a',)", "(1,", f"('{LONG}',)"),
+        "((0.0, 8), (0.0, 9))",
+    ],
+}
+
+
+class Accepted(Exception):
+    """The checks are over: a run would begin."""
+
+
+class TooLong(Exception):
+    """The checks take too long."""
+
+
+def _begin(*_, **__):
+    raise Accepted
+
+
+def _alarm(*_):
+    raise TooLong
+
+
+def _reads(name, kind):
+    """Fields that a mode reads, for a kind of model where it has one."""
+    mode = modes.MODES[name]
+    config = mnist.get_config("smoke")
+    whole = {name}
+    weights = {*mode.weights, *mode.kinds.get(kind, ())}
+    if kind and kind not in weights:
+        whole.add(kind)  # it is made here
+    for field, value in usage.flat(config):
+        section, _, inner = field.partition(".")
+        if (
+            section in whole
+            or (section in weights and inner == "weights")
+            or inner in mode.reads.get(section, ())
+            or field in ("dataset", "data_dir", "seed")
+        ):
+            yield field, str if value is None else type(value)
+
+
+def _cases():
+    """Commands and the field and value of each: every field, and `CASES` in all."""
+    chance = random.Random(0)
+    first, others = [], []
+    for name, mode in modes.MODES.items():
+        for kind in mode.kinds or [None]:
+            for field, of in _reads(name, kind):
+                values = VALUES[of][:]
+                if ".model." in field:  # sizes of networks have tests of their own
+                    values = [v for v in values if not v.isdecimal() or len(v) < 5]
+                chance.shuffle(values)
+                found = [(name, kind, field, value) for value in values]
+                first.append(found[0])
+                others += found[1:]
+    chance.shuffle(others)
+    return (first + others)[:CASES]
+
+
+def _arguments(folder, name, kind):
+    """What each command has; `kind` is a model's, or None."""
+    return [
+        "--config=configs/mnist.py:smoke",
+        f"--mode={name}",
+        f"--workdir={folder}/w",
+        f"--config.release.to={folder}/released",
+        *([f"--config.{name}.model={kind}"] if kind else []),
+    ]
+
+
+def _command(arguments):
+    """The exit code of `main.py`, entered anew, as a shell would."""
+    sys.argv = ["main.py", *arguments]  # config_flags looks there for overrides
+    flags.FLAGS.unparse_flags()
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):  # defined anew from every command line
+            delattr(flags.FLAGS, name)
+        else:
+            flags.FLAGS[name].unparse()
+    try:
+        cli.parse(sys.argv)
+        return cli.main(modes.MODES)
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.fixture
+def only_checks(monkeypatch, tmp_path):
+    """Runs end where they would begin; what is read is read once."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(Workdir, "open", _begin)
+    monkeypatch.setattr(report, "run_batches", _begin)
+    monkeypatch.setattr(cli.interruption, "listen", lambda: None)
+    monkeypatch.setattr(zoo, "save_released", _begin)
+    for name in ("load_released", "load_reference", "load_validation"):
+        monkeypatch.setattr(zoo, name, functools.cache(getattr(zoo, name)))
+    before = signal.signal(signal.SIGALRM, _alarm)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.slow
+def test_every_value_is_accepted_or_told_in_one_line(only_checks, tmp_path, capsys):
+    wrong, accepted, refused = [], 0, 0
+    for name, mode in modes.MODES.items():  # what is read takes its time once
+        for kind in mode.kinds or [None]:
+            with pytest.raises(Accepted):
+                _command(_arguments(tmp_path, name, kind))
+    capsys.readouterr()
+    for name, kind, field, value in _cases():
+        arguments = [*_arguments(tmp_path, name, kind), f"--config.{field}={value}"]
+        case = f"{name} {kind} {field}={value[:50]!r}"
+        size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        signal.alarm(SECONDS)
+        try:
+            code = _command(arguments)
+        except Accepted:
+            accepted += 1
+            continue
+        except Exception as error:
+            wrong.append(f"{case}: {type(error).__name__}: {str(error)[:300]}")
+            continue
+        finally:
+            signal.alarm(0)
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - size
+            if grown > KILOBYTES:
+                wrong.append(f"{case}: {grown} kB")
+            told = capsys.readouterr().err
+        refused += 1
+        names = (field.rpartition(".")[2], repr(value), value.strip("()',\" ")[:20])
+        named = any(part and part in told for part in names)
+        if code != 2 or told.count("\n") != 1 or not named:
+            wrong.append(f"{case}: {code} {told[:400]}")
+    assert not wrong, f"{len(wrong)} of {CASES}:\n" + "\n".join(wrong)
+    assert accepted > CASES // 10 and refused > CASES // 3
+    assert not list(tmp_path.iterdir())
