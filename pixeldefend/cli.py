@@ -286,7 +286,7 @@ def _start(config: ml_collections.ConfigDict, known: Mapping[str, modes.Mode]) -
         if _DISTRIBUTED.value:
             with modes.user_errors():
                 parallel.initialize()
-        interruption.listen()
+        interruption.listen(_leave)
         modes.start(_MODE.value, config, _WORKDIR.value, known)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
@@ -297,6 +297,15 @@ def _start(config: ml_collections.ConfigDict, known: Mapping[str, modes.Mode]) -
             traceback.print_exc()  # the others have to be told
         return 1 if code is None else code
     return 0
+
+
+def _leave(code: int) -> None:
+    """Ends the process from another thread, as `_ending` would from this one."""
+    stop = code == interruption.EXIT_CODE
+    _ending(interruption.Interrupted(code) if stop else KeyboardInterrupt())
+    _flush()
+    processes.leave(code)
+    os._exit(code)
 
 
 def _ending(error: BaseException) -> int | None:
@@ -310,9 +319,9 @@ def _ending(error: BaseException) -> int | None:
             return error.code
         case KeyboardInterrupt():
             _tell("interrupted")
-            return 130  # as a shell has it
+            return interruption.CTRL_C
         case BrokenPipeError():
-            return 141  # likewise: whoever read the output has enough of it
+            return 141  # as a shell has it: whoever read the output has enough of it
         case OSError() if files.is_full(error):
             return _mistake(f"{os.strerror(errno.ENOSPC)}: the output")
     return None

@@ -131,7 +131,7 @@ def only_checks(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(Workdir, "open", _begin)
     monkeypatch.setattr(report, "run_batches", _begin)
-    monkeypatch.setattr(cli.interruption, "listen", lambda: None)
+    monkeypatch.setattr(cli.interruption, "listen", lambda leave: None)
     monkeypatch.setattr(zoo, "save_released", _begin)
     for name in ("load_released", "load_reference", "load_validation"):
         monkeypatch.setattr(zoo, name, functools.cache(getattr(zoo, name)))

@@ -7,7 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from pixeldefend.experiment import checkpoints, metrics, schedule, train
+from pixeldefend.experiment import (
+    checkpoints,
+    interruption,
+    metrics,
+    schedule,
+    train,
+)
 
 PLAN = schedule.Plan(
     batch=8,
@@ -88,6 +94,43 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
         first, second = map(json.loads, texts)
         for name in ("step", "loss", "error", "learning_rate"):
             assert first[name] == second[name]
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 3])
+def test_a_wish_to_stop_leaves_no_trace_in_the_metrics(
+    steps_per_call, tmp_path, monkeypatch
+):
+    """Neither a line of its own nor averages over what is left of the steps."""
+    plan = dataclasses.replace(
+        PLAN, steps=20, log_every=9, eval_every=18, steps_per_call=steps_per_call
+    )
+    _fit(tmp_path / "whole", plan)
+    rates, begun = schedule.Clock.rates, []
+
+    def watched(self, done, count):
+        begun.append(done)
+        return rates(self, done, count)
+
+    monkeypatch.setattr(schedule.Clock, "rates", watched)
+    for stop in (1, 6, 12):
+        monkeypatch.setattr(
+            interruption, "wanted", lambda stop=stop: begun and begun[-1] >= stop
+        )
+        with pytest.raises(interruption.Interrupted):
+            _fit(tmp_path / "halves", plan)
+    monkeypatch.undo()
+    state, _, _ = _fit(tmp_path / "halves", plan)
+    assert int(state.step) == 20 and len(begun) < 20
+    whole, halves = (
+        [
+            json.loads(text)
+            for text in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "halves")
+    )
+    for line in (*whole, *halves):
+        del line["seconds"], line["images_per_second"]
+    assert halves == whole and [line["step"] for line in whole] == [9, 18, 20]
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path):

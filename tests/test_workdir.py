@@ -1,17 +1,20 @@
 import ast
+import contextlib
 import errno
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from processes import ROOT, SMOKE, environment, finish, launch, wait_for
 
 from configs import default
-from pixeldefend.experiment import data, files, workdir, zoo
+from pixeldefend.experiment import data, files, interruption, workdir, zoo
+from pixeldefend.experiment import processes as run_processes
 from pixeldefend.experiment.modes import inputs
 
 
@@ -415,6 +418,65 @@ def test_an_interrupted_run_says_so_and_keeps_what_it_has(
     assert errors == "main.py: interrupted\n"
     assert any(path.stat().st_size for path in (tmp_path / "run").glob(reached))
     assert not (tmp_path / "run/lock.json").exists()
+
+
+# A mode that compiles for many minutes.
+COMPILES = """
+import jax.numpy as jnp
+import numpy as np
+from pixeldefend import cli
+from pixeldefend.experiment import modes, parallel
+
+def slow(variables, images):
+    for i in range(8000):
+        images = jnp.sort(images * 1.5 + i)
+    print("traced", flush=True)
+    return images
+
+def run(config, workdir):
+    workdir.open()
+    parallel.BatchMap(slow, 1).compile(0.0, np.ones((1, 64), np.float32))
+
+cli.run({"score": modes.Mode(run)})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number, code, told",
+    [
+        (signal.SIGTERM, 75, "asked to stop; start it again to go on"),
+        (signal.SIGINT, 130, "interrupted"),
+    ],
+)
+def test_nobody_waits_for_the_end_of_a_compilation(tmp_path, number, code, told):
+    options = [f"--config={SMOKE}", "--mode=score", f"--workdir={tmp_path}/run"]
+    started = subprocess.Popen(
+        [sys.executable, "-c", COMPILES, *options],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stdout.readline() == "traced\n"
+    time.sleep(10)  # until XLA has it; sooner, the signal is heard by Python itself
+    started.send_signal(number)
+    _, errors = started.communicate(timeout=120)
+    assert started.returncode == code and errors == f"-c: {told}\n"
+    # Given back, so that nobody elsewhere has to wait for signs of life.
+    assert not (tmp_path / "run/lock.json").exists()
+
+
+def test_what_must_not_be_lost_is_waited_for(monkeypatch):
+    """Compiling amid a training's steps is no reason to leave."""
+    left = []
+    given_up = lambda: contextlib.nullcontext(left.append(1))  # noqa: E731
+    monkeypatch.setattr(interruption, "disposable", given_up)
+    with run_processes.undisturbed(), run_processes.compiling():
+        assert left == []
+    with run_processes.compiling():
+        assert left == [1]
 
 
 @pytest.mark.slow

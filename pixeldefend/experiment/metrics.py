@@ -16,11 +16,18 @@ class NonFiniteLossError(RuntimeError):
 class Averages:
     """Metrics since the last line, added up."""
 
-    def __init__(self, batch: int):
-        """Nothing is added up yet; the clock starts. `batch` is that of a step."""
+    def __init__(self, batch: int, kept: dict | None = None):
+        """Begins a line, or goes on with what a run that was stopped has `kept`.
+
+        Args:
+          batch: that of a step.
+          kept: from `kept`.
+        """
         self._batch = batch
         self._begun = time.monotonic()
-        self._steps = 0
+        before = kept or {"steps": 0, "totals": {}}
+        self._before = self._steps = before["steps"]
+        self._totals = dict(before["totals"])
         self._calls: list[dict] = []
         self._rate = 0.0
 
@@ -30,17 +37,24 @@ class Averages:
         self._calls.append(sums)
         self._rate = float(rates[-1])
 
+    def kept(self) -> dict:
+        """All that a line still to come needs to know, as JSON takes it."""
+        # Only here, as it waits for the devices. One after the other in float64, so
+        # that the sums do not depend on where a run was stopped.
+        for sums in self._calls:
+            for name, value in sums.items():
+                self._totals[name] = self._totals.get(name, 0.0) + float(value)
+        self._calls = []
+        return {"steps": self._steps, "totals": self._totals}
+
     def means(self, done: int) -> dict[str, float]:
         """Averages over the steps, the last one's rate, and images a second.
 
         Raises:
           NonFiniteLossError: the loss or the gradient is not.
         """
-        means = {
-            name: float(np.sum([np.asarray(sums[name]) for sums in self._calls]))
-            / self._steps
-            for name in self._calls[0]
-        }
+        totals = self.kept()["totals"]
+        means = {name: total / self._steps for name, total in totals.items()}
         # The gradient too: one that is not finite has already spoiled the parameters.
         for name in ("loss", "gradient_norm"):
             if not np.isfinite(means[name]):
@@ -49,9 +63,10 @@ class Averages:
                     "rate or clip the gradient, and start again in another workdir"
                 )
         seconds = max(time.monotonic() - self._begun, 1e-9)
+        here = self._batch * (self._steps - self._before)
         return means | {
             "learning_rate": self._rate,
-            "images_per_second": round(self._batch * self._steps / seconds, 2),
+            "images_per_second": round(here / seconds, 2),
         }
 
 

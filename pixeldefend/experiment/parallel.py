@@ -180,7 +180,8 @@ def map_step(call: Callable[..., Any], most: int = 1) -> Callable[..., Any]:
         if not compiled:
             # A collective does not wait long for a process that still compiles; what is
             # compiled here is what the call finds.
-            mapped.lower(*arguments).compile()
+            with processes.compiling():
+                mapped.lower(*arguments).compile()
             processes.barrier()
             compiled = True
         return mapped(*arguments)
@@ -244,7 +245,8 @@ class BatchMap:
             devices=jax.local_devices(),
         )
         shown = self._given(np.zeros(1, int), arrays)
-        self._program = mapped.lower(variables, *shown).compile()
+        with processes.compiling():
+            self._program = mapped.lower(variables, *shown).compile()
         self.compile_seconds = time.perf_counter() - begun
         return self.compile_seconds
 

@@ -134,6 +134,13 @@ def undisturbed() -> Iterator[None]:
         _busy.pop()
 
 
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """A wish to stop ends the process in here, unless something has to wait for it."""
+    with contextlib.nullcontext() if _busy else interruption.disposable():
+        yield
+
+
 def leave(code: int) -> None:
     """Ends this process with an exit code, and has the others do so as well.
 

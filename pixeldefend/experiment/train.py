@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import flax.struct
@@ -245,37 +245,63 @@ def fit(
     workdir = files.expanded(workdir)
     clock = Clock(plan, time.monotonic() if begun is None else begun)
     with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
-        done, state = _resume(checkpoints, state, clock)
+        done, state, kept = _resume(checkpoints, state, clock)
         lines = MetricsFile(workdir / "metrics.jsonl", done)
         if plan.hours and clock.steps(done):
             clock.reserve_for(evaluate, state)
         saved = time.monotonic()
-        stretches = _stretches(state, step, arrays, done, clock, evaluate)
-        for state, line, last, stop in stretches:
-            done = line["step"]
-            lines.add(line)
-            report(line)
-            # Only beside a line, whose loss is known to be finite.
-            if last or stop or time.monotonic() - saved > 60 * plan.checkpoint_minutes:
-                checkpoints.save(done, state, clock.kept(done) | {"finished": last})
+        gathered = Averages(plan.batch, kept)
+        stretches = _stretches(state, step, arrays, done, clock, gathered, evaluate)
+        for stretch in stretches:
+            done, state, line = stretch.done, stretch.state, stretch.line
+            if line:
+                lines.add(line)
+                report(line)
+            late = time.monotonic() - saved > 60 * plan.checkpoint_minutes
+            if stretch.last or stretch.stop or late:
+                extra = {"finished": stretch.last, "gathered": stretch.gathered}
+                checkpoints.save(done, state, clock.kept(done) | extra)
                 saved = time.monotonic()
-            if stop and not last:
+            if stretch.stop and not stretch.last:
                 raise interruption.Interrupted()
     clock.check_warmup(done)
     return state, lines.last
 
 
+class _Stretch(NamedTuple):
+    """Steps up to a line of metrics, or to a wish to stop.
+
+    Attributes:
+      done: steps so far.
+      state: after them; the next step takes it over.
+      line: of metrics; None where the run stops in between.
+      gathered: what the line still to come then needs to know, or None.
+      last: whether these are the last steps.
+      stop: whether a process was asked to stop.
+    """
+
+    done: int
+    state: TrainState
+    line: dict | None
+    gathered: dict | None
+    last: bool
+    stop: bool
+
+
 def _resume(
     checkpoints: Checkpoints, first: TrainState, clock: Clock
-) -> tuple[int, TrainState]:
-    """Steps that are done and the state after them; the clock goes on as it went."""
+) -> tuple[int, TrainState, dict | None]:
+    """Steps that are done, the state after them and what is gathered for a line.
+
+    The clock goes on as it went.
+    """
     restored = checkpoints.restore(first)
     processes.barrier()  # nothing is saved before every process has looked
     if restored is None:
-        return 0, first
+        return 0, first, None
     done, state, extra = restored
     clock.restore(extra)
-    return done, state
+    return done, state, extra.get("gathered")
 
 
 def _stretches(
@@ -284,13 +310,13 @@ def _stretches(
     arrays: dict[str, np.ndarray],
     done: int,
     clock: Clock,
+    gathered: Averages,
     evaluate: Evaluate,
-) -> Iterator[tuple[TrainState, dict, bool, bool]]:
+) -> Iterator[_Stretch]:
     """Trains from the step `done` to the end of the plan, from line to line.
 
-    Yields:
-      The state, which the next step takes over; the line of metrics; whether it is the
-      last; and whether a process was asked to stop.
+    Raises:
+      NonFiniteLossError: the loss is no longer finite.
     """
     plan = clock.plan
     own = parallel.own_rows(plan.batch)
@@ -299,7 +325,6 @@ def _stretches(
     key = jax.random.key(plan.seed)
     mapped = parallel.map_step(several(step, plan.steps_per_call), plan.steps_per_call)
     placed = parallel.on_every_device(arrays)
-    gathered = Averages(plan.batch)
     while count := clock.steps(done):
         rows = np.stack([next(indices)[own] for _ in range(count)])
         rates = clock.rates(done, count)
@@ -310,9 +335,14 @@ def _stretches(
         done += count
         last = not clock.steps(done)
         evaluating = last or done % plan.eval_every == 0
-        if not (evaluating or stop) and done % plan.log_every:
+        due = evaluating or done % plan.log_every == 0
+        if not (due or stop):
             continue
-        means, figures = gathered.means(done), {}
+        means = gathered.means(done)  # of losses that are known to be finite then
+        if not due:
+            yield _Stretch(done, state, None, gathered.kept(), last, stop)
+            continue
+        figures = {}
         if evaluating:
             with processes.undisturbed():
                 figures = evaluate(state)
@@ -326,5 +356,5 @@ def _stretches(
             **means,
             **figures,
         }
-        yield state, line, last, stop
+        yield _Stretch(done, state, line, None, last, stop)
         gathered = Averages(plan.batch)

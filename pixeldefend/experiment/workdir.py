@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from pixeldefend.experiment import files, processes
+from pixeldefend.experiment import files, interruption, processes
 from pixeldefend.experiment.lock import Lock
 
 # All that modes write in a workdir, besides its `config.json` and what is hidden.
@@ -169,7 +169,8 @@ class Workdir:
           UserError: the disk is full.
         """
         try:
-            yield
+            with interruption.farewell(self._lock.release):
+                yield
         except Exception as error:
             if isinstance(error, UserError) or not files.is_full(error):
                 raise
