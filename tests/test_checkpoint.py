@@ -5,6 +5,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from models import tiny
@@ -13,6 +14,7 @@ from pixeldefend.defences import puvae
 from pixeldefend.density import likelihood
 from pixeldefend.experiment import data, files, zoo
 from pixeldefend.experiment.checkpoints import Checkpoints
+from pixeldefend.experiment.modes import inputs
 from pixeldefend.models import classifiers
 
 SHAPE = (8, 8, 1)
@@ -163,6 +165,20 @@ def test_nothing_old_stays_beside_new_weights(released, copy):
     card = {"kind": "pixelcnn", "dataset": "toy", "image_shape": list(SHAPE)}
     zoo.save_released(copy, model, params, card)
     assert zoo.load_reference(str(copy)) is None
+
+
+def test_without_scores_of_training_images_it_is_said_that_there_are_no_p_values(
+    released, copy, capsys
+):
+    config = ml_collections.ConfigDict({"pixelcnn": {"weights": str(copy)}})
+    assert inputs.reference(config).shape == (3,) and capsys.readouterr().out == ""
+    _, model, params = released
+    card = {"kind": "pixelcnn", "dataset": "toy", "image_shape": list(SHAPE)}
+    zoo.save_released(copy, model, params, card)
+    assert inputs.reference(config) is None
+    assert f"no p-values: {copy} has no scores of" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="cifar10/resnet is a classifier; only a dens"):
+        zoo.load_reference("cifar10/resnet")
 
 
 def test_validation_scores_come_back_and_are_told_of_in_the_card(copy):

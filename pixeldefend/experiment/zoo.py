@@ -276,14 +276,21 @@ def load_reference(name: str) -> np.ndarray | None:
 
     Raises:
       FileNotFoundError: no such model.
-      ValueError: the file is damaged.
+      ValueError: the file is damaged, or this is no density model.
     """
 
     def check(scores: np.ndarray) -> None:
         if not np.all(np.diff(scores) >= 0):
             raise ValueError("they are not sorted")
 
-    return _load_scores(find_released(name), "reference.npy", 1, check)
+    folder = find_released(name)
+    kind = load_card(folder)["kind"]
+    if kind != "pixelcnn":
+        raise ValueError(
+            f"{name} is a {kind}; only a density model (pixelcnn) scores training "
+            "images"
+        )
+    return _load_scores(folder, "reference.npy", 1, check)
 
 
 def _load_scores(

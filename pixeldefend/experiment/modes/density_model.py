@@ -122,7 +122,7 @@ def score(config: inputs.Config, workdir: Workdir) -> None:
     settings = config.score
     with user_errors():
         model, params, card = inputs.density_model(config)
-        reference = zoo.load_reference(config.pixelcnn.weights)
+        reference = inputs.reference(config)
         given = inputs.chosen(config, "score", card["image_shape"])
         parallel.check_batch(settings.batch, "score.batch")
         mapped = inputs.score_map(model, settings.batch)

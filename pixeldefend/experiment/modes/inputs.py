@@ -173,6 +173,21 @@ def classifier_named(weights: str) -> zoo.Loaded:
     return found
 
 
+def reference(config: Config) -> np.ndarray | None:
+    """Log-probabilities of training images, sorted, nats; says so where none are kept.
+
+    Raises:
+      ValueError, FileNotFoundError: as for `zoo.load_reference`.
+    """
+    found = zoo.load_reference(config.pixelcnn.weights)
+    if found is None:
+        print(
+            f"no p-values: {config.pixelcnn.weights} has no scores of training images "
+            "(--mode=release makes a released model of it, which has)"
+        )
+    return found
+
+
 def score_map(model: pixelcnn.PixelCNN, batch: int) -> parallel.BatchMap:
     """`mapped(params, images)`: log-probabilities `[N]` of images, nats."""
     return parallel.BatchMap(

@@ -60,7 +60,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     with user_errors():
         _check(settings)
         job = _read(config)
-        reference = zoo.load_reference(config.pixelcnn.weights)
+        reference = inputs.reference(config)
         defend = pipeline.perturb_and_defend(
             job.density_model.model,
             job.attack,
