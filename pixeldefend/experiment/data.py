@@ -2,14 +2,13 @@
 
 import io
 import logging
-import warnings
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from pixeldefend.experiment import files
+from pixeldefend.experiment.own_images import describe, read_images, read_labelled
 
 HEIGHT_WIDTH_CHANNELS = {
     "cifar10": (32, 32, 3),
@@ -20,7 +19,6 @@ CLASSES = 10  # of each of these
 SPLITS = ("train", "validation", "test")
 VALIDATION = 5000  # the last records of the training split
 SAMPLES = epath.resource_path("pixeldefend") / "samples"
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 def load(
@@ -70,7 +68,7 @@ def load(
     images, labels = _load_records(root, name, split, hint)
     if images.shape[1:] != HEIGHT_WIDTH_CHANNELS[name] or images.dtype != np.uint8:
         raise ValueError(
-            f"{root / name} holds {_describe(images.shape[1:])} {images.dtype} images, "
+            f"{root / name} holds {describe(images.shape[1:])} {images.dtype} images, "
             f"which are not {name}'s; {hint}"
         )
     return images, labels
@@ -85,7 +83,7 @@ def _load_arrays(
     if not path.exists():
         there = ", ".join(sorted(file.name for file in folder.glob("*.npz")))
         raise FileNotFoundError(f"no {path.name} in {folder}, only {there}")
-    images, labels = _read_labelled(path, shape)
+    images, labels = read_labelled(path, shape)
     if labels is None:
         raise ValueError(f"{path} has no labels")
     if labels.max() >= CLASSES:
@@ -211,170 +209,9 @@ def read_input(
         names = [f"{source}_{i:05d}" for i in range(len(images))]
         if images.shape[1:] != shape:
             raise ValueError(
-                f"the model takes images {_describe(shape)}, {name} has "
-                f"{_describe(images.shape[1:])}"
+                f"the model takes images {describe(shape)}, {name} has "
+                f"{describe(images.shape[1:])}"
             )
     stop = min(count or len(images), len(images))
     kept = labels if labels is None else labels[:stop]
     return Input(images[:stop], kept, names[:stop], source, own)
-
-
-def read_images(
-    path: epath.PathLike, shape: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-    """Reads the user's own images from an `.npz`, an `.npy` or a folder of pictures.
-
-    An `.npz` holds `images` and, if known, `labels`; an `.npy` holds the images.
-    Nothing is ever unpickled, resized or converted between colour and grey.
-
-    Args:
-      path: of the file or folder.
-      shape: (H, W, C) that the images must have.
-
-    Returns:
-      Images `[N, H, W, C]` uint8, labels `[N]` int32 or None, and a name for each.
-
-    Raises:
-      ValueError: not images, or of another type, range or shape; the message says how
-        to mend it.
-      FileNotFoundError: nothing at `path`.
-    """
-    path = files.expanded(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no file or folder {path}")
-    if path.is_dir():
-        images, names = _read_folder(path, shape)
-        return images, None, names
-    if path.suffix not in (".npz", ".npy"):
-        raise ValueError(
-            f"{path} is neither an .npz, an .npy nor a folder of pictures; put pictures"
-            " into a folder and give the folder"
-        )
-    images, labels = _read_labelled(path, shape)
-    return images, labels, [f"{path.stem}_{i:05d}" for i in range(len(images))]
-
-
-def _read_labelled(
-    path: epath.Path, shape: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Checked images and labels of an `.npz` or `.npy`; see `read_images`."""
-    images, labels = _read_arrays(path)
-    images = check_levels(images, shape, str(path))
-    if labels is not None:
-        whole = labels.dtype.kind in "iu"
-        if labels.shape != images.shape[:1] or not whole:
-            raise ValueError(
-                f"labels in {path} must be integers of shape {images.shape[:1]}: "
-                f"{labels.dtype} {labels.shape}"
-            )
-        if labels.size and (labels.min() < 0 or labels.max() > 255):
-            raise ValueError(f"labels in {path} must be classes between 0 and 255")
-        labels = labels.astype(np.int32)
-    return images, labels
-
-
-def _read_arrays(path: epath.Path) -> tuple[np.ndarray, np.ndarray | None]:
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(io.BytesIO(file.read()), allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            if path.suffix == ".npz":
-                raise ValueError("it is a single array; call it .npy")
-            return loaded, None
-        if "images" not in loaded:
-            raise ValueError(f"no array called 'images', only {sorted(loaded)}")
-        return loaded["images"], loaded["labels"] if "labels" in loaded else None
-    except Exception as error:  # numpy raises many kinds for a broken file
-        reason = str(error)
-        if "Object arrays" in reason:
-            reason = "it holds Python objects, which are never loaded"
-        elif "pickle" in reason or not reason:
-            reason = "it is not in numpy's format"
-        raise ValueError(f"cannot read numeric arrays from {path}: {reason}") from error
-
-
-def _is_picture(path: epath.Path) -> bool:
-    """By its name; hidden files, such as one that a killed run left, do not count."""
-    return path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def _read_folder(
-    path: epath.Path, shape: tuple[int, int, int]
-) -> tuple[np.ndarray, list[str]]:
-    from PIL import Image, UnidentifiedImageError
-
-    paths = sorted(p for p in path.iterdir() if _is_picture(p))
-    if not paths:
-        raise ValueError(
-            f"no pictures in {path} (looked for {', '.join(_IMAGE_SUFFIXES)})"
-        )
-    stems: dict[str, epath.Path] = {}
-    for file in paths:
-        twin = stems.setdefault(file.stem.casefold(), file)
-        if twin != file:
-            raise ValueError(f"{twin} and {file} would get the same name; rename one")
-    wanted = (shape[0], shape[1], "L" if shape[2] == 1 else "RGB")
-    images = []
-    for file in paths:
-        try:
-            with warnings.catch_warnings():
-                # Of a huge picture; only its header is read before it is refused.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(io.BytesIO(file.read_bytes())) as picture:
-                    found = (picture.height, picture.width, picture.mode)
-                    pixels = np.asarray(picture) if found == wanted else None
-        except (
-            UnidentifiedImageError,
-            Image.DecompressionBombError,
-            OSError,
-            ValueError,
-        ) as error:
-            raise ValueError(f"{file} is not a picture that can be read") from error
-        if pixels is None:
-            raise ValueError(
-                f"{file} is {_describe(found[:2])} ({found[2]}); this model takes "
-                f"{_describe(wanted[:2])} ({wanted[2]}), 8 bits: resize and convert it "
-                "first"
-            )
-        images.append(pixels.reshape(shape))
-    return check_levels(np.stack(images), shape, str(path)), [p.stem for p in paths]
-
-
-def _describe(shape: Sequence[int]) -> str:
-    return " x ".join(str(size) for size in shape)
-
-
-def check_levels(
-    images: np.ndarray, shape: tuple[int, int, int] | None, what: str
-) -> np.ndarray:
-    """Checks that an array holds images as levels, and returns it.
-
-    Args:
-      images: expected `[N, H, W, C]`, integers 0..255.
-      shape: (H, W, C), or None for any.
-      what: named in the message.
-
-    Raises:
-      TypeError: not integers; floats in particular, whatever their range: scaling them
-        silently is how levels overflow.
-      ValueError: no image, another shape, or values outside 0..255.
-    """
-    if images.dtype.kind not in "iu":
-        hint = ""
-        if np.issubdtype(images.dtype, np.floating):
-            hint = ": for units 0..1 use np.round(images * 255).astype(np.uint8)"
-        raise TypeError(
-            f"{what} holds {images.dtype}; images are integer levels 0..255 (uint8)"
-            f"{hint}"
-        )
-    wanted = "N x " + (_describe(shape) if shape else "H x W x C")
-    if images.ndim != 4 or (shape and images.shape[1:] != tuple(shape)):
-        found = _describe(images.shape) or "a single number"
-        raise ValueError(f"{what} is {found}; expected {wanted}")
-    if not images.size:
-        raise ValueError(f"{what} holds no image")
-    if images.min() < 0 or images.max() > 255:
-        raise ValueError(
-            f"{what} has values {images.min()}..{images.max()} outside 0..255"
-        )
-    return images.astype(np.uint8)
