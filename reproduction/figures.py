@@ -1,6 +1,5 @@
 """The mode `figures`: every picture of the papers, from arrays and rows kept."""
 
-import zipfile
 from collections.abc import Iterator
 from functools import partial
 
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from pixeldefend import detection
 from pixeldefend.density import likelihood
-from pixeldefend.experiment import data, files
+from pixeldefend.experiment import data, files, foreign
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import WORST, read_rows
 from pixeldefend.experiment.workdir import Workdir, user_errors
@@ -102,10 +101,11 @@ def _arrays(results: epath.Path, name: str) -> Arrays:
     path = results / "arrays" / f"{name}.npz"
     if not path.exists():
         return {}
+    foreign.check_regular(path)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of which there are a dozen kinds
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 

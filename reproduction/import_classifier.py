@@ -9,7 +9,6 @@ torch gave, in float64.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from pixeldefend.experiment import checkpoints, data, zoo
+from pixeldefend.experiment import checkpoints, data, foreign, zoo
 from pixeldefend.models import classifiers
 
 # Two orders of summation in float64, through thirty-two layers.
@@ -42,10 +41,11 @@ def read(path: pathlib.Path, shape: tuple[int, int, int]) -> tuple:
     Raises:
       ValueError: the arrays are not those of this network; the message names one.
     """
+    foreign.check_regular(path)
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
-    model = classifiers.make(**json.loads(str(arrays.pop("model"))))
-    training = json.loads(str(arrays.pop("training")))
+    model = classifiers.make(**foreign.parse_json(str(arrays.pop("model"))))
+    training = foreign.parse_json(str(arrays.pop("training")))
     shown = arrays.pop("shown_images"), arrays.pop("shown_logits")
     like = zoo.abstract_params("classifier", model, shape)
     names = checkpoints.flat(like)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from pixeldefend.experiment import files, processes
+from pixeldefend.experiment import files, foreign, processes
 
 _HASH = "sha256"  # in a checkpoint's JSON
 
@@ -21,7 +21,11 @@ class Checkpoints:
     """Numbered checkpoints of a training run: a pytree of arrays and a little JSON."""
 
     def __init__(self, folder: epath.PathLike, keep: int = 2):
-        """Opens or makes `folder`; only the last `keep` checkpoints stay."""
+        """Opens or makes `folder`; only the last `keep` checkpoints stay.
+
+        Raises:
+          UnreadableError: something in it is no file that could be read.
+        """
         import orbax.checkpoint as ocp  # slow to import
 
         self._ocp = ocp
@@ -31,6 +35,10 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.glob("*.orbax-checkpoint-tmp"):
                 path.rmtree()  # what a kill left of one
+        try:
+            foreign.check_all_regular(self.folder)
+        except (ValueError, OSError) as error:
+            raise unreadable(self.folder, error) from error
         processes.barrier()
         self._manager = ocp.CheckpointManager(
             files.absolute(folder),
@@ -188,6 +196,7 @@ def load_weights(folder: epath.PathLike, like: Any) -> Any:
         raise FileNotFoundError(f"no weights in {folder}")
     abstract = _here(like)
     try:
+        foreign.check_all_regular(folder)
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
             # A restore that fails half-way leaves threads that complain, so compare
             # beforehand.

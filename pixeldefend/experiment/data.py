@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from pixeldefend.experiment import files
+from pixeldefend.experiment import files, foreign
 from pixeldefend.experiment.own_images import describe, read_images, read_labelled
 
 HEIGHT_WIDTH_CHANNELS = {
@@ -65,6 +65,7 @@ def load(
             f"no {name} data set in data_dir {root}; {hint}, or put train.npz and "
             f"test.npz into {root / name}"
         )
+    foreign.check_all_regular(root / name)
     images, labels = _load_records(root, name, split, hint)
     if images.shape[1:] != HEIGHT_WIDTH_CHANNELS[name] or images.dtype != np.uint8:
         raise ValueError(

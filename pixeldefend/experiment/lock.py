@@ -11,7 +11,7 @@ import uuid
 
 from etils import epath
 
-from pixeldefend.experiment import files, interruption
+from pixeldefend.experiment import files, foreign, interruption
 
 # Seconds between two signs of life, and after how many without one a run that cannot be
 # asked, since it is on another host, counts as dead.
@@ -109,7 +109,7 @@ class Lock:
         """
         for pause in (0.1, 0.5, 2.0, 0.0):
             try:
-                return _parsed(self.path.read_bytes())
+                return _parsed(foreign.read_bytes(self.path))
             except FileNotFoundError:
                 return None
             except Exception as error:  # of object stores there are many kinds
@@ -166,7 +166,7 @@ class Lock:
 def _parsed(text: bytes) -> dict | None:
     """What a file says; None of a damaged one."""
     try:
-        found = json.loads(text)
+        found = foreign.parse_json(text)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

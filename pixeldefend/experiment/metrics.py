@@ -6,7 +6,7 @@ import time
 import numpy as np
 from etils import epath
 
-from pixeldefend.experiment import files, processes
+from pixeldefend.experiment import files, foreign, processes
 
 
 class NonFiniteLossError(RuntimeError):
@@ -78,12 +78,14 @@ class MetricsFile:
         self.path = path
         kept = []
         if path.exists():
-            for text in path.read_text().splitlines():
+            for text in foreign.read_bytes(path).splitlines():
                 try:
-                    line = json.loads(text)
-                except ValueError:  # the line that a kill left unfinished
+                    line = foreign.parse_json(text)
+                    later = line["step"] > done
+                # The line that a kill left unfinished, or something else.
+                except (ValueError, TypeError, KeyError, IndexError):
                     break
-                if line["step"] > done:
+                if later:
                     break
                 kept.append(line)
         self.last = kept[-1] if kept else {}

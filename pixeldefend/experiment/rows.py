@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from scipy import stats
 
-from pixeldefend.experiment import files
+from pixeldefend.experiment import files, foreign
 
 NO_DEFENCE = "none"
 WORST = "worst_per_image"  # in place of an attack: all of a table, image by image
@@ -255,6 +255,10 @@ def read_rows(path: epath.PathLike) -> list[dict]:
     """
     path = files.expanded(path)
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        lines = foreign.read_bytes(path).splitlines()
+        rows = [foreign.parse_json(line) for line in lines]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("not every line is an object of JSON")
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    return rows

@@ -19,7 +19,14 @@ import numpy as np
 from etils import epath
 
 from pixeldefend import __version__
-from pixeldefend.experiment import files, interruption, parallel, processes, report
+from pixeldefend.experiment import (
+    files,
+    foreign,
+    interruption,
+    parallel,
+    processes,
+    report,
+)
 
 FOLDERS = ("adversarial", "purified", "scores", "predictions", "parts")
 _PART = re.compile(r"\d{12}\.npz")  # a part is named by its first row
@@ -350,7 +357,7 @@ def _clear(folder: epath.Path) -> None:
 def _load(path: epath.Path, read: Callable[[Any], Arrays | None]) -> Arrays | None:
     """What `read` makes of a file of arrays; None where it is missing or damaged."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        with np.load(io.BytesIO(foreign.read_bytes(path)), allow_pickle=False) as file:
             return read(file)
     except Exception:  # of which there are a dozen kinds
         return None

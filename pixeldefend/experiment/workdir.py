@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from pixeldefend.experiment import files, interruption, processes
+from pixeldefend.experiment import files, foreign, interruption, processes
 from pixeldefend.experiment.lock import Lock
 
 # All that modes write in a workdir, besides its `config.json` and what is hidden.
@@ -94,6 +94,8 @@ class Workdir:
         """Raises ValueError where the folder has somebody else's files."""
         folder, path = self._folder, self._folder / "config.json"
         there = [inner for inner in files.entries(folder) if inner.name in RESULTS]
+        for inner in there:
+            foreign.check_regular(inner)
         if not path.exists():
             for inner in there:
                 self._check_own(inner.name)
@@ -101,7 +103,7 @@ class Workdir:
                 self._check_own("lock.json")
             return
         try:
-            old = dict(json.loads(path.read_text()))
+            old = dict(foreign.read_json(path))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged; name another --workdir") from error
         differences = dict(_differences(old, self._config))

@@ -3,9 +3,8 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from pixeldefend.density import pixelcnn
-from pixeldefend.experiment import files, processes
+from pixeldefend.experiment import files, foreign, processes
 from pixeldefend.experiment.checkpoints import (
     UnreadableError,
     fingerprint,
@@ -100,9 +99,17 @@ def file_hashes(folder: epath.Path) -> dict[str, str]:
         if path.is_dir():
             inner = file_hashes(path).items()
             found |= {f"{path.name}/{name}": digest for name, digest in inner}
-        elif path.name != "card.json" and not path.name.startswith("."):
-            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif path.name == "card.json" or path.name.startswith("."):
+            continue
+        elif path.is_file():  # whatever else there is, no model of ours has
+            found[path.name] = _digest(path)
     return found
+
+
+def _digest(path: epath.Path) -> str:
+    foreign.check_regular(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_files(folder: epath.Path, card: dict, part: str) -> None:
@@ -128,7 +135,7 @@ def _check_files(folder: epath.Path, card: dict, part: str) -> None:
         path = folder / name
         if not path.exists() or path.is_dir():
             raise ValueError(f"{name} is missing")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if _digest(path) != digest:
             raise ValueError(f"{name} is not the file that the card tells of")
 
 
@@ -175,7 +182,7 @@ def load_card(folder: epath.Path) -> dict:
     """
     path = folder / "card.json"
     try:
-        card = json.loads(path.read_text())
+        card = foreign.read_json(path)
         kind, shape = card["kind"], card["image_shape"]
         if kind not in _KINDS:
             raise ValueError(f"unknown kind {kind!r}")
@@ -301,6 +308,13 @@ def _load_scores(
     Raises:
       ValueError: the file is damaged.
     """
+
+    def check_header(headers: Mapping[str, foreign.Header]) -> None:
+        dtype, shape = headers["scores"]
+        floating = np.issubdtype(dtype, np.floating)
+        if len(shape) != axes or not floating or not all(shape):
+            raise ValueError(f"{dtype} {shape}")
+
     path, card = folder / name, load_card(folder)
     if not path.exists():
         if name in card.get("files", {}):
@@ -308,12 +322,8 @@ def _load_scores(
         return None
     try:
         _check_files(folder, card, name)
-        with path.open("rb") as file:
-            scores = np.load(file, allow_pickle=False)
-        floating = np.issubdtype(scores.dtype, np.floating)
-        if scores.ndim != axes or not floating or not scores.size:
-            raise ValueError(f"{scores.dtype} {scores.shape}")
+        scores = foreign.read_arrays(path, ["scores"], check_header)["scores"]
         check(scores)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} holds no scores: {error}") from error
     return scores

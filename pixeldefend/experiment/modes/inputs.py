@@ -1,7 +1,7 @@
 """What several modes read of a config: images, splits, models and attacks."""
 
 import contextlib
-import json
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,18 @@ from etils import epath
 
 from pixeldefend import attacks
 from pixeldefend.density import likelihood, pixelcnn
-from pixeldefend.experiment import data, files, parallel, processes, schedule, zoo
+from pixeldefend.experiment import (
+    data,
+    files,
+    foreign,
+    parallel,
+    processes,
+    schedule,
+    zoo,
+)
 from pixeldefend.experiment.store import Store, Unfinished, fingerprint
 from pixeldefend.experiment.tools import SECTIONS
+from pixeldefend.experiment.workdir import user_errors
 from pixeldefend.models import classifiers
 
 if TYPE_CHECKING:
@@ -63,14 +72,26 @@ def remove_results(folder: epath.Path, names: Sequence[str]) -> None:
       folder: of the run.
       names: of the files that this run will write. They are noted before there are any,
         since only by that they can be told from what others put beside them.
+
+    Raises:
+      UserError: the note of the earlier run is damaged, or not of files in the folder.
     """
     if not processes.is_first():
         return
     note = folder / "written.json"
-    with contextlib.suppress(FileNotFoundError):
-        for name in json.loads(note.read_text()):
+    with user_errors(), contextlib.suppress(FileNotFoundError):
+        earlier = foreign.read_json(note)
+        if not isinstance(earlier, list) or not all(map(_is_inside, earlier)):
+            raise ValueError(f"{note} names no results; name another --workdir")
+        for name in earlier:
             (folder / name).unlink(missing_ok=True)
     files.write_json(note, list(names))
+
+
+def _is_inside(name: Any) -> bool:
+    """Whether it is the name of a file in a folder, as results have it."""
+    path = pathlib.PurePosixPath(name) if isinstance(name, str) else None
+    return path is not None and path.name != "" and not {"..", "/"} & {*path.parts}
 
 
 def split(config: Config, name: str) -> dict[str, np.ndarray]:
