@@ -78,6 +78,27 @@ def test_an_unknown_name_lists_what_there_is():
         ({"model": {"channels": 2}}, "channels must be 1 or 3"),
         ({"kind": "transformer"}, "not the card"),
         ({"image_shape": 8}, "not the card"),
+        ({"image_shape": [8, 8, 10**9]}, "image_shape is not"),
+        # Nothing that would take long to describe, or that is no field of a model.
+        ({"model": {"depth": 100_000}}, "depth must be a whole number from 1 to 16"),
+        ({"model": {"depth": True}}, "depth must be a whole number"),
+        ({"model": {"features": 10**12}}, "features must be .* 1 to 4096: 10000"),
+        ({"kind": "magnet", "model": {"name": "a"}}, "a model has no name"),
+        ({"kind": "magnet", "model": {"copies": 10**9}}, "copies must be"),
+        ({"kind": "puvae", "model": {"latents": 10**9}}, "latents must be"),
+        ({"kind": "classifier", "model": {"architecture": []}}, "does not fit"),
+        (
+            {"kind": "classifier", "model": {"architecture": "cnn"}},
+            "card.json does not fit",  # images of 8 x 8
+        ),
+        # Other types than modes read.
+        ({"dataset": ["mnist"]}, "dataset must be str"),
+        ({"training": None}, "training must be dict: None"),
+        ({"training": {"training": 3}}, "training.training must be str: 3"),
+        ({"training": {"delta": "8"}}, "training.delta must be int or float: '8'"),
+        ({"validation": {"draws": 4}}, "validation.draws must be list: 4"),
+        ({"adaptive": {"threshold": float("nan")}}, "threshold must be finite"),
+        ({"model": []}, "model must be dict"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(copy, change, message):

@@ -13,9 +13,10 @@ ROOT = pathlib.Path(pixeldefend.__file__).parent
 PURE = {
     "pixels": set(),
     "keys": set(),
+    "sizes": set(),
     "detection": set(),
-    "models": {"pixels"},
-    "density": {"pixels"},
+    "models": {"pixels", "sizes"},
+    "density": {"pixels", "sizes"},
     "attacks": {"pixels"},
     "defences": {"pixels", "keys", "models", "density", "attacks"},
 }

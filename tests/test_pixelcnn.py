@@ -119,6 +119,13 @@ def test_concat_elu_is_two_elus_with_their_gradients():
         ({"dropout": 1.0}, "dropout"),
         ({"dtype": "int32"}, "floating"),
         ({"classes": -1}, "classes"),
+        ({"depth": 17}, "depth must be a whole number from 1 to 16: 17"),
+        ({"resolutions": 7}, "resolutions must be a whole number from 1 to 6"),
+        ({"features": 4097}, "from 1 to 4096"),
+        ({"mixtures": 257}, "from 1 to 256"),
+        ({"classes": 2**16 + 1}, "from 0 to 65536"),
+        ({"classes": 1.0}, "classes must be a whole number"),
+        ({"channels": True}, "channels must be 1 or 3"),
     ],
 )
 def test_a_wrong_description_is_refused(options, message):

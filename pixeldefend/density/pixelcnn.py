@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pixeldefend import pixels
+from pixeldefend import pixels, sizes
 from pixeldefend.density import conditionals, layers
 from pixeldefend.density.conditionals import Family
 
@@ -52,14 +52,16 @@ class PixelCNN:
         Raises:
           ValueError: a size is out of range or a name is unknown.
         """
-        for name in ("features", "depth", "resolutions", "mixtures"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number from 1 up: {value}")
-        if self.channels not in (1, 3):
+        sizes.check(
+            self,
+            features=(1, sizes.FEATURES),
+            depth=(1, 16),
+            resolutions=(1, 6),
+            mixtures=(1, pixels.LEVELS),
+            classes=(0, sizes.CLASSES),
+        )
+        if type(self.channels) is not int or self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3: {self.channels}")
-        if self.classes < 0:
-            raise ValueError(f"classes must not be negative: {self.classes}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1): {self.dropout}")
         if self.conditionals not in conditionals.CONDITIONALS:

@@ -139,7 +139,7 @@ def identity(tools: Tools, row: Pipeline, adversary: Adversary) -> dict:
         "dataset": tools.settings["dataset"],
         "classifier": row.classifier or None,
         "network": classifiers.describe(model)["architecture"] if model else None,
-        "training": card["training"]["training"] if card else None,
+        "training": card.get("training", {}).get("training") if card else None,
         "density_model": weights["density_model"],
         "defence": row.defence,
         "attack": adversary.attack,

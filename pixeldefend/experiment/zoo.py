@@ -41,6 +41,25 @@ _KINDS = {
     "magnet": _Kind(magnet.make, magnet.describe, magnet.init),
 }
 KINDS = tuple(_KINDS)
+_WIDEST = 1024  # image
+# What modes read of a card, where it is there, and of which types it has to be.
+_CARD = {
+    "dataset": (str,),
+    "model": (dict,),
+    "sha256": (str,),
+    "files": (dict,),
+    "figures": (dict,),
+    "training": (dict,),
+    "training.training": (str,),
+    "training.delta": (int, float),
+    "training.before": (list,),
+    "adaptive": (dict,),
+    "adaptive.threshold": (int, float),
+    "validation": (dict,),
+    "validation.detector": (str,),
+    "validation.classifier": (str,),
+    "validation.draws": (list,),
+}
 
 
 class Loaded(NamedTuple):
@@ -183,20 +202,32 @@ def load_card(folder: epath.Path) -> dict:
     path = folder / "card.json"
     try:
         card = foreign.read_json(path)
-        kind, shape = card["kind"], card["image_shape"]
-        if kind not in _KINDS:
-            raise ValueError(f"unknown kind {kind!r}")
-        if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
-            raise ValueError(f"image_shape {shape}")
-        card["model"], card["dataset"]
-        hashes = card.get("files", {})
-        if not isinstance(hashes, dict) or not all(
-            isinstance(text, str) for text in [*hashes, *hashes.values()]
-        ):
-            raise ValueError("files must be hashes by name")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_card(card)
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the card of a model: {error}") from error
     return card
+
+
+def _check_card(card: dict) -> None:
+    """Raises ValueError, KeyError or TypeError where what is read is missing or odd."""
+    kind, shape = card["kind"], card["image_shape"]
+    if kind not in _KINDS:
+        raise ValueError(f"unknown kind {kind!r}")
+    small = [type(n) is int and 0 < n <= _WIDEST for n in shape]
+    if len(small) != 3 or not all(small):
+        raise ValueError(f"image_shape is not (H, W, C), each to {_WIDEST}")
+    card["model"], card["dataset"]
+    for place, wanted in _CARD.items():
+        *above, name = place.split(".")
+        inner = card.get(above[0], {}) if above else card
+        if name in inner and not isinstance(inner[name], wanted):
+            words = " or ".join(kind.__name__ for kind in wanted)
+            raise ValueError(f"{place} must be {words}: {inner[name]!r}"[:200])
+    if not all(isinstance(digest, str) for digest in card.get("files", {}).values()):
+        raise ValueError("files must be hashes by name")
+    threshold = card.get("adaptive", {}).get("threshold", 0)
+    if not 0 <= threshold < float("inf"):
+        raise ValueError(f"adaptive.threshold must be finite, from 0: {threshold}")
 
 
 def make(card: dict) -> Any:
@@ -208,7 +239,12 @@ def make(card: dict) -> Any:
     arguments = dict(card["model"])
     if card["kind"] == "pixelcnn" and "levels" in arguments:  # as older cards say
         arguments["resolutions"] = arguments.pop("levels")
-    return _KINDS[card["kind"]].make(**arguments)
+    kind = _KINDS[card["kind"]]
+    model = kind.make(**arguments)
+    # Flax takes a name and a parent as well, which belong to no card.
+    if unknown := sorted(set(arguments) - set(kind.describe(model))):
+        raise ValueError(f"a model has no {unknown[0]}")
+    return model
 
 
 def load_released(name: str) -> Loaded:
@@ -229,9 +265,10 @@ def load_released(name: str) -> Loaded:
     card = load_card(folder)
     try:
         model = make(card)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'card.json'} does not fit: {error}") from error
-    like = abstract_params(card["kind"], model, tuple(card["image_shape"]))
+        like = abstract_params(card["kind"], model, tuple(card["image_shape"]))
+    except Exception as error:  # flax and JAX raise many kinds for odd sizes
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder / 'card.json'} does not fit: {reason}") from error
     try:
         _check_files(folder, card, "weights")
     except ValueError as error:

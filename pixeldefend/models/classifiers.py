@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pixeldefend import pixels
+from pixeldefend import pixels, sizes
 from pixeldefend.models import convolution
 
 VARIANTS = ("paper", "code")
@@ -79,13 +79,14 @@ def _norm(train: bool, axis_name: str | None) -> nn.BatchNorm:
     )
 
 
-def _check(name: str, value: str, known: Any, divisor: int, classes: int) -> None:
-    if value not in known:
-        raise ValueError(f"unknown {name} {value!r}: one of {', '.join(known)}")
+def _check(model: Any, variants: Any) -> None:
+    """Raises ValueError naming what all classifiers have and is wrong in this one."""
+    variant, divisor = model.variant, model.divisor
+    if variant not in variants:
+        raise ValueError(f"unknown variant {variant!r}: one of {', '.join(variants)}")
     if type(divisor) is not int or divisor < 1 or 16 % divisor:
         raise ValueError(f"divisor must be 1, 2, 4, 8 or 16: {divisor}")
-    if type(classes) is not int or classes < 2:
-        raise ValueError(f"classes must be at least 2: {classes}")
+    sizes.check(model, classes=(2, sizes.CLASSES))
 
 
 class ResNet(nn.Module):
@@ -106,7 +107,7 @@ class ResNet(nn.Module):
 
     def __post_init__(self):
         """Checks the attributes; raises ValueError naming the one that is wrong."""
-        _check("variant", self.variant, VARIANTS, self.divisor, self.classes)
+        _check(self, VARIANTS)
         super().__post_init__()
 
     @nn.compact
@@ -162,7 +163,7 @@ class VGG(nn.Module):
 
     def __post_init__(self):
         """Checks the attributes; raises ValueError naming the one that is wrong."""
-        _check("variant", self.variant, VARIANTS, self.divisor, self.classes)
+        _check(self, VARIANTS)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1): {self.dropout}")
         super().__post_init__()
@@ -202,7 +203,7 @@ class CNN(nn.Module):
 
     def __post_init__(self):
         """Checks the attributes; raises ValueError naming the one that is wrong."""
-        _check("variant", self.variant, _CNN_CONVOLUTIONS, self.divisor, self.classes)
+        _check(self, _CNN_CONVOLUTIONS)
         super().__post_init__()
 
     @nn.compact

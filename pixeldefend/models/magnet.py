@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from pixeldefend import pixels
+from pixeldefend import pixels, sizes
 from pixeldefend.models import convolution
 
 # By name, what comes before the last convolution, which gives the image's channels.
@@ -22,6 +22,7 @@ ARCHITECTURES = {
     "pooled": ("convolve", "pool", "convolve", "convolve", "repeat", "convolve"),
     "plain": ("convolve", "convolve"),
 }
+_MOST = 8  # autoencoders of one model
 
 
 def _widest(*arrays: chex.Array | None, **_: Any) -> list[chex.Array | None]:
@@ -91,10 +92,9 @@ class MagNet(nn.Module):
         if not names or not set(names) <= set(ARCHITECTURES):
             known = ", ".join(ARCHITECTURES)
             raise ValueError(f"autoencoders must be one or more of {known}: {names}")
-        for name in ("features", "copies"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a whole number from 1 up: {value}")
+        if len(names) > _MOST:
+            raise ValueError(f"autoencoders must be at most {_MOST}: {len(names)}")
+        sizes.check(self, features=(1, sizes.FEATURES), copies=(1, 256))
         super().__post_init__()
 
     def setup(self):

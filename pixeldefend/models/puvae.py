@@ -15,11 +15,12 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from pixeldefend import pixels
+from pixeldefend import pixels, sizes
 from pixeldefend.models import convolution
 
 LogitsFn = Callable[[Any, chex.Array], chex.Array]
 _SAME_AS_IMAGE = 0
+_WIDEST = 1024  # image
 # Feature maps, kernel and dilation of the encoder's convolutions.
 _ENCODERS = {
     "C": ((32, 7, 2),) * 3,
@@ -94,15 +95,15 @@ class PuVAE(nn.Module):
                 f"unknown variant {self.variant!r}: one of {', '.join(_ENCODERS)}"
             )
         object.__setattr__(self, "shape", tuple(self.shape))  # a list in JSON
-        whole = all(type(n) is int and n >= 8 for n in self.shape[:2])
+        whole = all(type(n) is int and 8 <= n <= _WIDEST for n in self.shape[:2])
         if len(self.shape) != 3 or not whole or self.shape[2] not in (1, 3):
-            raise ValueError(f"shape must be (H, W, C), at least 8 x 8: {self.shape}")
+            raise ValueError(
+                f"shape must be (H, W, C), from 8 x 8 to {_WIDEST} x {_WIDEST}, 1 or 3 "
+                f"channels: {self.shape}"
+            )
         if type(self.divisor) is not int or self.divisor < 1 or 32 % self.divisor:
             raise ValueError(f"divisor must be 1, 2, 4, 8, 16 or 32: {self.divisor}")
-        for name, least in (("latents", 1), ("classes", 2)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name} must be at least {least}: {value}")
+        sizes.check(self, latents=(1, 2**16), classes=(2, sizes.CLASSES))
         super().__post_init__()
 
     def setup(self):

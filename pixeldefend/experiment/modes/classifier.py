@@ -100,11 +100,12 @@ def releasable(config: inputs.Config, card: dict) -> Releasable:
 def _released_attacks(card: dict, eps: tuple[float, ...]) -> dict[str, list[float]]:
     """Attacks for a card and their eps: FGSM, and what the training was against."""
     found = {"fgsm": list(eps)}
-    training = card["training"]["training"]
-    if training.startswith("adversarial_"):
+    told = card.get("training", {})
+    training, delta = told.get("training", ""), told.get("delta")
+    if training.startswith("adversarial_") and delta is not None:
         own = found.setdefault(training.removeprefix("adversarial_"), [])
-        if card["training"]["delta"] not in own:
-            own.append(card["training"]["delta"])
+        if delta not in own:
+            own.append(delta)
     return {attack: sizes for attack, sizes in found.items() if sizes}
 
 

@@ -166,22 +166,24 @@ def _validation_scores(
             f"{weights} has no scores of validation images, so {detector} has no "
             f"threshold: make them with {again}"
         )
-    told = zoo.load_card(zoo.find_released(weights))["validation"]
+    told = zoo.load_card(zoo.find_released(weights)).get("validation", {})
     if told.get("detector", detector) != detector:
         raise ValueError(
             f"the scores beside {weights} are {told['detector']}'s, not {detector}'s: "
             f"make a copy of the model, and its own with {again}"
         )
     draws = [config.puvae.samples, config.puvae.noise]
-    if detector == "reject_rmse" and told["draws"] != draws:
+    known = told.get("draws", "that are not told")
+    if detector == "reject_rmse" and known != draws:
         raise ValueError(
             f"the thresholds of {weights} are of puvae.samples and puvae.noise "
-            f"{told['draws']}, not {draws}: --mode=calibrate makes others"
+            f"{known}, not {draws}: --mode=calibrate makes others"
         )
     asks = any(one.temperature for one in magnet.DETECTORS[config.dataset])
-    if detector == "reject_magnet" and asks and told["classifier"] != classifier:
+    known = told.get("classifier", "one that is not told")
+    if detector == "reject_magnet" and asks and known != classifier:
         raise ValueError(
-            f"the thresholds of {weights} are for {told['classifier']}, not "
+            f"the thresholds of {weights} are for {known}, not "
             f"{classifier}: --mode=calibrate makes others"
         )
     return scores

@@ -262,7 +262,7 @@ def threshold(given: float, weights: str, card: dict) -> float:
       ValueError: neither -1 nor a finite number from 0, or -1 without one on the card.
     """
     if given == -1:
-        if "adaptive" in card:
+        if "threshold" in card.get("adaptive", {}):
             return float(card["adaptive"]["threshold"])
         raise ValueError(
             f"the card of {weights} has no threshold: choose one with "

@@ -133,9 +133,9 @@ def _told_on_card(
     """
     before = {}
     if settings.start:  # the runs that its weights come from, the first one first
-        first = zoo.load_card(zoo.find_released(settings.start))
-        earlier = first["training"].pop("before", [])
-        before = {"before": [*earlier, first["training"]]}
+        card = zoo.load_card(zoo.find_released(settings.start))
+        first = card.get("training", {})
+        before = {"before": [*first.pop("before", []), first]}
     return {
         "command": command_line(),
         "config": json.loads(settings.to_json_best_effort()),
