@@ -5,16 +5,16 @@ import shutil
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from models import tiny
 
 from pixeldefend.defences import puvae
 from pixeldefend.density import likelihood
 from pixeldefend.experiment import data, files, zoo
 from pixeldefend.experiment.checkpoints import Checkpoints
-from pixeldefend.experiment.modes import inputs
+from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.models import classifiers
 
 SHAPE = (8, 8, 1)
@@ -191,7 +191,7 @@ def test_nothing_old_stays_beside_new_weights(released, copy):
 def test_without_scores_of_training_images_it_is_said_that_there_are_no_p_values(
     released, copy, capsys
 ):
-    config = ml_collections.ConfigDict({"pixelcnn": {"weights": str(copy)}})
+    config = ConfigDict({"pixelcnn": {"weights": str(copy)}})
     assert inputs.reference(config).shape == (3,) and capsys.readouterr().out == ""
     _, model, params = released
     card = {"kind": "pixelcnn", "dataset": "toy", "image_shape": list(SHAPE)}
@@ -385,3 +385,44 @@ def test_what_a_kill_left_of_a_checkpoint_is_removed(tmp_path):
         step, state, _ = checkpoints.restore({"a": np.zeros(3, np.float32)})
     assert step == 1 and state["a"].tolist() == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("detector", ["reject_rmse", "reject_magnet"])
+def test_thresholds_without_what_they_are_of_are_refused(tmp_path, detector):
+    kind = {"reject_rmse": "puvae", "reject_magnet": "magnet"}[detector]
+    shutil.copytree(zoo.RELEASED / f"mnist/{kind}", tmp_path / kind)
+    card = json.loads((tmp_path / kind / "card.json").read_text())
+    card.pop("files", None)
+    del card["validation"]
+    (tmp_path / kind / "card.json").write_text(json.dumps(card))
+    np.save(tmp_path / kind / "validation.npy", np.ones((2, 5), np.float32))
+    weights = {"weights": str(tmp_path / kind), "samples": 1, "noise": 0.0}
+    # Of CIFAR-10, whose MagNet's detectors ask a classifier.
+    config = ConfigDict({"dataset": "cifar10", kind: weights, "puvae": weights})
+    with pytest.raises(ValueError, match="not told"):
+        evaluating._validation_scores(config, detector, "cifar10/resnet")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04",
+        b"\x93NUMPY\x01\x00\xff\xff",
+        b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4'\n",
+        b"\x93NUMPY\x01\x00\x08\x00((((((((",
+    ],
+)
+@pytest.mark.parametrize("name", ["reference.npy", "validation.npy"])
+def test_scores_in_no_format_of_numpys_are_refused(copy, name, content):
+    card = json.loads((copy / "card.json").read_text())
+    del card["files"]
+    (copy / "card.json").write_text(json.dumps(card))
+    (copy / name).write_bytes(content)
+    load = zoo.load_reference if name == "reference.npy" else zoo.load_validation
+    with pytest.raises(ValueError, match=f"{name} holds no scores"):
+        load(str(copy))
+    with (copy / name).open("wb") as file:
+        np.savez(file, scores=np.ones(3))
+    with pytest.raises(ValueError, match=f"{name} holds no scores.*call it .npz"):
+        load(str(copy))
