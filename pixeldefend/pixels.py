@@ -60,6 +60,15 @@ def check_images(images: Any, channels: int | None = None) -> None:
         raise ValueError("images must be levels 0..255: these are 0..1, times 255")
 
 
+def check_some(images: chex.Array) -> None:
+    """Raises ValueError where there is no image: scores and searches are of some.
+
+    Networks and filters give nothing for nothing.
+    """
+    if not images.shape[0]:
+        raise ValueError(f"there is no image among images {list(images.shape)}")
+
+
 def native(values: Any) -> chex.Array:
     """Numbers as JAX takes them: of a list, or of an array in another byte order."""
     if isinstance(values, jax.Array):

@@ -91,6 +91,51 @@ def test_levels_of_any_kind_pass():
     ],
     ids=["score", "purify", "classify", "attack"],
 )
-def test_every_way_in_refuses_fractions(use):
+def test_every_way_in_takes_levels_only(use):
+    with pytest.raises(TypeError, match="an array of numpy or JAX .*: builtins.list"):
+        use([[[[1, 2, 3]] * 4] * 4])
     with pytest.raises(ValueError, match="these are 0..1, times 255"):
         use(jnp.full((1, 4, 4, 3), 0.5))
+
+
+_NONE = np.zeros((0, 4, 4, 3), np.uint8)
+
+
+def _logits(variables, images):
+    return images[:, 0, 0]
+
+
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+def test_attacks_need_an_image(name):
+    keys = jax.random.split(jax.random.key(0), 0)
+    with pytest.raises(ValueError, match=r"no image among images \[0, 4, 4, 3\]"):
+        attacks.named(name)(_logits, None, _NONE, None, keys, eps=8)
+    with pytest.raises(TypeError, match="an array of numpy or JAX .*: builtins.list"):
+        attacks.named(name)(_logits, None, [[[[1, 2, 3]]]], None, keys, eps=8)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, params: likelihood.bits_per_dim(model, params, _NONE),
+        lambda model, params: likelihood.log_prob(model, params, _NONE),
+        lambda model, params: pixeldefend.init(model, jax.random.key(0), _NONE),
+        lambda model, params: pixeldefend.purify(model, params, _NONE, eps=2),
+        lambda model, params: pixeldefend.relax(
+            model, params, _NONE.astype(np.float32), eps=2
+        ),
+    ],
+    ids=["bits_per_dim", "log_prob", "init", "purify", "relax"],
+)
+def test_scores_and_searches_need_an_image(use):
+    with pytest.raises(ValueError, match=r"no image among images \[0, 4, 4, 3\]"):
+        use(*tiny((4, 4, 3))[:2])
+
+
+def test_filters_and_statistics_of_no_image_are_none():
+    assert pixeldefend.squeeze_features(_NONE, colours=8).shape == _NONE.shape
+    nothing = jnp.zeros(0)
+    assert pixeldefend.p_values(nothing, jnp.arange(9.0)).shape == (0,)
+    assert pixeldefend.adaptive_eps(nothing, eps=8, threshold=1.0).shape == (0,)
+    with pytest.raises(TypeError, match="an array of numpy or JAX"):
+        pixeldefend.squeeze_features([[1]], colours=8)

@@ -61,6 +61,7 @@ def gaussian_blur(
     """
     del key
     network = functools.partial(logits_fn, variables)
+    pixels.check_images(images)
     longest = max(images.shape[1:3])
 
     def corrupt(
@@ -146,8 +147,8 @@ def salt_and_pepper(
       ValueError: as for `gaussian_blur`; no keys; less than one repetition.
     """
     network = functools.partial(logits_fn, variables)
-    outcome.check_key(key, len(images))
     task = outcome.prepare(network, images, labels, eps, quantise)
+    outcome.check_key(key, len(images))
     search = Strengths(grid, refinements, at_once, quantise, repetitions)
     return weakest(_speckle, network, task, key, search, lanes, keep_failed)
 

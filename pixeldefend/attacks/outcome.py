@@ -73,12 +73,13 @@ def prepare(
       quantise: whether whole levels are to come back.
 
     Raises:
-      ValueError: wrong shapes, fewer than two classes; also, where these are no
-        tracers, negative eps, labels that the network does not know, and images that
+      ValueError: no image, wrong shapes, fewer than two classes; also, where these are
+        no tracers, negative eps, labels that the network does not know, and images that
         are not levels (whole ones, if whole ones are to come back).
       TypeError: images that are no array of numbers, or an eps that is no number.
     """
     pixels.check_images(images)
+    pixels.check_some(images)
     if quantise:
         check_whole(images)
     images = floating(jnp.asarray(images))

@@ -96,6 +96,7 @@ def squeeze_features(
     Raises:
       ValueError: as both parts.
     """
+    pixels.check_images(images)
     return median(reduce_colours(images, colours=colours), preset=preset)
 
 

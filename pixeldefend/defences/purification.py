@@ -100,6 +100,7 @@ def relax(
       TypeError: images that are not floating, or eps that is no integer.
       ValueError: as for `purify`.
     """
+    pixels.check_images(images)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"images must be floating levels 0..255: {images.dtype}")
     radius = _radius(images, eps).astype(images.dtype)
@@ -183,6 +184,7 @@ def bounds(images: chex.Array, eps: chex.Array | int) -> tuple[chex.Array, chex.
       ValueError: eps out of range or of a shape that does not fit.
     """
     pixels.check_images(images)
+    pixels.check_some(images)
     if images.dtype != jnp.uint8:
         raise TypeError(
             f"images must be uint8 levels 0..255: {images.dtype} (round, then astype)"

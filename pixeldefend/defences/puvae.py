@@ -185,6 +185,8 @@ def purify(
 
 
 def _check(model: PuVAE, images: chex.Array, labels: int | None, samples: int) -> None:
+    pixels.check_images(images)
+    pixels.check_some(images)
     check_shape(model, images)
     if labels is not None and not 1 <= labels <= model.classes:
         raise ValueError(f"labels must be from 1 to {model.classes}: {labels}")

@@ -109,6 +109,7 @@ def decode(
       ValueError: shapes or labels that the model cannot take, or no such window.
     """
     pixelcnn.check_images(model, images, labels)
+    pixels.check_some(images)
     for name, bound in (("lower", lower), ("upper", upper)):
         fits = jnp.issubdtype(bound.dtype, jnp.integer) or bound.dtype == images.dtype
         if bound.shape != images.shape or not fits:

@@ -29,9 +29,10 @@ def log_prob(
       `[B]` nats.
 
     Raises:
-      ValueError: shapes or labels that the model cannot take.
+      ValueError: no image, or shapes or labels that the model cannot take.
     """
     outputs = pixelcnn.apply(model, params, images, labels=labels)
+    pixels.check_some(images)
     per_pixel = conditionals.log_prob(model.family, params["head"], outputs, images)
     return jnp.sum(per_pixel, axis=(1, 2))
 

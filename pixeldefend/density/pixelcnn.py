@@ -195,6 +195,7 @@ def init(
       ValueError: shapes or labels that the model cannot take.
     """
     check_images(model, images, labels)
+    pixels.check_some(images)
     u_key, ul_key, head_key = jax.random.split(key, 3)
     wide = model.head_dtype
     units = with_ones(model, images).astype(wide)

@@ -123,10 +123,14 @@ class Clock:
         self._called = (0.0, 0)  # seconds before the last of these, and its steps
 
     def restore(self, extra: dict) -> None:
-        """Goes on from what a checkpoint `kept`."""
-        self.begun -= extra["seconds"]
-        self.seconds = extra["seconds"]
-        self._share = extra.get("share", 0.0)
+        """Goes on from what a checkpoint `kept`.
+
+        Raises:
+          KeyError, TypeError, ValueError: it is something else.
+        """
+        self.seconds = float(extra["seconds"])
+        self.begun -= self.seconds
+        self._share = float(extra.get("share", 0.0))
         self._finished = bool(self.plan.hours) and extra.get("finished", False)
 
     def kept(self, done: int) -> dict:

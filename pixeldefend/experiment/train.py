@@ -14,7 +14,7 @@ import optax
 from etils import epath
 
 from pixeldefend.experiment import files, interruption, parallel, processes
-from pixeldefend.experiment.checkpoints import Checkpoints
+from pixeldefend.experiment.checkpoints import Checkpoints, unreadable
 from pixeldefend.experiment.metrics import Averages, MetricsFile
 from pixeldefend.experiment.schedule import Batches, Clock, Plan
 
@@ -300,7 +300,11 @@ def _resume(
     if restored is None:
         return 0, first, None
     done, state, extra = restored
-    clock.restore(extra)
+    try:
+        clock.restore(extra)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"it does not tell the seconds ({error})"
+        raise unreadable(checkpoints.folder / str(done), reason) from error
     return done, state, extra.get("gathered")
 
 
