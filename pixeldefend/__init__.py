@@ -14,13 +14,15 @@ from pixeldefend import attacks, defences, detection
 from pixeldefend.defences import magnet, puvae, reject
 from pixeldefend.defences.base import behind
 from pixeldefend.defences.filters import squeeze_features
-from pixeldefend.defences.graded import PurifyGraded
+from pixeldefend.defences.graded import (
+    PurifyAdaptively,
+    PurifyGraded,
+    adaptive_eps,
+    graded_eps,
+)
 from pixeldefend.defences.magnet import MagNet
 from pixeldefend.defences.purification import (
     Purify,
-    PurifyAdaptively,
-    adaptive_eps,
-    graded_eps,
     purify,
     relax,
     window_for,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import apply, mostly_slow, naive_purify, tiny
 
-from pixeldefend.defences import purification
+from pixeldefend.defences import graded, purification
 from pixeldefend.density import conditionals, decode, likelihood, pixelcnn
 
 purify = jax.jit(purification.purify, static_argnums=0, static_argnames="window")
@@ -271,13 +271,13 @@ def test_soft_decoding_approaches_greedy_as_it_cools(float64):
 def test_graded_eps_is_a_step_function():
     bits = np.array([0.0, 2.49, 2.5, 3.0, 4.6, 9.0, np.nan], np.float32)
     thresholds, eps = np.array([2.5, 4.5], np.float32), np.array([3, 8, 40])
-    found = purification.graded_eps(jnp.asarray(bits), thresholds=thresholds, eps=eps)
+    found = graded.graded_eps(jnp.asarray(bits), thresholds=thresholds, eps=eps)
     np.testing.assert_array_equal(found, eps[np.digitize(bits, thresholds)])
     assert found.dtype == jnp.int32
     one = {"eps": np.array([0, 16]), "thresholds": np.array([2.5])}
     np.testing.assert_array_equal(
-        purification.graded_eps(jnp.asarray(bits), **one),
-        purification.adaptive_eps(jnp.asarray(bits), eps=16, threshold=2.5),
+        graded.graded_eps(jnp.asarray(bits), **one),
+        graded.adaptive_eps(jnp.asarray(bits), eps=16, threshold=2.5),
     )
 
 
@@ -292,17 +292,17 @@ def test_graded_eps_is_a_step_function():
 )
 def test_grades_that_are_none_are_refused(thresholds, eps, message):
     with pytest.raises(ValueError, match=message):
-        purification.graded_eps(
+        graded.graded_eps(
             jnp.zeros(2), thresholds=np.array(thresholds), eps=np.array(eps)
         )
 
 
 def test_adaptive_eps_spares_images_below_the_threshold():
     bits = jnp.array([1.0, 2.0, 3.0])
-    eps = purification.adaptive_eps(bits, eps=16, threshold=2.0)
+    eps = graded.adaptive_eps(bits, eps=16, threshold=2.0)
     np.testing.assert_array_equal(eps, [0, 16, 16])
     own = jnp.array([3, 4, 5])
-    eps = purification.adaptive_eps(bits, eps=own, threshold=2.5)
+    eps = graded.adaptive_eps(bits, eps=own, threshold=2.5)
     np.testing.assert_array_equal(eps, [0, 0, 5])
 
 

@@ -138,7 +138,7 @@ def test_adaptive_defences_leave_likely_images_alone(defence, slope):
     threshold = jnp.sort(bits)[2]  # two images are below
     its = variables["defences"][0] | {"threshold": threshold}
     variables = variables | {"defences": (its,)}
-    seen = jax.jit(behind(model, slope, kind=purification.PurifyAdaptively))
+    seen = jax.jit(behind(model, slope, kind=graded_purification.PurifyAdaptively))
     found = seen(variables, images.astype(jnp.float32))
     purified = _purified(*defence)
     if slope == "expectation":

@@ -14,7 +14,7 @@ PURE = {
     "pixels": set(),
     "keys": set(),
     "sizes": set(),
-    "detection": set(),
+    "detection": {"pixels"},
     "models": {"pixels", "sizes"},
     "density": {"pixels", "sizes"},
     "attacks": {"pixels"},

@@ -27,7 +27,7 @@ DEFENCES: dict[str, type[Defence]] = {
         compression.Jpeg50,
         compression.Jpeg20,
         purification.Purify,
-        purification.PurifyAdaptively,
+        graded.PurifyAdaptively,
         graded.PurifyGraded,
         puvae.Reconstruct,
         magnet.Reform,

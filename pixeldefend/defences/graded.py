@@ -1,4 +1,4 @@
-"""Graded purification: the more suspicious an image, the more is done to it."""
+"""Purification by degrees: the more suspicious an image, the more is done to it."""
 
 import dataclasses
 from typing import Any
@@ -8,15 +8,131 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pixeldefend import pixels
 from pixeldefend.defences import base, compression, purification
-from pixeldefend.density import likelihood
+from pixeldefend.density import likelihood, pixelcnn
+
+
+def adaptive_eps(
+    bits_per_dim: chex.Array, *, eps: chex.Array | int, threshold: chex.Array | float
+) -> chex.Array:
+    """`eps` for images that look perturbed, 0 for those that look clean.
+
+    Adaptive PixelDefend (section 4.2, Appendix B): images whose bits per dimension
+    are below the threshold are left alone. (Section 4.2 says "probability below", the
+    wrong way round; the appendix gives the thresholds in bits per dimension.)
+
+    Args:
+      bits_per_dim: of the images, `[B]`, from `likelihood.bits_per_dim`.
+      eps: whole levels 0..255, a number or `[B]`.
+      threshold: bits per dimension; the paper's are 3.2 for CIFAR-10 and 1.8 for
+        Fashion-MNIST, for its own models.
+
+    Returns:
+      int32 `[B]`, for `purify`.
+
+    Raises:
+      TypeError: eps is not an integer.
+      ValueError: eps is out of range.
+    """
+    radius = purification.check_eps(eps).astype(jnp.int32)
+    return jnp.where(pixels.native(bits_per_dim) < threshold, 0, radius)
+
+
+def graded_eps(
+    bits_per_dim: chex.Array, *, thresholds: chex.Array, eps: chex.Array
+) -> chex.Array:
+    """The more suspicious an image, the larger its ball: eps as a step function.
+
+    One threshold and an eps of 0 below it is `adaptive_eps`.
+
+    Args:
+      bits_per_dim: of the images, `[B]`, from `likelihood.bits_per_dim`.
+      thresholds: `[T]`, bits per dimension, ascending; from each on the next eps holds.
+      eps: `[T + 1]`, whole levels 0..255.
+
+    Returns:
+      int32 `[B]`, for `purify`. What is no number counts as above all thresholds.
+
+    Raises:
+      TypeError: eps is not integers.
+      ValueError: eps out of range, thresholds that do not ascend, or not one eps more
+        than thresholds.
+    """
+    radius = purification.check_eps(eps).astype(jnp.int32)
+    traced = isinstance(thresholds, jax.core.Tracer)
+    ladder = thresholds if traced else np.asarray(thresholds, np.float32)
+    if ladder.ndim != 1 or radius.shape != (len(ladder) + 1,):
+        raise ValueError(
+            f"{list(ladder.shape)} thresholds need one eps more: {list(radius.shape)}"
+        )
+    if not traced and not np.all(np.diff(ladder) > 0):
+        raise ValueError(f"thresholds must ascend: {ladder.tolist()}")
+    passed = ~(pixels.native(bits_per_dim)[:, None] < jnp.asarray(ladder)[None])
+    return radius[jnp.sum(passed.astype(jnp.int32), 1)]
+
+
+def _seen_bits(
+    model: pixelcnn.PixelCNN, params: base.Params, images: chex.Array
+) -> chex.Array:
+    """Bits per dimension `[B]` of images as they are seen: rounded, no gradient."""
+    whole = base.whole(jax.lax.stop_gradient(images))
+    return likelihood.bits_per_dim(model, params["params"], whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class PurifyAdaptively(purification.Purify):
+    """`purify` where an image looks perturbed, see `adaptive_eps`.
+
+    Its `params` have a `threshold` besides, bits/dim.
+    """
+
+    name = "purify_adaptive"
+
+    @classmethod
+    def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
+        """As for `Purify`; takes `purify.threshold` too."""
+        defence, its = super().build(given)
+        threshold = jnp.float32(given.settings["purify"]["threshold"])
+        return defence, its | {"threshold": threshold}
+
+    @property
+    def computed_by(self) -> base.Defence:
+        """`Purify`: all images are purified, and those of some are not used."""
+        return purification.Purify(self.density_model, self.window)
+
+    def decide(
+        self, params: base.Params, computed: base.Computed, images: chex.Array
+    ) -> base.Passed:
+        """The likely images as they were, the others purified."""
+        given = computed["given_log_probs"]
+        bits = likelihood.to_bits_per_dim(given, images.shape[1:])
+        alone = bits < params["threshold"]
+        purified = computed["images"].astype(images.dtype)
+        return base.Passed(
+            jnp.where(alone[:, None, None, None], images, purified),
+            log_prob=jnp.where(alone, given, computed["log_probs"]),
+        )
+
+    def facts(self, params: base.Params) -> dict[str, Any]:
+        """`eps_defend`, levels, and `threshold`, bits/dim."""
+        threshold = round(float(params["threshold"]), 6)
+        return super().facts(params) | {"threshold": threshold}
+
+    def view(
+        self, params: base.Params, images: chex.Array, key: base.Keys, gradient: str
+    ) -> chex.Array:
+        """As for `Purify`, with an eps of 0 where the rounded image is likely."""
+        bits = _seen_bits(self.density_model, params, images)
+        eps = adaptive_eps(bits, eps=params["eps"], threshold=params["threshold"])
+        return super().view(params | {"eps": eps}, images, key, gradient)
 
 
 @dataclasses.dataclass(frozen=True)
 class PurifyGraded(purification.Purify):
     """The more suspicious an image, the more is done to it.
 
-    The grade is found as by `purification.graded_eps`. An image is purified and then
+    The grade is found as by `graded_eps`. An image is purified and then
     compressed (`compression.compress`): greedy decoding leaves specks of colour that no
     photograph has, and JPEG takes those first.
 
@@ -51,8 +167,9 @@ class PurifyGraded(purification.Purify):
         self, params: base.Params, images: chex.Array, key: base.Keys
     ) -> base.Computed:
         """As for `Purify`; the `log_probs` are those of the compressed images."""
-        computed = super().compute(params, images, key)
-        grade = self._grade(params, computed["given_log_probs"], images.shape[1:])
+        grade = self._grade(params, images)
+        at_grade = params | {"eps": params["eps"][grade]}
+        computed = super().compute(at_grade, images, key)
         purified = computed["images"].astype(jnp.float32)
         found = base.whole(self._compressed(purified, params["quality"][grade]))
         log_probs = likelihood.log_prob(self.density_model, params["params"], found)
@@ -74,34 +191,21 @@ class PurifyGraded(purification.Purify):
         self, params: base.Params, images: chex.Array, key: base.Keys, gradient: str
     ) -> chex.Array:
         """As for `Purify`, compression with it; the grade has no gradient."""
-        whole = base.whole(jax.lax.stop_gradient(images))
-        log_probs = likelihood.log_prob(self.density_model, params["params"], whole)
-        grade = self._grade(params, log_probs, images.shape[1:])
-        eps, quality = params["eps"][grade], params["quality"][grade]
-        purifier = purification.Purify(self.density_model, self.window)
-        purified = purifier.view(params | {"eps": eps}, images, key, gradient)
-        compressed = self._compressed(purified, quality)
+        grade = self._grade(params, images)
+        at_grade = params | {"eps": params["eps"][grade]}
+        purified = super().view(at_grade, images, key, gradient)
+        compressed = self._compressed(purified, params["quality"][grade])
         if gradient == "expectation":
             return compressed
         onto = images if gradient == "bpda" else compressed
         levels = jnp.round(jax.lax.stop_gradient(compressed))
         return base.straight_through(onto, levels)
 
-    def eps_for(
-        self, params: base.Params, log_probs: chex.Array, shape: tuple[int, ...]
-    ) -> chex.Array:
-        """By bits/dim."""
-        return params["eps"][self._grade(params, log_probs, shape)]
-
-    def _grade(
-        self, params: base.Params, log_probs: chex.Array, shape: tuple[int, ...]
-    ) -> chex.Array:
+    def _grade(self, params: base.Params, images: chex.Array) -> chex.Array:
         """Of images `[B]`, 0 for the least suspicious."""
-        bits = likelihood.to_bits_per_dim(log_probs, shape)
+        bits = _seen_bits(self.density_model, params, images)
         grades = jnp.arange(len(params["eps"]), dtype=jnp.int32)
-        return purification.graded_eps(
-            bits, thresholds=params["thresholds"], eps=grades
-        )
+        return graded_eps(bits, thresholds=params["thresholds"], eps=grades)
 
     def _compressed(self, images: chex.Array, quality: chex.Array) -> chex.Array:
         """Floating levels after JPEG, where there is a quality above 0."""

@@ -236,70 +236,12 @@ def check_eps(eps: chex.Array | int) -> chex.Array:
     return jnp.asarray(array)
 
 
-def adaptive_eps(
-    bits_per_dim: chex.Array, *, eps: chex.Array | int, threshold: chex.Array | float
-) -> chex.Array:
-    """`eps` for images that look perturbed, 0 for those that look clean.
-
-    Adaptive PixelDefend (section 4.2, Appendix B): images whose bits per dimension
-    are below the threshold are left alone. (Section 4.2 says "probability below", the
-    wrong way round; the appendix gives the thresholds in bits per dimension.)
-
-    Args:
-      bits_per_dim: of the images, `[B]`, from `likelihood.bits_per_dim`.
-      eps: whole levels 0..255, a number or `[B]`.
-      threshold: bits per dimension; the paper's are 3.2 for CIFAR-10 and 1.8 for
-        Fashion-MNIST, for its own models.
-
-    Returns:
-      int32 `[B]`, for `purify`.
-
-    Raises:
-      TypeError: eps is not an integer.
-      ValueError: eps is out of range.
-    """
-    radius = check_eps(eps).astype(jnp.int32)
-    return jnp.where(pixels.native(bits_per_dim) < threshold, 0, radius)
-
-
-def graded_eps(
-    bits_per_dim: chex.Array, *, thresholds: chex.Array, eps: chex.Array
-) -> chex.Array:
-    """The more suspicious an image, the larger its ball: eps as a step function.
-
-    One threshold and an eps of 0 below it is `adaptive_eps`.
-
-    Args:
-      bits_per_dim: of the images, `[B]`, from `likelihood.bits_per_dim`.
-      thresholds: `[T]`, bits per dimension, ascending; from each on the next eps holds.
-      eps: `[T + 1]`, whole levels 0..255.
-
-    Returns:
-      int32 `[B]`, for `purify`. What is no number counts as above all thresholds.
-
-    Raises:
-      TypeError: eps is not integers.
-      ValueError: eps out of range, thresholds that do not ascend, or not one eps more
-        than thresholds.
-    """
-    radius = check_eps(eps).astype(jnp.int32)
-    traced = isinstance(thresholds, jax.core.Tracer)
-    ladder = thresholds if traced else np.asarray(thresholds, np.float32)
-    if ladder.ndim != 1 or radius.shape != (len(ladder) + 1,):
-        raise ValueError(
-            f"{list(ladder.shape)} thresholds need one eps more: {list(radius.shape)}"
-        )
-    if not traced and not np.all(np.diff(ladder) > 0):
-        raise ValueError(f"thresholds must ascend: {ladder.tolist()}")
-    passed = ~(pixels.native(bits_per_dim)[:, None] < jnp.asarray(ladder)[None])
-    return radius[jnp.sum(passed.astype(jnp.int32), 1)]
-
-
 @dataclasses.dataclass(frozen=True)
 class Purify(base.Defence):
     """`purify` as a defence.
 
-    Its `params`: `params` of the density model and `eps`, int32 levels.
+    Its `params`: `params` of the density model and `eps`, int32 levels, a number (or,
+    for those built on it, `[B]`).
 
     Attributes:
       density_model: the description.
@@ -330,8 +272,7 @@ class Purify(base.Defence):
         given = base.whole(images)
         model, its = self.density_model, params["params"]
         log_probs = likelihood.log_prob(model, its, given)
-        eps = self.eps_for(params, log_probs, given.shape[1:])
-        purified = purify(model, its, given, eps=eps, window=self.window)
+        purified = purify(model, its, given, eps=params["eps"], window=self.window)
         return {
             "images": purified,
             "log_probs": likelihood.log_prob(model, its, purified),
@@ -366,7 +307,7 @@ class Purify(base.Defence):
         """
         del key
         model, its = self.density_model, params["params"]
-        eps = self.eps_seen(params, images)
+        eps = params["eps"]
         if gradient == "expectation":
             return relax(model, its, images, eps=eps, window=self.window)
         rounded = base.straight_through(images, jnp.round(images))
@@ -377,61 +318,3 @@ class Purify(base.Defence):
         levels = jax.lax.stop_gradient(rounded).astype(jnp.uint8)
         levels = purify(model, its, levels, eps=eps, window=self.window)
         return base.straight_through(images, levels.astype(images.dtype))
-
-    def eps_for(
-        self, params: base.Params, log_probs: chex.Array, shape: tuple[int, ...]
-    ) -> chex.Array:
-        """The eps for images of `shape` and log-probability `[B]`."""
-        del log_probs, shape
-        return params["eps"]
-
-    def eps_seen(self, params: base.Params, images: chex.Array) -> chex.Array:
-        """The eps with which an attacker's floating `images` are purified."""
-        del images
-        return params["eps"]
-
-
-@dataclasses.dataclass(frozen=True)
-class PurifyAdaptively(Purify):
-    """`purify` where an image looks perturbed, see `adaptive_eps`.
-
-    Its `params` have a `threshold` besides, bits/dim.
-    """
-
-    name = "purify_adaptive"
-
-    @classmethod
-    def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
-        """As for `Purify`; takes `purify.threshold` too."""
-        defence, its = super().build(given)
-        threshold = jnp.float32(given.settings["purify"]["threshold"])
-        return defence, its | {"threshold": threshold}
-
-    @property
-    def computed_by(self) -> base.Defence:
-        """`Purify`: all images are purified, and those of some are not used."""
-        return Purify(self.density_model, self.window)
-
-    def decide(
-        self, params: base.Params, computed: base.Computed, images: chex.Array
-    ) -> base.Passed:
-        """The likely images as they were, the others purified."""
-        given = computed["given_log_probs"]
-        bits = likelihood.to_bits_per_dim(given, images.shape[1:])
-        alone = bits < params["threshold"]
-        purified = computed["images"].astype(images.dtype)
-        return base.Passed(
-            jnp.where(alone[:, None, None, None], images, purified),
-            log_prob=jnp.where(alone, given, computed["log_probs"]),
-        )
-
-    def facts(self, params: base.Params) -> dict[str, Any]:
-        """`eps_defend`, levels, and `threshold`, bits/dim."""
-        threshold = round(float(params["threshold"]), 6)
-        return super().facts(params) | {"threshold": threshold}
-
-    def eps_seen(self, params: base.Params, images: chex.Array) -> chex.Array:
-        """0 where the rounded image is likely."""
-        whole = base.whole(jax.lax.stop_gradient(images))
-        bits = likelihood.bits_per_dim(self.density_model, params["params"], whole)
-        return adaptive_eps(bits, eps=params["eps"], threshold=params["threshold"])
