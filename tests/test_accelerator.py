@@ -204,14 +204,14 @@ def test_ties_are_measured_in_the_context_that_both_have(tmp_path):
 def test_every_training_has_a_configuration_that_fits():
     program = """
 from absl import flags
-from benchmarks import accelerator
+from benchmarks import trainings
 from pixeldefend.density import pixelcnn
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.models import classifiers
 
 flags.FLAGS(["x", "--set=train.batch=64", "--set=train.flip=True"])
-for name in accelerator.TRAININGS:
-    training, config = accelerator.configured(name)
+for name in trainings.TRAININGS:
+    training, config = trainings.configured(name)
     make = {"pixelcnn": pixelcnn.PixelCNN, "classifier": classifiers.make}
     make[training.kind](**config[training.kind].model)
     config[training.kind].train.hours = 0.1
