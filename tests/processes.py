@@ -4,12 +4,15 @@ import json
 import os
 import pathlib
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
+# Shells have what they put into the background ignore Ctrl-C, and what that starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = "configs/fashion_mnist.py:smoke"
 # What rows say of their making, which is not compared.

@@ -10,7 +10,14 @@ import time
 
 import numpy as np
 import pytest
-from processes import ROOT, SMOKE, environment, finish, launch, wait_for
+from processes import (
+    ROOT,
+    SMOKE,
+    environment,
+    finish,
+    launch,
+    wait_for,
+)
 
 from configs import default
 from pixeldefend.experiment import data, files, interruption, workdir, zoo
