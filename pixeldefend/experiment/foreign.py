@@ -38,7 +38,7 @@ def check_regular(path: epath.PathLike) -> None:
     """
     if files.is_remote(path):
         return
-    mode = os.stat(path).st_mode
+    mode = os.stat(files.expanded(path)).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise ValueError(f"{path} is no regular file, but a pipe, socket or device")
 
@@ -53,7 +53,7 @@ def check_all_regular(folder: epath.PathLike) -> None:
 def read_bytes(path: epath.PathLike) -> bytes:
     """All of a file; raises as `check_regular` and where it cannot be read."""
     check_regular(path)
-    return epath.Path(path).read_bytes()
+    return files.expanded(path).read_bytes()
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -72,7 +72,7 @@ def read_json(path: epath.PathLike) -> Any:
       OSError: it cannot be read.
     """
     check_regular(path)
-    size = epath.Path(path).stat().length
+    size = files.expanded(path).stat().length
     if size > _LARGEST_JSON:
         raise ValueError(f"{path} has {size} bytes: more than any file of its kind")
     try:
@@ -108,7 +108,7 @@ def read_arrays(
       FileNotFoundError: there is none.
       Exception: whatever `check` raises.
     """
-    path = epath.Path(path)
+    path = files.expanded(path)
     check_regular(path)
     with path.open("rb") as file:
         with _named(path):
