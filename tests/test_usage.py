@@ -2,11 +2,13 @@
 
 import ast
 
+import ml_collections
 import pytest
 from processes import ROOT
 
 from configs import default
 from pixeldefend import cli, usage
+from pixeldefend.experiment import modes
 
 
 def test_every_field_is_told_with_its_value_and_comment():
@@ -47,3 +49,21 @@ def test_help_is_given_whatever_else_is_asked(monkeypatch, capsys, option, confi
     told, errors = capsys.readouterr()
     assert told.startswith("usage: ") and not errors
     assert f"purify.eps = {32 if config else 16}  # levels" in told
+
+
+@pytest.mark.parametrize("mode", modes.MODES)
+def test_a_config_that_lacks_what_a_mode_reads_is_refused(mode):
+    bare = ml_collections.ConfigDict({"dataset": "mnist"})
+    with pytest.raises(modes.UserError, match=f"no seed, which {mode} reads: make it"):
+        modes.start(mode, bare)
+    whole = default.get_config()
+    for section in (mode, *modes.MODES[mode].weights, *modes.MODES[mode].reads):
+        config = ml_collections.ConfigDict(whole.to_dict())
+        del config[section]
+        with pytest.raises(modes.UserError, match=f"no {section}, which {mode} reads"):
+            modes.start(mode, config)
+    for section, fields in modes.MODES[mode].reads.items():
+        config = ml_collections.ConfigDict(whole.to_dict())
+        del config[section][fields[0]]
+        with pytest.raises(modes.UserError, match=f"no {section}.{fields[0]}, which"):
+            modes.start(mode, config)

@@ -157,9 +157,10 @@ def start(
       UserError: something that the user gave is wrong.
       interruption.Interrupted: the run was asked to stop; started again it goes on.
     """
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed must be from 0 to 2^32 - 1: {config.seed}")
     with user_errors():
+        _check_whole(name, modes[name], config)
+        if not 0 <= config.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to 2^32 - 1: {config.seed}")
         data.check_name(config.dataset)
         parallel.check_platform()
         given = jax.tree.leaves(config.to_dict())
@@ -176,6 +177,25 @@ def start(
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
         modes[name].run(config, place)
+
+
+def _check_whole(name: str, mode: Mode, config: inputs.Config) -> None:
+    """Raises ValueError where a config of one's own lacks what a mode reads."""
+    wanted = ["dataset", "seed", "data_dir", "compilation_cache", name]
+    kind = config[name].get("model", "") if mode.kinds and name in config else ""
+    of_kind = [kind, *mode.kinds[kind]] if kind in mode.kinds else []
+    wanted += [*mode.weights, *of_kind]
+    for section, fields in mode.reads.items():
+        wanted += [section, *(f"{section}.{field}" for field in fields)]
+    for path in wanted:
+        inner = config
+        for part in path.split("."):
+            if part not in inner:
+                raise ValueError(
+                    f"the config has no {path}, which {name} reads: make it of what "
+                    "configs/default.py gives"
+                )
+            inner = inner[part]
 
 
 def _sections(name: str, mode: Mode, config: inputs.Config) -> dict:
