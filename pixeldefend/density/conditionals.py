@@ -39,11 +39,9 @@ import jax.numpy as jnp
 from pixeldefend import pixels
 
 CONDITIONALS = ("independent", "joint", "softmax")
-# Floor of the log-scales, as in PixelCNN++: 1/1100 of the range of units.
-MIN_LOG_SCALE = -7.0
-# Ceiling: e^40 times the range is flat already, and soon after it float32 has nothing
-# left for the mass of a bin.
-MAX_LOG_SCALE = 40.0
+# Of the log-scales: the floor is PixelCNN++'s, 1/1100 of the range of units; e^40 times
+# the range is flat already, and soon after it float32 has no mass left for a bin.
+MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 40.0
 
 State = Any  # a pytree, of a family's own: `MixtureState`, `SoftmaxState`
 
