@@ -43,6 +43,13 @@ def test_purify_equals_the_naive_decoder(shape, options, float64):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_bounds_are_levels():
+    images = np.array([0, 3, 100, 250, 255], np.uint8).reshape(5, 1, 1, 1)
+    lower, upper = purification.bounds(images, 8)
+    np.testing.assert_array_equal(lower.ravel(), [0, 0, 92, 242, 247])
+    np.testing.assert_array_equal(upper.ravel(), [8, 11, 108, 255, 255])
+
+
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
 @pytest.mark.parametrize("level", [0, 100, 255])
 def test_the_window_depends_on_eps_and_not_on_the_images(dtype, level, monkeypatch):

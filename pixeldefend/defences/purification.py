@@ -50,7 +50,7 @@ def purify(
       TypeError: images or eps of a type that holds no whole levels.
       ValueError: eps out of range, too narrow a window, or shapes that do not fit.
     """
-    lower, upper = bounds(images, eps)
+    lower, upper = _ball(images, eps)
     return decode.decode(
         model,
         params,
@@ -169,19 +169,26 @@ def straight_through_mean(
 
 
 def bounds(images: chex.Array, eps: chex.Array | int) -> tuple[chex.Array, chex.Array]:
-    """The ball of radius `eps` around `images`, as integer levels.
+    """The ball of radius `eps` around `images`, cut to 0..255, as integer levels.
 
     Args:
       images: levels `[B, H, W, C]`, uint8.
       eps: whole levels 0..255, a number or `[B]`.
 
     Returns:
-      Inclusive bounds (lower, upper), int32 `[B, H, W, C]`, which may lie beyond
-      0..255.
+      Inclusive bounds (lower, upper), int32 `[B, H, W, C]`.
 
     Raises:
       TypeError: images or eps are not integers.
       ValueError: eps out of range or of a shape that does not fit.
+    """
+    lower, upper = _ball(images, eps)
+    return jnp.maximum(lower, 0), jnp.minimum(upper, pixels.LEVELS - 1)
+
+
+def _ball(images: chex.Array, eps: chex.Array | int) -> tuple[chex.Array, chex.Array]:
+    """`bounds` before they are cut: how far they are apart does not depend on images,
+    and by that `decode.decode` chooses its window.
     """
     pixels.check_images(images)
     pixels.check_some(images)
