@@ -50,7 +50,7 @@ def two_sided_p_values(log_probs: chex.Array, reference: chex.Array) -> chex.Arr
     Raises:
       ValueError: as for `p_values`.
     """
-    reference = _sorted(reference)
+    reference = _scores(reference, "reference")  # `p_values` sees whether it ascends
     log_probs = jnp.asarray(pixels.native(log_probs))
     count = reference.shape[0]
     no_less_likely = count - jnp.searchsorted(reference, log_probs, side="left")
