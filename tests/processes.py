@@ -9,7 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+from absl import flags
+
+from pixeldefend import cli
+from pixeldefend.experiment import modes
 
 # Shells have what they put into the background ignore Ctrl-C, and what that starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -54,6 +59,24 @@ def launch(mode: str, *options: str, processes: int = 1, devices: int = 1) -> li
         )
         for more in extra
     ]
+
+
+def enter_anew(
+    arguments: list[str], known: Mapping[str, modes.Mode] = modes.MODES
+) -> int:
+    """The exit code of `main.py` in this process, entered as a shell would."""
+    sys.argv = ["main.py", *arguments]  # config_flags looks there for overrides
+    flags.FLAGS.unparse_flags()
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):  # defined anew from every command line
+            delattr(flags.FLAGS, name)
+        else:
+            flags.FLAGS[name].unparse()
+    try:
+        cli.parse(sys.argv)
+        return cli.main(known)
+    except SystemExit as stop:
+        return stop.code
 
 
 def finish(started: list, code: int = 0) -> list[tuple[str, str]]:

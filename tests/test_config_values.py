@@ -7,8 +7,7 @@ import signal
 import sys
 
 import pytest
-from absl import flags
-from processes import ROOT
+from processes import ROOT, enter_anew
 
 from configs import mnist
 from pixeldefend import cli, usage
@@ -108,22 +107,6 @@ def _arguments(folder, name, kind):
     ]
 
 
-def _command(arguments):
-    """The exit code of `main.py`, entered anew, as a shell would."""
-    sys.argv = ["main.py", *arguments]  # config_flags looks there for overrides
-    flags.FLAGS.unparse_flags()
-    for name in list(flags.FLAGS):
-        if name.startswith("config."):  # defined anew from every command line
-            delattr(flags.FLAGS, name)
-        else:
-            flags.FLAGS[name].unparse()
-    try:
-        cli.parse(sys.argv)
-        return cli.main(modes.MODES)
-    except SystemExit as stop:
-        return stop.code
-
-
 @pytest.fixture
 def only_checks(monkeypatch, tmp_path):
     """Runs end where they would begin; what is read is read once."""
@@ -147,7 +130,7 @@ def test_every_value_is_accepted_or_told_in_one_line(only_checks, tmp_path, caps
     for name, mode in modes.MODES.items():  # what is read takes its time once
         for kind in mode.kinds or [None]:
             with pytest.raises(Accepted):
-                _command(_arguments(tmp_path, name, kind))
+                enter_anew(_arguments(tmp_path, name, kind))
     capsys.readouterr()
     for name, kind, field, value in _cases():
         arguments = [*_arguments(tmp_path, name, kind), f"--config.{field}={value}"]
@@ -155,7 +138,7 @@ def test_every_value_is_accepted_or_told_in_one_line(only_checks, tmp_path, caps
         size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         signal.alarm(SECONDS)
         try:
-            code = _command(arguments)
+            code = enter_anew(arguments)
         except Accepted:
             accepted += 1
             continue

@@ -602,25 +602,13 @@ def test_every_mistake_is_one_line_and_touches_nothing(tmp_path):
     """All in one process: `main.py` is entered anew for each, as a shell would."""
     script = """
 import contextlib, io, json, sys
-from absl import flags
-from pixeldefend import cli
 from pixeldefend.experiment.modes import MODES
+from processes import enter_anew
 from reproduction.__main__ import MODES as OTHERS
 for arguments in json.load(sys.stdin):
-    sys.argv = ["main.py", *arguments]  # config_flags looks there for overrides
-    flags.FLAGS.unparse_flags()
-    for name in list(flags.FLAGS):
-        if name.startswith("config."):  # defined anew from every command line
-            delattr(flags.FLAGS, name)
-        else:
-            flags.FLAGS[name].unparse()
     out, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        try:
-            cli.parse(sys.argv)
-            code = cli.main(MODES | OTHERS)
-        except SystemExit as stop:
-            code = stop.code
+        code = enter_anew(arguments, MODES | OTHERS)
     print(json.dumps([code, error.getvalue()]))
 """
     mistakes = _mistakes(tmp_path)
@@ -642,7 +630,7 @@ for arguments in json.load(sys.stdin):
         [sys.executable, "-c", script],
         input=json.dumps(lines),
         cwd=ROOT,
-        env=_environment() | {"PYTHONPATH": str(ROOT)},
+        env=_environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         capture_output=True,
         text=True,
     )
