@@ -55,6 +55,23 @@ class Task:
     queries: chex.Array
 
 
+@struct.dataclass
+class Found:
+    """What a search of several that share their images has found.
+
+    Attributes:
+      levels: `[B, H, W, C]` floating; whole levels where whole ones come back.
+      success: `[B]` bool: the network, shown `levels`, is surely fooled.
+      steps: `[B]` int32, how often the image was moved.
+      queries: `[B]` int32, how often the network was shown a variant of it.
+    """
+
+    levels: chex.Array
+    success: chex.Array
+    steps: chex.Array
+    queries: chex.Array
+
+
 def prepare(
     network: Network,
     images: chex.Array,
