@@ -142,7 +142,7 @@ class VGG(nn.Module):
         for block in self.blocks:
             for conv, normed in zip(block[::2], block[1::2], strict=True):
                 x = functional.relu(normed(conv(x)))
-            x = functional.max_pool2d(x, 2)
+            x = functional.max_pool2d(x, 2, ceil_mode=True)
         x = x.permute(0, 2, 3, 1).flatten(1)  # as Linen flattens
         x = functional.dropout(x, 0.5, self.training)
         x = functional.dropout(functional.relu(self.dense1(x)), 0.5, self.training)

@@ -20,6 +20,7 @@ with `check_labels`, `check_eps` and, for the network itself, `check_logits`.
 `named` gives an attack by name with the arguments of a paper, `ATTACKS` lists them.
 """
 
+from pixeldefend.attacks.apgd import apgd
 from pixeldefend.attacks.carlini_wagner import cw_l2, cw_linf
 from pixeldefend.attacks.corruption import (
     contrast_reduction,
@@ -47,6 +48,7 @@ __all__ = [
     "ATTACKS",
     "Info",
     "LogitsFn",
+    "apgd",
     "bim",
     "check_eps",
     "check_labels",

@@ -37,11 +37,16 @@ def log_odds_against(
 
     def total(images: chex.Array) -> tuple[chex.Array, chex.Array]:
         logits = network(images)
-        own = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
-        others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), -1)
-        return jnp.sum(others - jnp.sum(jnp.where(own, logits, 0), -1)), logits
+        return jnp.sum(log_odds(logits, labels)), logits
 
     return jax.grad(total, has_aux=True)(images)
+
+
+def log_odds(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """`[B]`: the logarithm of the odds against the labels, see `log_odds_against`."""
+    own = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
+    others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), -1)
+    return others - jnp.sum(jnp.where(own, logits, 0), -1)
 
 
 def score(
