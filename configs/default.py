@@ -219,10 +219,12 @@ def _attack() -> ml_collections.ConfigDict:
     attack.input = "sample"  # as for purify
     attack.count = -1  # as for purify
     attack.batch = 128  # images at a time, per device
-    # rand, fgsm, bim, pgd, pgd_l2, fgm, deepfool, deepfool_l2, cw, cw_l2,
-    # gaussian_blur, contrast_reduction, salt_and_pepper, saliency_map, lbfgs
+    # rand, fgsm, bim, pgd, pgd_l2, fgm, deepfool, deepfool_l2, cw, cw_l2, fab, fab_l2,
+    # square, square_l2, gaussian_blur, contrast_reduction, salt_and_pepper,
+    # saliency_map, lbfgs
     attack.name = "bim"
-    # Of its arguments: paper, code, strong, athalye, thesis, report; "": the usual one.
+    # Of its arguments: paper, code, strong, standard, athalye, thesis, report; "": the
+    # usual one.
     attack.preset = ""
     # In the attack's norm: levels, or values for saliency_map; inf: no bound.
     attack.eps = 8.0

@@ -24,7 +24,14 @@ RARE = [
     pytest.param(*kind, marks=pytest.mark.slow) for kind in KINDS if kind not in USUAL
 ]
 # As many steps as these small problems can use.
-FEWER = {"cw": {"steps": 40}, "cw_l2": {"steps": 60, "search_steps": 4}}
+FEWER = {
+    "cw": {"steps": 40},
+    "cw_l2": {"steps": 60, "search_steps": 4},
+    "fab": {"steps": 10},
+    "fab_l2": {"steps": 10},
+    "square": {"queries": 100},
+    "square_l2": {"queries": 100},
+}
 SIZES = {"linf": norms.linf, "l2": norms.l2, "l0": norms.l0}
 EPS = {"linf": 20.0, "l2": 600.0, "l0": 12.0}
 
@@ -58,7 +65,7 @@ def _problem(seed, count=5):
 
 
 def _attack(name, preset):
-    fewer = FEWER.get(name, {}) if preset == "strong" else {}
+    fewer = FEWER.get(name, {}) if preset in ("strong", "standard") else {}
     return functools.partial(attacks.named(name, preset), **fewer)
 
 

@@ -29,6 +29,7 @@ from pixeldefend.attacks.corruption import (
 )
 from pixeldefend.attacks.deepfool import deepfool
 from pixeldefend.attacks.evasion import evade
+from pixeldefend.attacks.fab import fab
 from pixeldefend.attacks.lbfgs import lbfgs
 from pixeldefend.attacks.noise import rand, uniform_noise
 from pixeldefend.attacks.outcome import (
@@ -43,6 +44,7 @@ from pixeldefend.attacks.presets import ATTACKS, named, usual
 from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
 from pixeldefend.attacks.rounding import cut
 from pixeldefend.attacks.saliency import saliency_map
+from pixeldefend.attacks.square import square
 
 __all__ = [
     "ATTACKS",
@@ -59,6 +61,7 @@ __all__ = [
     "cw_linf",
     "deepfool",
     "evade",
+    "fab",
     "fgm",
     "fgsm",
     "gaussian_blur",
@@ -69,6 +72,7 @@ __all__ = [
     "rand",
     "saliency_map",
     "salt_and_pepper",
+    "square",
     "uniform_noise",
     "usual",
 ]

@@ -215,12 +215,10 @@ def search(
     tries = [one for one in tries if one[1] < classes - 1]
     kinds = jnp.array([LOSSES.index(loss) for loss, _ in tries])
     ranks = jnp.array([rank for _, rank in tries])
-    own = jax.nn.one_hot(task.labels, classes, dtype=bool)
-    likeliest = jnp.argsort(-jnp.where(own, -jnp.inf, logits), axis=1)
     if targets is None:
-        aims = likeliest[:, ranks]
+        aims = outcome.rivals(logits, task.labels, classes - 1)[:, ranks]
     else:
-        aims = jnp.broadcast_to(targets[:, None], (len(own), len(tries)))
+        aims = jnp.broadcast_to(targets[:, None], (len(logits), len(tries)))
 
     def step(constants: tuple, state: _Climb) -> _Climb:
         task, key, aims = constants

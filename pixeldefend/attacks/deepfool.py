@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from pixeldefend import pixels
-from pixeldefend.attacks import norms, outcome, rounding
+from pixeldefend.attacks import gradients, norms, outcome, rounding
 from pixeldefend.attacks.batched_while import batched_while
 from pixeldefend.attacks.outcome import Info, LogitsFn, Network
 
@@ -100,7 +100,7 @@ def deepfool(
     )
     # Each lane is a batch of its own: one backward pass for each candidate.
     lanes = max(len(images) // 8, 4) if lanes is None else lanes
-    constants = task, _rivals(logits, task.labels, candidates)
+    constants = task, outcome.rivals(logits, task.labels, candidates - 1)
     step = functools.partial(_step, network, ball, steps, overshoot, rescale, bounded)
     last = batched_while(step, constants, first, lanes=lanes)
     return rounding.finish(
@@ -114,14 +114,6 @@ def deepfool(
         quantise=quantise,
         keep_failed=keep_failed,
     )
-
-
-def _rivals(logits: chex.Array, labels: chex.Array, candidates: int) -> chex.Array:
-    """`[B, candidates - 1]`: the classes of the largest logits but the label."""
-    classes = logits.shape[-1]
-    own = jax.nn.one_hot(labels, classes, dtype=bool)
-    others = jnp.where(own, -jnp.inf, logits)
-    return jax.lax.top_k(others, min(candidates, classes) - 1)[1]
 
 
 def _step(
@@ -156,25 +148,30 @@ def _to_boundary(
     bounded: bool,
 ) -> chex.Array:
     """`[B, H, W, C]`, to the nearest boundary between the label and a rival."""
-    logits, back = jax.vjp(network, moved)
-    classes, kind = logits.shape[-1], logits.dtype
-    own = jax.nn.one_hot(labels, classes, dtype=kind)
-    leads = jax.nn.one_hot(rivals.T, classes, dtype=kind) - own[None]
-    gradients = jax.vmap(back)(leads)[0]
+    leads, slopes = gradients.leads(network, moved, labels, rivals)
     if bounded:
         top = pixels.LEVELS - 1
-        stuck = (moved <= 0)[None] & (gradients < 0)
-        stuck |= (moved >= top)[None] & (gradients > 0)
-        gradients = jnp.where(stuck, 0, gradients)
-    gaps = jnp.sum(leads * logits[None], -1).astype(moved.dtype)
-    steepness = jax.vmap(norm.dual)(gradients)
-    steep = steepness > 0
-    reach = jnp.where(steep, jnp.abs(gaps) / jnp.where(steep, steepness, 1), jnp.inf)
-    nearest = jnp.argmin(reach, 0)
-    each = jnp.arange(len(moved))
-    reach = reach[nearest, each]
+        stuck = (moved <= 0)[None] & (slopes < 0)
+        stuck |= (moved >= top)[None] & (slopes > 0)
+        slopes = jnp.where(stuck, 0, slopes)
+    reach, nearest = nearest_boundary(norm, leads, slopes)
     length = jnp.where(jnp.isfinite(reach), reach + _LEAST, 0)
-    return norms.each(length) * norm.direction(gradients[nearest, each])
+    slope = slopes[nearest, jnp.arange(len(moved))]
+    return norms.each(length) * norm.direction(slope)
+
+
+def nearest_boundary(
+    norm: norms.Norm, leads: chex.Array, slopes: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+    """How far the nearest boundary is, `[B]`, and whose it is, `[B]` of R.
+
+    Of leads `[R, B]` as if they were linear, with slopes `[R, B, H, W, C]`; infinitely
+    far where all slopes are zero.
+    """
+    steepness = jax.vmap(norm.dual)(slopes)
+    steep = steepness > 0
+    reach = jnp.where(steep, jnp.abs(leads) / jnp.where(steep, steepness, 1), jnp.inf)
+    return jnp.min(reach, 0), jnp.argmin(reach, 0)
 
 
 def _stretch(moved: chex.Array) -> chex.Array:

@@ -49,6 +49,21 @@ def log_odds(logits: chex.Array, labels: chex.Array) -> chex.Array:
     return others - jnp.sum(jnp.where(own, logits, 0), -1)
 
 
+def leads(
+    network: Network, images: chex.Array, labels: chex.Array, rivals: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+    """Rivals' logits less the label's, `[R, B]`, and their gradients `[R, B, H, W, C]`.
+
+    `rivals` are classes, `[B, R]`. One forward pass, and one backward pass for each.
+    """
+    logits, back = jax.vjp(network, images)
+    classes, kind = logits.shape[-1], logits.dtype
+    own = jax.nn.one_hot(labels, classes, dtype=kind)
+    signs = jax.nn.one_hot(rivals.T, classes, dtype=kind) - own[None]
+    gaps = jnp.sum(signs * logits[None], -1).astype(images.dtype)
+    return gaps, jax.vmap(back)(signs)[0]
+
+
 def score(
     score_fn: Callable[[chex.Array], chex.Array], images: chex.Array
 ) -> tuple[chex.Array, chex.Array]:

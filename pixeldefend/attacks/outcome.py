@@ -154,9 +154,7 @@ def with_targets(
     logits = network(task.images)
     task = task.replace(queries=task.queries + 1)
     if targets is None:
-        other = jax.nn.one_hot(task.labels, logits.shape[1], dtype=bool)
-        runners_up = jnp.argmax(jnp.where(other, -jnp.inf, logits), -1)
-        return task, runners_up.astype(jnp.int32), logits
+        return task, rivals(logits, task.labels, 1)[:, 0], logits
     if np.shape(targets) != task.labels.shape:
         raise ValueError(
             f"targets must be [{len(task.labels)}], one for each image: "
@@ -164,6 +162,17 @@ def with_targets(
         )
     check_labels(targets, logits.shape[1])
     return task, jnp.asarray(pixels.native(targets)).astype(jnp.int32), logits
+
+
+def rivals(logits: chex.Array, labels: chex.Array, count: int) -> chex.Array:
+    """The classes but the labels, int32 `[B, R]`, those of the largest logits first.
+
+    R is `count`, or K - 1 where there are no more.
+    """
+    classes = logits.shape[-1]
+    own = jax.nn.one_hot(labels, classes, dtype=bool)
+    others = jnp.where(own, -jnp.inf, logits)
+    return jax.lax.top_k(others, min(count, classes - 1))[1].astype(jnp.int32)
 
 
 def floating(images: chex.Array) -> chex.Array:

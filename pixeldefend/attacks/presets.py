@@ -7,6 +7,7 @@ A preset is a set of arguments, never a second implementation:
   strong: the attack as its inventors meant it, or stronger.
   athalye: what broke PixelDefend in Athalye et al. (2018), through bpda.
   thesis: foolbox 3's defaults, which the thesis on PuVAE presumably took.
+  standard: as AutoAttack has it.
   report: those of foolbox 1 and 2, which the reproducibility report presumably took.
 """
 
@@ -22,10 +23,12 @@ from pixeldefend.attacks.corruption import (
     salt_and_pepper,
 )
 from pixeldefend.attacks.deepfool import deepfool
+from pixeldefend.attacks.fab import fab
 from pixeldefend.attacks.lbfgs import lbfgs
 from pixeldefend.attacks.noise import rand
 from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
 from pixeldefend.attacks.saliency import saliency_map
+from pixeldefend.attacks.square import square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,8 @@ _ONE_CONSTANT = {
 }
 # Every strength in turn.
 _THOUSAND = {"grid": 1000, "refinements": 0}
+_NINE_TARGETS = {"targets": 9, "steps": 100, "restarts": 1}
+_5000_QUERIES = {"queries": 5000, "restarts": 1}
 
 ATTACKS: dict[str, Known] = {
     "rand": Known(rand, "linf", {"paper": _MADE, "code": _MADE}, looks=False),
@@ -139,6 +144,10 @@ ATTACKS: dict[str, Known] = {
         cut=True,
         bare=True,
     ),
+    "fab": Known(fab, "linf", {"standard": _NINE_TARGETS}),
+    "fab_l2": Known(fab, "l2", {"standard": _NINE_TARGETS | {"norm": "l2"}}),
+    "square": Known(square, "linf", {"standard": _5000_QUERIES}),
+    "square_l2": Known(square, "l2", {"standard": _5000_QUERIES | {"norm": "l2"}}),
     "fgm": Known(fgm, "l2", {"report": _MADE}),
     "gaussian_blur": Known(gaussian_blur, "l2", {"strong": {}, "report": _THOUSAND}),
     "contrast_reduction": Known(

@@ -11,7 +11,7 @@ from pixeldefend.attacks import norms, outcome
 from pixeldefend.attacks.batched_while import batched_while
 from pixeldefend.attacks.outcome import Info, LogitsFn, Network, Task
 
-_TRIES = 8
+TRIES = 8
 
 
 @struct.dataclass
@@ -58,13 +58,13 @@ def quantise_fooling(
 
     def step(constants: tuple, state: _Search) -> _Search:
         task, change = constants
-        larger = norms.each(_scale(norm, change, state.tries)) * change
+        larger = norms.each(scale(norm, change, state.tries)) * change
         levels = norm.whole(task.images, task.images + larger, task.radius)
         logits = network(levels.astype(task.images.dtype))
         success = outcome.is_surely_fooled(logits, task.labels)
         tries = state.tries + 1
         levels = jnp.where(norms.each(success), levels, state.levels)
-        return _Search(levels, tries, success | (tries >= _TRIES))
+        return _Search(levels, tries, success | (tries >= TRIES))
 
     first = _Search(
         levels=norm.whole(task.images, moved, task.radius),
@@ -101,19 +101,19 @@ def finish(
     )
 
 
-def _scale(norm: norms.Norm, change: chex.Array, tries: chex.Array) -> chex.Array:
-    """`[B]`: by how much to scale `change`, 1 at first, in steps that double."""
+def scale(norm: norms.Norm, change: chex.Array, tries: chex.Array) -> chex.Array:
+    """`[B]`: by how much to scale `change`, 1 at try 0, in steps that double."""
     growth = 2.0 ** tries.astype(change.dtype)
     largest = norms.linf(change)
     safe = jnp.where(largest > 0, largest, 1)
     if norm.name == "linf":
         # Sizes that are whole: the next one, then 1, 3, 7.. more.
         size = jnp.ceil(largest - 1e-3) + growth / 2 - 1
-        scale = size / safe
+        larger = size / safe
     else:
         # By 1, 3, 7.. %, from where the first value is not rounded to zero.
-        scale = jnp.maximum(1, 0.50001 / safe) * (1 + 0.01 * (growth - 1))
-    return jnp.where(tries > 0, scale, 1)
+        larger = jnp.maximum(1, 0.50001 / safe) * (1 + 0.01 * (growth - 1))
+    return jnp.where(tries > 0, larger, 1)
 
 
 def cut(
