@@ -21,6 +21,7 @@ with `check_labels`, `check_eps` and, for the network itself, `check_logits`.
 """
 
 from pixeldefend.attacks.apgd import apgd
+from pixeldefend.attacks.auto_attack import AutoInfo, auto_attack
 from pixeldefend.attacks.carlini_wagner import cw_l2, cw_linf
 from pixeldefend.attacks.corruption import (
     contrast_reduction,
@@ -48,9 +49,11 @@ from pixeldefend.attacks.square import square
 
 __all__ = [
     "ATTACKS",
+    "AutoInfo",
     "Info",
     "LogitsFn",
     "apgd",
+    "auto_attack",
     "bim",
     "check_eps",
     "check_labels",

@@ -7,7 +7,8 @@ A preset is a set of arguments, never a second implementation:
   strong: the attack as its inventors meant it, or stronger.
   athalye: what broke PixelDefend in Athalye et al. (2018), through bpda.
   thesis: foolbox 3's defaults, which the thesis on PuVAE presumably took.
-  standard: as AutoAttack has it.
+  standard: as AutoAttack has it; ce, dlr and targeted name the loss of its APGD, plus
+    and rand its other versions.
   report: those of foolbox 1 and 2, which the reproducibility report presumably took.
 """
 
@@ -16,6 +17,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pixeldefend.attacks.apgd import apgd
+from pixeldefend.attacks.auto_attack import VERSIONS, auto_attack
 from pixeldefend.attacks.carlini_wagner import cw_l2, cw_linf
 from pixeldefend.attacks.corruption import (
     contrast_reduction,
@@ -144,10 +147,38 @@ ATTACKS: dict[str, Known] = {
         cut=True,
         bare=True,
     ),
+    "apgd": Known(
+        apgd,
+        "linf",
+        {
+            "ce": {"loss": "ce"},
+            "dlr": {"loss": "dlr"},
+            "targeted": {"loss": "targeted_dlr", "targets": 9},
+        },
+    ),
+    "apgd_l2": Known(
+        apgd,
+        "l2",
+        {
+            "ce": {"loss": "ce", "norm": "l2"},
+            "dlr": {"loss": "dlr", "norm": "l2"},
+            "targeted": {"loss": "targeted_dlr", "targets": 9, "norm": "l2"},
+        },
+    ),
     "fab": Known(fab, "linf", {"standard": _NINE_TARGETS}),
     "fab_l2": Known(fab, "l2", {"standard": _NINE_TARGETS | {"norm": "l2"}}),
     "square": Known(square, "linf", {"standard": _5000_QUERIES}),
     "square_l2": Known(square, "l2", {"standard": _5000_QUERIES | {"norm": "l2"}}),
+    "auto_attack": Known(
+        auto_attack,
+        "linf",
+        {name: {"version": name} for name in VERSIONS},
+    ),
+    "auto_attack_l2": Known(
+        auto_attack,
+        "l2",
+        {name: {"version": name, "norm": "l2"} for name in VERSIONS},
+    ),
     "fgm": Known(fgm, "l2", {"report": _MADE}),
     "gaussian_blur": Known(gaussian_blur, "l2", {"strong": {}, "report": _THOUSAND}),
     "contrast_reduction": Known(
