@@ -77,8 +77,11 @@ def test_the_paper_has_no_number_for_who_sees_the_purifier():
     assert found.cell(PURIFIED, "bim", 8.0).ours == pytest.approx(70)
     cell = found.cell(PURIFIED, "bim (bpda)", 8.0)
     assert cell.ours == pytest.approx(40) and cell.paper is None
+    # Beside others the paper's five have a strongest of their own, and are named.
     strongest = found.cell(PURIFIED, tables.STRONGEST, 8.0)
-    assert strongest.ours == pytest.approx(40) and strongest.paper is None
+    assert strongest.ours == pytest.approx(60) and strongest.paper == 83
+    header, _ = found.lines(8.0)
+    assert header[-2:] == ["strongest of the paper's five", "every attack"]
 
 
 def test_the_strongest_attack_is_the_least_of_all(table):

@@ -68,8 +68,8 @@ _ONE_CONSTANT = {
 }
 # Every strength in turn.
 _THOUSAND = {"grid": 1000, "refinements": 0}
-_NINE_TARGETS = {"targets": 9, "steps": 100, "restarts": 1}
-_5000_QUERIES = {"queries": 5000, "restarts": 1}
+_NINE_TARGETS = _MADE | {"targets": 9, "steps": 100, "restarts": 1}
+_5000_QUERIES = _MADE | {"queries": 5000, "restarts": 1}
 
 ATTACKS: dict[str, Known] = {
     "rand": Known(rand, "linf", {"paper": _MADE, "code": _MADE}, looks=False),
@@ -151,18 +151,18 @@ ATTACKS: dict[str, Known] = {
         apgd,
         "linf",
         {
-            "ce": {"loss": "ce"},
-            "dlr": {"loss": "dlr"},
-            "targeted": {"loss": "targeted_dlr", "targets": 9},
+            "ce": _MADE | {"loss": "ce"},
+            "dlr": _MADE | {"loss": "dlr"},
+            "targeted": _MADE | {"loss": "targeted_dlr", "targets": 9},
         },
     ),
     "apgd_l2": Known(
         apgd,
         "l2",
         {
-            "ce": {"loss": "ce", "norm": "l2"},
-            "dlr": {"loss": "dlr", "norm": "l2"},
-            "targeted": {"loss": "targeted_dlr", "targets": 9, "norm": "l2"},
+            "ce": _MADE | {"loss": "ce", "norm": "l2"},
+            "dlr": _MADE | {"loss": "dlr", "norm": "l2"},
+            "targeted": _MADE | {"loss": "targeted_dlr", "targets": 9, "norm": "l2"},
         },
     ),
     "fab": Known(fab, "linf", {"standard": _NINE_TARGETS}),
@@ -172,12 +172,12 @@ ATTACKS: dict[str, Known] = {
     "auto_attack": Known(
         auto_attack,
         "linf",
-        {name: {"version": name} for name in VERSIONS},
+        {name: _MADE | {"version": name} for name in VERSIONS},
     ),
     "auto_attack_l2": Known(
         auto_attack,
         "l2",
-        {name: {"version": name, "norm": "l2"} for name in VERSIONS},
+        {name: _MADE | {"version": name, "norm": "l2"} for name in VERSIONS},
     ),
     "fgm": Known(fgm, "l2", {"report": _MADE}),
     "gaussian_blur": Known(gaussian_blur, "l2", {"strong": {}, "report": _THOUSAND}),

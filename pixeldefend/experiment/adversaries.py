@@ -175,9 +175,6 @@ def probabilities(
 
 
 def _outcome(images: jax.Array, info: attacks.Info) -> dict[str, jax.Array]:
-    return {
-        "images": images,
-        "success": info.success,
-        "distance": info.distance,
-        "queries": info.queries,
-    }
+    told = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
+    del told["steps"]
+    return {"images": images} | told

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pixeldefend import __version__
+from pixeldefend.attacks import PARTS
 from pixeldefend.defences import reject
 from pixeldefend.experiment import data, parallel, tables, zoo
 from pixeldefend.experiment.grid import (
@@ -79,7 +80,8 @@ def cell(
     shown = bench.shown(adversary, row.defences, row.classifier)
     right, shares = judge(bench, row, adversary, shown)
     passed, clean = shown.passed, bench.given.images
-    figures = {"distance": round(float(_distance(passed.images, clean)), 4)}
+    figures: dict = {"distance": round(float(_distance(passed.images, clean)), 4)}
+    figures |= doubts(bench.attacked(adversary))
     if passed.log_prob is not None:
         figures |= summary(bench.bits_per_dim(passed.log_prob))
     if passed.rmse is not None:
@@ -111,6 +113,28 @@ def judge(
     shares = reject.shares(found, labels, label=last)
     told = {name: round(float(share), 4) for name, share in shares.items()}
     return np.asarray(right), told
+
+
+def doubts(attacked: dict[str, np.ndarray]) -> dict:
+    """What AutoAttack says of its own verdict; nothing of other attacks.
+
+    Args:
+      attacked: see `Workbench.attacked`.
+
+    Returns:
+      `fooled_by`, how many images each of its parts has fooled, and `doubts`, of how
+      many images what is in doubt (see `attacks.AutoInfo`).
+    """
+    if "by" not in attacked:
+        return {}
+    by = attacked["by"]
+    counts = {name: int(np.sum(by == i)) for i, name in enumerate(PARTS)}
+    found = {name: int(np.sum(attacked[name])) for name in ("flat", "random", "loops")}
+    told = {"square": counts["square"]} | found
+    return {
+        "fooled_by": {name: count for name, count in counts.items() if count},
+        "doubts": {name: count for name, count in told.items() if count},
+    }
 
 
 def _distance(images: np.ndarray, clean: np.ndarray) -> float:

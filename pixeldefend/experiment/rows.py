@@ -30,6 +30,8 @@ FIGURES = {
     "slope": str | None,
     "levels": str,
     "success": float,
+    "fooled_by": dict,
+    "doubts": dict,
     # of the images that reach the classifier
     "distance": float,
     "distance_max": int,

@@ -7,7 +7,7 @@ from pixeldefend import attacks
 from pixeldefend.experiment import grid, published, report
 from pixeldefend.experiment.rows import WORST
 
-STRONGEST = "strongest"
+STRONGEST = "strongest"  # of the paper's five attacks, where all of them are there
 # Presets whose accuracies the paper has; no preset: clean images.
 _THEIRS = (None, "paper", "code")
 _FIVE = {"rand", "fgsm", "bim", "deepfool", "cw"}
@@ -117,9 +117,28 @@ class Table:
         paper = None if source else self._paper(found, found["attack"], eps)
         return self._cell(found, paper)
 
+    def title(self, name: str) -> str:
+        """What stands above the cells of a column."""
+        if name == STRONGEST and len(self._compared) < len(self._columns):
+            return "strongest of the paper's five"
+        return TITLES.get(name, name)
+
+    @property
+    def _compared(self) -> dict[str, grid.Column]:
+        """The columns of which the strongest is one: the paper's five, or all."""
+        five = {
+            name: column
+            for name, column in self._columns.items()
+            if column.attack in _FIVE
+            and column.preset in _THEIRS
+            and not column.gradient
+        }
+        whole = {column.attack for column in five.values()} == _FIVE
+        return five if whole else self._columns
+
     def _strongest(self, text: str, eps: float, source: str | None) -> Cell | None:
-        """The least accuracy of all attacks, once all are measured."""
-        cells = [self.cell(text, name, eps, source) for name in self._columns]
+        """The least accuracy of these attacks, once all are measured."""
+        cells = [self.cell(text, name, eps, source) for name in self._compared]
         if source:
             cells = [cell for cell in cells if cell is not None]
         if None in cells or not cells:
@@ -128,10 +147,9 @@ class Table:
         clean = self._rows.get(
             _key(grid.pipeline(text, eps), grid.Adversary(grid.CLEAN))
         )
-        known = {c.attack for c in self._columns.values() if c.preset in _THEIRS}
-        theirs = clean is not None and source is None
-        theirs &= not any(column.gradient for column in self._columns.values())
-        theirs &= known == {c.attack for c in self._columns.values()} == _FIVE
+        known = {column.attack for column in self._compared.values()}
+        theirs = clean is not None and source is None and known == _FIVE
+        theirs &= {c.preset for c in self._compared.values()} <= set(_THEIRS)
         paper = self._paper(clean, STRONGEST, eps) if theirs else None
         return dataclasses.replace(least, paper=paper)
 
@@ -161,7 +179,7 @@ class Table:
             blind = [n for n, c in self._columns.items() if not _looks(c)]
             unmoved = (grid.CLEAN, WORST, *blind)
             columns = [name for name in columns if name not in unmoved]
-        header = [f"eps {eps:g}", *(TITLES.get(name, name) for name in columns)]
+        header = [f"eps {eps:g}", *map(self.title, columns)]
         lines = []
         for text in self.layout.rows:
             cells = [self.cell(text, name, eps, source) for name in columns]

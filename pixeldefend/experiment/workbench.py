@@ -64,8 +64,9 @@ class Workbench:
 
         Returns:
           `images [N, H, W, C]` uint8 (fractional ones floating), and of the attack
-          `success`, `distance` and `queries` `[N]` (see `attacks.Info`); `seconds` and
-          `device`. Of clean images only the first and the last two.
+          `success`, `distance` and `queries` `[N]` (see `attacks.Info`; AutoAttack's
+          `AutoInfo` has more); `seconds` and `device`. Of clean images only the first
+          and the last two.
         """
         if adversary.attack == CLEAN:
             clean = self.given.images[: self._count(adversary)]
