@@ -235,6 +235,31 @@ def test_stopping_early_keeps_the_first_point_that_is_a_success(problem):
         assert info.queries[i] == taken + stopped + 1
 
 
+def test_restarts_stop_early_too_and_go_on_where_one_has_failed(problem):
+    variables, images, labels = problem
+    key = jax.random.split(jax.random.key(1), len(images))
+    options = {"eps": 6.0, "steps": 4, "relative_step": 0.1, "stop_early": True}
+
+    @functools.partial(jax.jit, static_argnames="restarts")
+    def run(restarts):
+        return attacks.pgd(
+            logits_fn, variables, images, labels, key, restarts=restarts, **options
+        )
+
+    _, several = run(4)
+    # One after the other by hand: the first start that succeeds is the last.
+    fold = jax.vmap(jax.random.fold_in)
+    steps, done = np.zeros(len(images), int), np.zeros(len(images), bool)
+    for start in range(4):
+        keys = fold(key, jnp.full(len(images), start))
+        _, one = attacks.pgd(logits_fn, variables, images, labels, keys, **options)
+        steps += np.where(done, 0, one.steps)
+        done |= np.asarray(one.success)
+    np.testing.assert_array_equal(several.success, done)
+    np.testing.assert_array_equal(several.steps, steps)
+    assert 0 < done.sum() and len(set(steps.tolist())) > 2
+
+
 def _fooled(variables, images, labels):
     return jnp.argmax(logits_fn(variables, images), -1)[0] != labels[0]
 
@@ -273,7 +298,6 @@ def test_rounding_stays_in_the_l2_ball_and_near(seed, radius):
         ({"norm": "l1"}, "linf, l2"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"restarts": 2, "random_start": False}, "restarts differ only"),
-        ({"restarts": 2, "stop_early": True}, "restarts must be 1"),
         ({"key": None}, "needs keys"),
         ({"eps": -1}, "eps must be a number and not negative"),
         ({"labels": jnp.asarray([0, 1, 2, 0, 1, 3])}, "labels must be 0 to 2: 3"),

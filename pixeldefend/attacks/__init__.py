@@ -41,7 +41,7 @@ from pixeldefend.attacks.outcome import (
     check_logits,
     predicted,
 )
-from pixeldefend.attacks.presets import ATTACKS, named, usual
+from pixeldefend.attacks.presets import ATTACKS, named, stops, usual
 from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
 from pixeldefend.attacks.rounding import cut
 from pixeldefend.attacks.saliency import saliency_map
@@ -77,6 +77,7 @@ __all__ = [
     "saliency_map",
     "salt_and_pepper",
     "square",
+    "stops",
     "uniform_noise",
     "usual",
 ]

@@ -6,6 +6,7 @@ A preset is a set of arguments, never a second implementation:
     all leave the true one, so that what is misclassified anyway stays as it is.)
   strong: the attack as its inventors meant it, or stronger.
   athalye: what broke PixelDefend in Athalye et al. (2018), through bpda.
+  judge: as `pixeldefend.judge` has it.
   thesis: foolbox 3's defaults, which the thesis on PuVAE presumably took.
   standard: as AutoAttack has it; ce, dlr and targeted name the loss of its APGD, plus
     and rand its other versions.
@@ -43,6 +44,7 @@ class Known:
       norm: of its distance: "linf", "l2" or "l0".
       presets: options by preset, the usual one first.
       looks: whether it looks at the classifier.
+      differentiates: whether it takes gradients of it.
       cut: whether eps does no more than cut what was found; see `rounding.cut`.
       bare: whether it takes the bare classifier even where images are squeezed in front
         of it, as the authors of PixelDefend had it for Carlini and Wagner's.
@@ -52,6 +54,7 @@ class Known:
     norm: str
     presets: Mapping[str, Mapping[str, Any]]
     looks: bool = True
+    differentiates: bool = True
     cut: bool = False
     bare: bool = False
 
@@ -72,7 +75,9 @@ _NINE_TARGETS = _MADE | {"targets": 9, "steps": 100, "restarts": 1}
 _5000_QUERIES = _MADE | {"queries": 5000, "restarts": 1}
 
 ATTACKS: dict[str, Known] = {
-    "rand": Known(rand, "linf", {"paper": _MADE, "code": _MADE}, looks=False),
+    "rand": Known(
+        rand, "linf", {"paper": _MADE, "code": _MADE}, looks=False, differentiates=False
+    ),
     "fgsm": Known(
         fgsm,
         "linf",
@@ -99,6 +104,7 @@ ATTACKS: dict[str, Known] = {
                 "random_start": False,
                 "stop_early": True,
             },
+            "judge": _MADE | {"steps": 200, "restarts": 5, "stop_early": True},
             "thesis": _MADE | {"steps": 40, "relative_step": 0.01 / 0.3},
         },
     ),
@@ -167,8 +173,10 @@ ATTACKS: dict[str, Known] = {
     ),
     "fab": Known(fab, "linf", {"standard": _NINE_TARGETS}),
     "fab_l2": Known(fab, "l2", {"standard": _NINE_TARGETS | {"norm": "l2"}}),
-    "square": Known(square, "linf", {"standard": _5000_QUERIES}),
-    "square_l2": Known(square, "l2", {"standard": _5000_QUERIES | {"norm": "l2"}}),
+    "square": Known(square, "linf", {"standard": _5000_QUERIES}, differentiates=False),
+    "square_l2": Known(
+        square, "l2", {"standard": _5000_QUERIES | {"norm": "l2"}}, differentiates=False
+    ),
     "auto_attack": Known(
         auto_attack,
         "linf",
@@ -180,14 +188,20 @@ ATTACKS: dict[str, Known] = {
         {name: _MADE | {"version": name, "norm": "l2"} for name in VERSIONS},
     ),
     "fgm": Known(fgm, "l2", {"report": _MADE}),
-    "gaussian_blur": Known(gaussian_blur, "l2", {"strong": {}, "report": _THOUSAND}),
+    "gaussian_blur": Known(
+        gaussian_blur, "l2", {"strong": {}, "report": _THOUSAND}, differentiates=False
+    ),
     "contrast_reduction": Known(
-        contrast_reduction, "l2", {"strong": {}, "report": _THOUSAND}
+        contrast_reduction,
+        "l2",
+        {"strong": {}, "report": _THOUSAND},
+        differentiates=False,
     ),
     "salt_and_pepper": Known(
         salt_and_pepper,
         "l2",
         {"strong": {}, "report": {"grid": 100, "refinements": 0}},
+        differentiates=False,
     ),
     "saliency_map": Known(
         saliency_map, "l0", {"strong": {}, "report": {"signs": "darker"}}
@@ -217,6 +231,17 @@ def usual(name: str, preset: str = "") -> str:
             f"{name} has no preset {preset!r}: one of {', '.join(presets)}"
         )
     return preset or next(iter(presets))
+
+
+def stops(name: str, preset: str = "") -> bool:
+    """Whether an attack ends at the first point that fools, as it would be returned.
+
+    Raises:
+      ValueError: as for `usual`.
+    """
+    options = ATTACKS[name].presets[usual(name, preset)]
+    ends = (apgd, auto_attack, fab, square)
+    return ATTACKS[name].function in ends or bool(options.get("stop_early"))
 
 
 def named(name: str, preset: str = "") -> Callable:

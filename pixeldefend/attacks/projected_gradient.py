@@ -171,7 +171,7 @@ def pgd(
     """Projected gradient descent: from a point of the ball, steps up the loss in it.
 
     Madry et al. (2018). With several restarts an image stops after the first start that
-    ends in success, with `stop_early` at its first point that is one; its place is
+    ends in success, with `stop_early` at its first point that is one; then its place is
     taken by another image (`batched_while`).
 
     Args:
@@ -194,11 +194,11 @@ def pgd(
 
     Raises:
       ValueError: as for `fgsm`; unknown norm; no key for random starts; several starts
-        that are not random, or with `stop_early`.
+        that are not random.
     """
     network = functools.partial(logits_fn, variables)
     ball = norms.named(norm)
-    _check(steps, relative_step, random_start, restarts, stop_early)
+    _check(steps, relative_step, random_start, restarts)
     task = outcome.prepare(network, images, labels, eps, quantise)
     task = limit_radius(ball, task)
     if random_start:
@@ -321,12 +321,9 @@ def _check(
     relative_step: float,
     random_start: bool,
     restarts: int,
-    stop_early: bool,
 ) -> None:
     outcome.check_at_least("steps", steps, 1)
     outcome.check_at_least("restarts", restarts, 1)
     outcome.check_share("relative_step", relative_step)
     if restarts > 1 and not random_start:
         raise ValueError("restarts differ only where random_start is True")
-    if restarts > 1 and stop_early:
-        raise ValueError("stop_early is for one start: restarts must be 1")

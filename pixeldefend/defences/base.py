@@ -19,6 +19,8 @@ from pixeldefend.attacks.outcome import LogitsFn
 
 # How an attacker differentiates a defence, see `Defence.view`.
 GRADIENTS = ("bpda", "straight_through", "expectation")
+# How one sees it who asks for nothing but what comes out.
+OUTPUTS = "outputs"
 # What a defence is done with; `threshold` is for `Defence.decide` alone.
 Params = dict[str, Any]
 # What `Defence.compute` found, `[B, ...]` by name.
@@ -292,6 +294,7 @@ def behind(
     *,
     gradient: str = "bpda",
     draws: int = 4,
+    truly: bool = False,
 ) -> LogitsFn:
     """A classifier behind defences, as an attacker sees it who looks through them all.
 
@@ -303,8 +306,10 @@ def behind(
     Args:
       defences: in the order in which an image passes them.
       logits_fn: of the classifier behind them, of floating levels.
-      gradient: one of `GRADIENTS`, see `Defence.view`.
+      gradient: one of `GRADIENTS`, see `Defence.view`, or `OUTPUTS`, which has none.
       draws: of "expectation", where a defence is random.
+      truly: forwards the defences themselves also with the gradient "expectation", so
+        that an attack which stops at a success stops at one that is.
 
     Returns:
       `logits_fn(variables, images) -> [B, K]` of floating levels; `variables` holds
@@ -314,15 +319,18 @@ def behind(
     Raises:
       ValueError: an unknown gradient, or not at least one draw.
     """
-    if gradient not in GRADIENTS:
-        known = ", ".join(GRADIENTS)
+    if gradient not in (*GRADIENTS, OUTPUTS):
+        known = ", ".join((*GRADIENTS, OUTPUTS))
         raise ValueError(f"gradient must be one of {known}: {gradient!r}")
     if draws < 1:
         raise ValueError(f"draws must be at least 1: {draws}")
     random = any(defence.random for defence in defences)
 
-    def seen(variables: dict, images: chex.Array, key: Any) -> chex.Array:
+    def seen(
+        variables: dict, images: chex.Array, key: Any, gradient: str = gradient
+    ) -> chex.Array:
         keys = None if key is None else jnp.broadcast_to(key, (len(images),))
+        gradient = "bpda" if gradient == OUTPUTS else gradient
         for place, defence in enumerate(defences):
             own = keys_for(defences[:place], keys)
             images = defence.view(variables["defences"][place], images, own, gradient)
@@ -332,8 +340,14 @@ def behind(
         check_params(defences, variables["defences"], variables.get("key"))
         if random and variables["key"].ndim:
             raise ValueError(f"an attacker has one key: {variables['key'].shape}")
-        if gradient != "expectation" or not random:
-            return seen(variables, images, variables.get("key"))
+        own = variables.get("key")
+        if gradient != "expectation":
+            return seen(variables, images, own)
+        if not random and not truly:
+            return seen(variables, images, own)
+        if not random:
+            outcome = seen(variables, jax.lax.stop_gradient(images), own, OUTPUTS)
+            return straight_through(seen(variables, images, own), outcome)
 
         @jax.checkpoint
         def log_probs(key: chex.PRNGKey) -> chex.Array:

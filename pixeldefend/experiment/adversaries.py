@@ -23,12 +23,14 @@ class Target:
     Attributes:
       model: the classifier; None for an attack that looks at nothing.
       defences: that it sees in front of it, in the order in which an image passes them.
-      gradient: how, of `base.GRADIENTS`; "" without defences.
+      gradient: how, as for `base.behind`; "" without defences.
+      truly: likewise.
     """
 
     model: classifiers.Classifier | None
     defences: tuple[base.Defence, ...] = ()
     gradient: str = ""
+    truly: bool = False
 
     @property
     def logits_fn(self) -> attacks.LogitsFn:
@@ -38,7 +40,12 @@ class Target:
         logits_fn = classifiers.logits_fn(self.model)
         if not self.defences:
             return logits_fn
-        return base.behind(self.defences, logits_fn, gradient=self.gradient or "bpda")
+        return base.behind(
+            self.defences,
+            logits_fn,
+            gradient=self.gradient or "bpda",
+            truly=self.truly,
+        )
 
 
 def attacked(

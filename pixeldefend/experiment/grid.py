@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from pixeldefend import attacks
 from pixeldefend.defences import DEFENCES
-from pixeldefend.defences.base import GRADIENTS
+from pixeldefend.defences.base import GRADIENTS, OUTPUTS
 from pixeldefend.experiment import rows
 
 CLEAN = "none"
@@ -59,8 +59,8 @@ class Column:
       preset: of its arguments.
       images: how many at most are attacked, the first; 0 for all.
       eps: that it has whatever the table's; None for the table's.
-      gradient: how it looks through defences as well, of `GRADIENTS`; "" for not at
-        all.
+      gradient: how it looks through defences as well, of `GRADIENTS`, or `OUTPUTS`; ""
+        for not at all.
       fractional: whether levels are left as they are found, not whole ones.
     """
 
@@ -96,7 +96,7 @@ class Adversary:
       source: the classifier that the attack looked at; None where it looks at none.
       through: what it saw in front of the classifier, in the order in which an image
         passes it: of `DEFENCES`.
-      gradient: how it saw these, of `GRADIENTS`; "" for none.
+      gradient: how it saw these, as for `Column`; "" for none.
       images: as for `Column`.
       fractional: likewise.
     """
@@ -161,7 +161,8 @@ def column(text: str) -> Column:
 
     NAME must be there. Attacks of another norm than L-infinity have no bound unless
     `eps` gives one. With `through=bpda`, or another of `GRADIENTS`, an attack
-    looks through purifiers too (white-box). With `levels=fractional` it is not rounded
+    looks through purifiers too (white-box); with `through=outputs` one does that takes
+    no gradient. With `levels=fractional` it is not rounded
     to whole levels, as no file of an image could hold it.
 
     Raises:
@@ -177,8 +178,8 @@ def column(text: str) -> Column:
                 "through=, levels="
             )
         options[option] = value
-    if options["through"] not in ("", *GRADIENTS):
-        known = ", ".join(GRADIENTS)
+    if options["through"] not in ("", *GRADIENTS, OUTPUTS):
+        known = ", ".join((*GRADIENTS, OUTPUTS))
         raise ValueError(
             f"attack {text!r}: through= must be one of {known}, or be left out"
         )
@@ -198,6 +199,8 @@ def column(text: str) -> Column:
         attacks.check_eps(own, f"eps of attack {text!r}")
     if options["through"] and not attacks.ATTACKS[name].looks:
         raise ValueError(f"attack {text!r}: {name} looks at nothing")
+    if options["through"] == OUTPUTS and attacks.ATTACKS[name].differentiates:
+        raise ValueError(f"attack {text!r}: {name} takes gradients, not outputs alone")
     fractional = bool(options["levels"])
     if fractional and (name == "rand" or attacks.ATTACKS[name].cut):
         raise ValueError(f"attack {text!r}: {name} gives whole levels only")
@@ -250,7 +253,7 @@ def adversary_for(
         if defence.always_seen:
             through += [name] * (not known.bare)
         elif column.gradient and not defence.detects:
-            if column.gradient not in defence.gradients:
+            if column.gradient not in (*defence.gradients, OUTPUTS):
                 raise ValueError(
                     f"attack {column} on {row}: {name} has no gradient but "
                     f"{', '.join(defence.gradients)}"

@@ -124,7 +124,9 @@ class Workbench:
         variables = {"classifier": variables, "defences": params}
         if any(defence.random for defence in defences):
             variables["key"] = self._attackers_key
-        target = Target(model, tuple(defences), adversary.gradient)
+        known = adversary.attack in attacks.ATTACKS
+        truly = known and attacks.stops(adversary.attack, adversary.preset or "")
+        target = Target(model, tuple(defences), adversary.gradient, truly)
         return target, eps | {"target": variables}
 
     @property
