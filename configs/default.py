@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.reject = _reject()
     config.calibrate = _calibrate()
     config.evaluate = _evaluate()
+    config.judge = _judge()
     config.sweep = _sweep()
     config.detect = _detect()
     config.compare_purifiers = _compare_purifiers()
@@ -309,6 +310,19 @@ def _evaluate() -> ml_collections.ConfigDict:
     # density model's card.
     evaluate.threshold = -1.0
     return evaluate
+
+
+def _judge() -> ml_collections.ConfigDict:
+    """A defence of `classifier.weights` under the whole protocol of attacks."""
+    judge = ml_collections.ConfigDict()
+    judge.input = "auto"  # as for evaluate
+    judge.images = 200  # at most, the first; 0: all
+    judge.batch = 100  # images at a time, per device
+    judge.defence = "purify"  # as in a row of evaluate; "": the classifier alone
+    judge.eps = 8.0  # levels, L-infinity
+    judge.draws = 10  # evaluations of a random defence, whose majority counts
+    judge.threshold = -1.0  # as for evaluate
+    return judge
 
 
 def _sweep() -> ml_collections.ConfigDict:

@@ -21,7 +21,7 @@ with `check_labels`, `check_eps` and, for the network itself, `check_logits`.
 """
 
 from pixeldefend.attacks.apgd import apgd
-from pixeldefend.attacks.auto_attack import PARTS, AutoInfo, auto_attack
+from pixeldefend.attacks.auto_attack import PARTS, AutoInfo, auto_attack, has_loops
 from pixeldefend.attacks.carlini_wagner import cw_l2, cw_linf
 from pixeldefend.attacks.corruption import (
     contrast_reduction,
@@ -69,6 +69,7 @@ __all__ = [
     "fgm",
     "fgsm",
     "gaussian_blur",
+    "has_loops",
     "lbfgs",
     "named",
     "pgd",

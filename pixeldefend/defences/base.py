@@ -76,6 +76,7 @@ class Defence:
       random: whether it draws from its key.
       asks_classifier: whether it takes the classifier behind it.
       gradients: of `GRADIENTS`, those that it has.
+      forwards: those with which `view` forwards what `compute` hands on.
       always_seen: as what the attacks of a table see it even where they know of no
         defence; "" where they do not.
     """
@@ -86,6 +87,7 @@ class Defence:
     random: ClassVar[bool] = False
     asks_classifier: ClassVar[bool] = False
     gradients: ClassVar[tuple[str, ...]] = ("bpda",)
+    forwards: ClassVar[tuple[str, ...]] = ("bpda", "straight_through")
     always_seen: ClassVar[str] = ""
 
     @classmethod
@@ -181,7 +183,7 @@ class Detector(Defence):
     """
 
     detects = True
-    gradients = GRADIENTS
+    gradients = forwards = GRADIENTS
 
     def scores(self, params: Params, images: chex.Array, key: Keys) -> chex.Array:
         """How suspicious images are, `[D, B]`, differentiable."""
@@ -308,8 +310,9 @@ def behind(
       logits_fn: of the classifier behind them, of floating levels.
       gradient: one of `GRADIENTS`, see `Defence.view`, or `OUTPUTS`, which has none.
       draws: of "expectation", where a defence is random.
-      truly: forwards the defences themselves also with the gradient "expectation", so
-        that an attack which stops at a success stops at one that is.
+      truly: forwards the defences themselves also where their view does not (see
+        `Defence.forwards`) and none is random, so that an attack which stops at a
+        success stops at one that is.
 
     Returns:
       `logits_fn(variables, images) -> [B, K]` of floating levels; `variables` holds
@@ -326,11 +329,10 @@ def behind(
         raise ValueError(f"draws must be at least 1: {draws}")
     random = any(defence.random for defence in defences)
 
-    def seen(
-        variables: dict, images: chex.Array, key: Any, gradient: str = gradient
-    ) -> chex.Array:
+    gradient = "bpda" if gradient == OUTPUTS else gradient
+
+    def seen(variables: dict, images: chex.Array, key: Any) -> chex.Array:
         keys = None if key is None else jnp.broadcast_to(key, (len(images),))
-        gradient = "bpda" if gradient == OUTPUTS else gradient
         for place, defence in enumerate(defences):
             own = keys_for(defences[:place], keys)
             images = defence.view(variables["defences"][place], images, own, gradient)
@@ -340,14 +342,14 @@ def behind(
         check_params(defences, variables["defences"], variables.get("key"))
         if random and variables["key"].ndim:
             raise ValueError(f"an attacker has one key: {variables['key'].shape}")
-        own = variables.get("key")
-        if gradient != "expectation":
-            return seen(variables, images, own)
-        if not random and not truly:
-            return seen(variables, images, own)
-        if not random:
-            outcome = seen(variables, jax.lax.stop_gradient(images), own, OUTPUTS)
-            return straight_through(seen(variables, images, own), outcome)
+        if gradient != "expectation" or not random:
+            logits = seen(variables, images, variables.get("key"))
+            if random or not truly or all(gradient in d.forwards for d in defences):
+                return logits
+            given = whole(jax.lax.stop_gradient(images))
+            passed = apply(defences, variables["defences"], given).images
+            passed = passed.astype(logits.dtype)
+            return straight_through(logits, logits_fn(variables["classifier"], passed))
 
         @jax.checkpoint
         def log_probs(key: chex.PRNGKey) -> chex.Array:

@@ -115,6 +115,7 @@ class Squeeze(base.Defence):
 
     name = "squeeze"
     gradients = base.GRADIENTS
+    forwards = ()
     always_seen = "median"
     colours: int = 8
     preset: str = "paper"

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pixeldefend import attacks
 from pixeldefend.defences import base, pipeline
@@ -21,13 +22,14 @@ class Target:
     """What an attack looks at.
 
     Attributes:
-      model: the classifier; None for an attack that looks at nothing.
+      model: the classifier, or a `logits_fn` of one's own; None for an attack that
+        looks at nothing.
       defences: that it sees in front of it, in the order in which an image passes them.
       gradient: how, as for `base.behind`; "" without defences.
       truly: likewise.
     """
 
-    model: classifiers.Classifier | None
+    model: classifiers.Classifier | attacks.LogitsFn | None
     defences: tuple[base.Defence, ...] = ()
     gradient: str = ""
     truly: bool = False
@@ -37,7 +39,9 @@ class Target:
         """Of the classifier, behind the defences where there are any."""
         if self.model is None:
             return pipeline.blind
-        logits_fn = classifiers.logits_fn(self.model)
+        logits_fn = self.model
+        if isinstance(self.model, classifiers.Classifier):
+            logits_fn = classifiers.logits_fn(self.model)
         if not self.defences:
             return logits_fn
         return base.behind(
@@ -179,6 +183,28 @@ def probabilities(
     """A classifier's probabilities `[B, K]`."""
     logits_fn = classifiers.logits_fn(model)
     return jax.nn.softmax(logits_fn(variables, images.astype(jnp.float32)))
+
+
+def doubts(attacked: dict[str, np.ndarray]) -> dict:
+    """What AutoAttack says of its own verdict; nothing of other attacks.
+
+    Args:
+      attacked: see `Workbench.attacked`.
+
+    Returns:
+      `fooled_by`, how many images each of its parts has fooled, and `doubts`, of how
+      many images what is in doubt (see `attacks.AutoInfo`).
+    """
+    if "by" not in attacked:
+        return {}
+    by = np.asarray(attacked["by"])
+    counts = {name: int(np.sum(by == i)) for i, name in enumerate(attacks.PARTS)}
+    found = {name: int(np.sum(attacked[name])) for name in ("flat", "random", "loops")}
+    told = {"square": counts["square"]} | found
+    return {
+        "fooled_by": {name: count for name, count in counts.items() if count},
+        "doubts": {name: count for name, count in told.items() if count},
+    }
 
 
 def _outcome(images: jax.Array, info: attacks.Info) -> dict[str, jax.Array]:

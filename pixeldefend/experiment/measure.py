@@ -6,9 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from pixeldefend import __version__
-from pixeldefend.attacks import PARTS
 from pixeldefend.defences import reject
-from pixeldefend.experiment import data, parallel, tables, zoo
+from pixeldefend.experiment import adversaries, data, parallel, tables, zoo
 from pixeldefend.experiment.grid import (
     CLEAN,
     Adversary,
@@ -59,18 +58,8 @@ def rows(bench: Workbench, layout: Grid, mark: str) -> Iterator[dict]:
             if not own:
                 continue
             found = [right[row, adversary] for adversary in own]
-            count = min(map(len, found))
-            every = np.all([correct[:count] for correct in found], 0)
-            threats = {threat(row, adversary) for adversary in own} - {None}
-            # One who sees everything is among the attackers, or none is.
-            worst = "white-box" if "white-box" in threats else "grey-box"
-            yield (
-                identity(bench.tools, row, Adversary(tables.WORST, eps=eps))
-                | {"threat": worst if threats else None}
-                | images(bench.given, count)
-                | accuracy(every)
-                | provenance(mark, 0.0)
-            )
+            threats = {threat(row, adversary) for adversary in own}
+            yield worst(bench, row, eps, found, threats, mark)
 
 
 def cell(
@@ -81,7 +70,7 @@ def cell(
     right, shares = judge(bench, row, adversary, shown)
     passed, clean = shown.passed, bench.given.images
     figures: dict = {"distance": round(float(_distance(passed.images, clean)), 4)}
-    figures |= doubts(bench.attacked(adversary))
+    figures |= adversaries.doubts(bench.attacked(adversary))
     if passed.log_prob is not None:
         figures |= summary(bench.bits_per_dim(passed.log_prob))
     if passed.rmse is not None:
@@ -102,12 +91,11 @@ def judge(
     bench: Workbench, row: Pipeline, adversary: Adversary, shown: Shown
 ) -> tuple[np.ndarray, dict]:
     """Which images count as right `[N]`; where some are rejected, also the shares."""
-    classes = bench.classes(row, adversary, shown.passed.images)
-    labels = bench.given.labels[: len(classes)]
+    found = labelled(bench, row, adversary, shown)
+    labels = bench.given.labels[: len(found)]
     if shown.passed.rejected is None:
-        return classes == labels, {}
+        return found == labels, {}
     last = bench.tools.classifiers[row.classifier].model.classes
-    found = reject.with_rejection(classes, shown.passed.rejected, label=last)
     attacked = adversary.attack != CLEAN
     right = reject.correct(found, labels, label=last, attacked=attacked)
     shares = reject.shares(found, labels, label=last)
@@ -115,26 +103,50 @@ def judge(
     return np.asarray(right), told
 
 
-def doubts(attacked: dict[str, np.ndarray]) -> dict:
-    """What AutoAttack says of its own verdict; nothing of other attacks.
+def labelled(
+    bench: Workbench, row: Pipeline, adversary: Adversary, shown: Shown, draw: int = 0
+) -> np.ndarray:
+    """What images are taken for, `[N]`: a class, or K where they were rejected.
 
     Args:
-      attacked: see `Workbench.attacked`.
-
-    Returns:
-      `fooled_by`, how many images each of its parts has fooled, and `doubts`, of how
-      many images what is in doubt (see `attacks.AutoInfo`).
+      bench: that has the images.
+      row: the classifier and its defences.
+      adversary: the set.
+      shown: it behind the defences.
+      draw: as for `Workbench.shown`.
     """
-    if "by" not in attacked:
-        return {}
-    by = attacked["by"]
-    counts = {name: int(np.sum(by == i)) for i, name in enumerate(PARTS)}
-    found = {name: int(np.sum(attacked[name])) for name in ("flat", "random", "loops")}
-    told = {"square": counts["square"]} | found
-    return {
-        "fooled_by": {name: count for name, count in counts.items() if count},
-        "doubts": {name: count for name, count in told.items() if count},
-    }
+    classes = bench.classes(row, adversary, shown.passed.images, draw)
+    if shown.passed.rejected is None:
+        return classes
+    last = bench.tools.classifiers[row.classifier].model.classes
+    return np.asarray(reject.with_rejection(classes, shown.passed.rejected, label=last))
+
+
+def worst(
+    bench: Workbench, row: Pipeline, eps: float, found: list, threats: set, mark: str
+) -> dict:
+    """The row of images that survive several attacks.
+
+    Args:
+      bench: that has the images.
+      row: the classifier and its defences.
+      eps: of the attacks.
+      found: of each, which images were right, `[N]` bool; the first of all count.
+      threats: who attacked.
+      mark: of the run.
+    """
+    count = min(map(len, found))
+    every = np.all([correct[:count] for correct in found], 0)
+    known = threats - {None}
+    # One who sees everything is among the attackers, or none is.
+    least = "white-box" if "white-box" in known else "grey-box"
+    return (
+        identity(bench.tools, row, Adversary(tables.WORST, eps=eps))
+        | {"threat": least if known else None}
+        | images(bench.given, count)
+        | accuracy(every)
+        | provenance(mark, 0.0)
+    )
 
 
 def _distance(images: np.ndarray, clean: np.ndarray) -> float:

@@ -78,6 +78,20 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same for LaTeX, with the rules of booktabs."""
+    signs = {"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "#": r"\#"}
+    table_of_signs = str.maketrans(signs)
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(str(c).translate(table_of_signs) for c in cells) + r" \\"
+
+    body = [line(header), r"\midrule", *map(line, rows)]
+    columns = "l" + "r" * (len(header) - 1)
+    begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", *body, r"\bottomrule", end])
+
+
 def run_batches(
     mapped: parallel.BatchMap, what: str, variables: Any, *arrays: np.ndarray
 ) -> tuple[Any, float]:

@@ -32,6 +32,10 @@ FIGURES = {
     "success": float,
     "fooled_by": dict,
     "doubts": dict,
+    # of a random defence
+    "draws": int,
+    "accuracy_of_draws": float,
+    "accuracy_of_votes": float,
     # of the images that reach the classifier
     "distance": float,
     "distance_max": int,

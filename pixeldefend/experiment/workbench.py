@@ -165,7 +165,11 @@ class Workbench:
         )
 
     def shown(
-        self, adversary: Adversary, defences: tuple[str, ...], classifier: str = ""
+        self,
+        adversary: Adversary,
+        defences: tuple[str, ...],
+        classifier: str = "",
+        draw: int = 0,
     ) -> Shown:
         """A set of images after it passed defences, in their order.
 
@@ -173,6 +177,7 @@ class Workbench:
           adversary: the set.
           defences: of `DEFENCES`.
           classifier: behind them, which some ask.
+          draw: of random defences, which of many.
         """
         found = self.attacked(adversary)
         passed = base.Passed(found["images"])
@@ -181,7 +186,7 @@ class Workbench:
         for name in defences:
             defence, params = self.tools.defence(name, classifier)
             computed = self._computed(
-                adversary, before, passed.images, defence, params, classifier
+                adversary, before, passed.images, defence, params, classifier, draw
             )
             decided = defence.decide(params, computed, passed.images)
             joined = base.joined(passed, defence, decided)
@@ -199,6 +204,7 @@ class Workbench:
         defence: base.Defence,
         params: base.Params,
         classifier: str,
+        draw: int = 0,
     ) -> dict[str, np.ndarray]:
         """What a defence computes of images, from its file or anew.
 
@@ -209,16 +215,18 @@ class Workbench:
           defence: that they are to pass.
           params: its.
           classifier: behind it.
+          draw: of random defences, which of many; its key is another's of the run.
         """
         by = defence.computed_by
+        several = (f"draw{draw}",) if draw else ()
         asked = (classifier,) if by.asks_classifier else ()
         detects = by.detects
         return self._once(
             "scores" if detects else "purified",
-            " ".join((_slug(adversary), *before, "by", by.name, *asked)),
+            " ".join((_slug(adversary), *before, "by", by.name, *asked, *several)),
             f"{by.name}: {' + '.join((str(adversary), *before))}",
             compute,
-            (by, before, self.tools.seed),
+            (by, before, (self.tools.seed + draw) % 2**32),
             {name: value for name, value in params.items() if name != "threshold"},
             images,
             np.arange(len(images), dtype=np.uint32),
@@ -256,7 +264,11 @@ class Workbench:
         return found == self.given.labels[: len(found)]
 
     def classes(
-        self, row: Pipeline, adversary: Adversary, images: np.ndarray | None = None
+        self,
+        row: Pipeline,
+        adversary: Adversary,
+        images: np.ndarray | None = None,
+        draw: int = 0,
     ) -> np.ndarray:
         """What a classifier takes a set for behind its defences, `[N]`.
 
@@ -264,13 +276,14 @@ class Workbench:
           row: the classifier and its defences.
           adversary: the set.
           images: those of `self.shown(adversary, row.defences)`, if they are at hand.
+          draw: of these images, as for `shown`.
         """
         if images is None:
             images = self.shown(adversary, row.defences, row.classifier).passed.images
         model, variables, _ = self.tools.classifiers[row.classifier]
         return self._once(
             "predictions",
-            f"{row} {_slug(adversary)}",
+            f"{row} {_slug(adversary)}" + f" draw{draw}" * (draw > 0),
             f"{row}: {adversary}",
             adversaries.classes,
             (model,),

@@ -20,6 +20,7 @@ from pixeldefend.experiment.modes.classifier import classify
 from pixeldefend.experiment.modes.density_model import sample, score
 from pixeldefend.experiment.modes.detecting import detect
 from pixeldefend.experiment.modes.evaluating import evaluate
+from pixeldefend.experiment.modes.judging import judge
 from pixeldefend.experiment.modes.main_job import purify
 from pixeldefend.experiment.modes.releasing import release
 from pixeldefend.experiment.modes.sweeping import sweep
@@ -74,6 +75,12 @@ MODES = {
         free=_free(
             "evaluate", "rows", "attacks", "eps_attack", "sources", "threshold", *_GIVEN
         ),
+    ),
+    "judge": Mode(
+        judge,
+        weights=("classifier", *_DEFENCES),
+        reads=_PURIFIER | _LATENT | {"reject": ("false_positive_rate",)},
+        free=_free("judge", "images", "input", "batch", "eps", "defence", "draws"),
     ),
     "sweep": Mode(
         sweep,

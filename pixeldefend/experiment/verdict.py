@@ -1,0 +1,335 @@
+"""The judge's protocol of attacks on a defence, and the verdict that they leave.
+
+The protocol follows what has broken defences before: an attacker who looks through the
+defence in every way that there is and keeps what fools the defence itself (Athalye et
+al. 2018; Tramer et al. 2020), one who asks for outputs alone, images that were made on
+the bare classifier, a search without a bound, which must succeed always, and against
+detectors one who evades them too. The bare classifier stands beside it, under
+AutoAttack: a defence that keeps no more than that has added nothing.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pixeldefend import attacks, pixels
+from pixeldefend.defences import base, reject
+from pixeldefend.experiment import report
+from pixeldefend.experiment.rows import accuracy
+
+CLEAN, BARE, TRANSFER = "clean", "bare", "transfer"
+THROUGH, JOINT, UNBOUNDED = "through", "joint", "unbounded"
+# Of these the verdict is the worst, image by image.
+_JUDGED = (TRANSFER, THROUGH, JOINT)
+SEES = {
+    CLEAN: "",
+    BARE: "classifier, undefended",
+    TRANSFER: "classifier, then defended",
+    THROUGH: "defence and classifier",
+    JOINT: "detectors too",
+    UNBOUNDED: "defence and classifier",
+}
+NO_BOUND = float(pixels.LEVELS - 1)  # levels; any image is within
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of the protocol.
+
+    Attributes:
+      kind: what the attack sees: `CLEAN` (no attack), `BARE` (the classifier, and
+        nothing stands in front of it), `TRANSFER` (the classifier; the images then pass
+        the defence), `THROUGH` (all of it), `JOINT` (detectors too), or `UNBOUNDED` (as
+        `THROUGH`, but eps is the whole range).
+      attack: of `attacks.ATTACKS`; "" for clean images and for `JOINT`, which is
+        `attacks.evade`.
+      preset: of its arguments.
+      gradient: how it looks through the defence, of `base.GRADIENTS`, or
+        `base.OUTPUTS`; "" for not at all.
+    """
+
+    kind: str
+    attack: str = ""
+    preset: str = ""
+    gradient: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the attack, for a table."""
+        if self.kind == JOINT:
+            return "evade"
+        if not self.attack or self.preset == attacks.usual(self.attack):
+            return self.attack or "none"
+        return f"{self.attack} {self.preset}"
+
+    def eps(self, eps: float) -> float:
+        """Of this line, where the protocol's is `eps`."""
+        return {CLEAN: 0.0, UNBOUNDED: NO_BOUND}.get(self.kind, eps)
+
+
+def protocol(defences: Sequence[base.Defence | type[base.Defence]]) -> list[Line]:
+    """The lines for a classifier behind defences, none included.
+
+    Raises:
+      ValueError: a detector stands behind a defence: it would have to judge what the
+        attacker does not send.
+    """
+    detects = [defence.detects for defence in defences]
+    if detects != sorted(detects, reverse=True):
+        raise ValueError("the judge takes detectors only in front of other defences")
+    lines = [Line(CLEAN), Line(BARE, "auto_attack", "standard")]
+    if not defences:
+        return lines
+    lines.append(Line(TRANSFER, "auto_attack", "standard"))
+    behind = [defence for defence in defences if not defence.detects]
+    shared = [g for g in base.GRADIENTS if all(g in d.gradients for d in behind)]
+    if behind and all(defence.always_seen for defence in behind):
+        shared = ["straight_through"]  # they are seen alike by every gradient
+    gradients = shared if behind else [""]
+    random = any(defence.random for defence in behind)
+    if behind:
+        for gradient in gradients:
+            lines += _through(gradient, random)
+        lines.append(Line(THROUGH, "square", "standard", base.OUTPUTS))
+    if any(detects):
+        lines += [Line(JOINT, gradient=gradient) for gradient in gradients]
+    if behind:
+        first = _through(gradients[0], random)[0]
+        lines.append(dataclasses.replace(first, kind=UNBOUNDED))
+    return lines
+
+
+def _through(gradient: str, random: bool) -> list[Line]:
+    """What looks through a defence by one gradient."""
+    pgd = Line(THROUGH, "pgd", "judge", gradient)
+    if not random:
+        both = (Line(THROUGH, "apgd", loss, gradient) for loss in ("ce", "dlr"))
+        return [*both, pgd]
+    # Of random defences APGD takes the expectation itself, over fresh draws.
+    if gradient == "expectation":
+        return [pgd]
+    return [Line(THROUGH, "auto_attack", "rand", gradient)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a line.
+
+    Attributes:
+      line: of the protocol.
+      correct: `[N]` bool: the label was found or, attacked, the image was rejected.
+      seconds: that it took, compilation apart.
+      doubts: of AutoAttack, see `attacks.AutoInfo`: of how many images, by name.
+      draws: of a random defence, `[D, N]` bool: `correct` of each of several
+        evaluations, whose majority `correct` then tells.
+    """
+
+    line: Line
+    correct: np.ndarray
+    seconds: float
+    doubts: dict[str, int] = dataclasses.field(default_factory=dict)
+    draws: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the judge found.
+
+    Attributes:
+      outcomes: of each line.
+      eps: levels, of the attacks.
+      classifier: its name.
+      defence: the defences' names, joined by " + "; "" for none.
+      loops: whether the defended classifier has a loop in its forward pass.
+      rejects: the share of clean images that detectors are allowed to reject; None
+        where there are no detectors.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    eps: float
+    classifier: str = "classifier"
+    defence: str = ""
+    loops: bool = False
+    rejects: float | None = None
+
+    def of(self, *kinds: str) -> list[Outcome]:
+        """The outcomes of some kinds of lines."""
+        return [one for one in self.outcomes if one.line.kind in kinds]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """`[N]` bool: images that survive every attack on what was judged."""
+        judged = self.of(*_JUDGED) or self.of(BARE)
+        return np.all([one.correct for one in judged], 0)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of these."""
+        return float(self.correct.mean())
+
+    def table(self, form: Callable[..., str] = report.table) -> str:
+        """A line for each attack and one for the worst of them, image by image.
+
+        Args:
+          form: `report.table`, `report.markdown_table` or `report.latex_table`.
+        """
+        header = ["attack", "sees", "gradient", "eps", "accuracy, %", "n", "seconds"]
+        lines = []
+        for one in self.outcomes:
+            line = one.line
+            bound = "none" if line.kind == UNBOUNDED else f"{line.eps(self.eps):g}"
+            cells = [line.name, SEES[line.kind], line.gradient, bound]
+            lines.append([*cells, *counted(one.correct), f"{one.seconds:.0f}"])
+        seconds = f"{sum(one.seconds for one in self.outcomes):.0f}"
+        worst = ["worst", "image by image", "", f"{self.eps:g}"]
+        lines.append([*worst, *counted(self.correct), seconds])
+        return form(header, lines)
+
+    def notes(self) -> list[str]:
+        """What is to be known of these numbers before they are believed."""
+        found = []
+        for one in self.of(UNBOUNDED):
+            if left := one.correct.mean():
+                found.append(
+                    f"{one.line.name} without a bound leaves {left:.1%}, where it must "
+                    "leave nothing: the attacks do not see the defence, and no number "
+                    "above is to be believed"
+                )
+        found += self._beyond_gradients() + self._added()
+        for one in self.of(BARE):
+            for name, count in one.doubts.items():
+                found.append(f"{_DOUBTS[name]} ({count} of {len(one.correct)} images)")
+        if self.loops:
+            found.append(
+                "the defence has a loop in its forward pass, through which gradients "
+                "may mislead: an attack made for it may find more"
+            )
+        draws = [one for one in self.outcomes if one.draws is not None]
+        for one in draws[-1:]:
+            spread = np.mean([np.ptp(o.draws, 0).any() for o in draws])
+            found.append(
+                f"the defence is random: accuracies are those of a majority of "
+                f"{len(one.draws)} evaluations, which differ from each other in "
+                f"{spread:.0%} of the lines"
+            )
+        return found + self._implied()
+
+    def _beyond_gradients(self) -> list[str]:
+        """Where queries fool what gradients do not, these are no guide."""
+        through = self.of(THROUGH, JOINT)
+        square = [o for o in through if o.line.gradient == base.OUTPUTS]
+        others = [o for o in through if o.line.gradient != base.OUTPUTS]
+        if not square or not others:
+            return []
+        left = np.all([one.correct for one in others], 0)
+        more = int(np.sum(left & ~square[0].correct))
+        if not more:
+            return []
+        return [
+            f"queries alone fool {more} images that no gradient does: the gradients "
+            "are no guide to this defence"
+        ]
+
+    def _added(self) -> list[str]:
+        """What the defence adds to the classifier."""
+        if not self.of(*_JUDGED):
+            return []
+        (bare,) = self.of(BARE)
+        alone, with_it = bare.correct.mean(), self.accuracy
+        if with_it <= alone:
+            return [
+                f"the classifier alone keeps {alone:.1%} under AutoAttack and behind "
+                f"the defence {with_it:.1%}: it adds nothing against who looks at it"
+            ]
+        return []
+
+    def _implied(self) -> list[str]:
+        """What a detector that robust would amount to."""
+        if not self.of(JOINT):
+            return []
+        return [
+            f"rejecting at most {self.rejects:.1%} of clean images at eps {self.eps:g} "
+            f"with {self.accuracy:.1%} right or rejected implies a classifier of that "
+            f"robust accuracy at eps {self.eps / 2:g}, however slow (Tramer 2021): "
+            "compare it with the best that is known there"
+        ]
+
+    def paragraph(self) -> str:
+        """The threat model and the verdict in words, ready to paste."""
+        count = len(self.correct)
+        what = f"{self.classifier}" + (
+            f" behind {self.defence}" if self.defence else ""
+        )
+        numbers = accuracy(self.correct)
+        names = dict.fromkeys(one.line.name for one in self.of(*_JUDGED))
+        looks = [o.line.gradient for o in self.of(THROUGH, JOINT)]
+        ways = ", ".join(
+            g.replace("_", "-") for g in dict.fromkeys(filter(None, looks))
+        )
+        (clean,) = self.of(CLEAN)
+        (bare,) = self.of(BARE)
+        text = (
+            f"Threat model: L-infinity, eps {self.eps:g} levels ({self.eps:g}/255), "
+            "attacked images in whole levels, untargeted; the attacker knows the "
+            "weights of the classifier"
+        )
+        if not self.defence:
+            text += f". AutoAttack (standard) on {what}, {count} images: "
+        else:
+            text += (
+                f" and of the defence, and looks through it by {ways or 'nothing'}. "
+                f"{what}, worst case image by image of {', '.join(names)}, "
+                f"{count} images: "
+            )
+        ends = f"{100 * numbers['low']:.1f} to {100 * numbers['high']:.1f}"
+        text += f"{self.accuracy:.1%} (95 % interval {ends})"
+        text += f", clean {clean.correct.mean():.1%}"
+        if self.defence:
+            text += f"; the classifier alone under AutoAttack {bare.correct.mean():.1%}"
+        return text + "."
+
+
+_DOUBTS = {
+    "square": "Square Attack fools what AutoAttack's gradients do not",
+    "flat": "AutoAttack met gradients of zero",
+    "random": "the classifier is random, which AutoAttack's standard is not made for",
+    "loops": "the classifier has a loop in its forward pass",
+}
+
+
+def counted(correct: np.ndarray) -> list[str]:
+    """Accuracy with its interval, and of how many."""
+    told = accuracy(correct)
+    share, low, high = (f"{100 * told[k]:.1f}" for k in ("accuracy", "low", "high"))
+    return [f"{share} ({low} to {high})", str(told["n"])]
+
+
+def outcome(
+    line: Line,
+    found: list[np.ndarray],
+    labels: np.ndarray,
+    rejection: int,
+    seconds: float,
+    doubts: dict[str, int] | None = None,
+) -> Outcome:
+    """The outcome of a line whose images were evaluated once, or several times.
+
+    Args:
+      line: of the protocol.
+      found: of each evaluation the classes `[N]`, or `rejection` where detectors
+        rejected an image.
+      labels: the true ones, `[N]`.
+      rejection: a number that is no class.
+      seconds: for `Outcome`.
+      doubts: likewise.
+    """
+
+    def right(one: np.ndarray) -> np.ndarray:
+        attacked = line.kind != CLEAN
+        return reject.correct(one, labels, label=rejection, attacked=attacked)
+
+    each = np.stack(found)
+    votes = np.stack([np.sum(each == label, 0) for label in range(rejection + 1)])
+    draws = np.stack([right(one) for one in found]) if len(found) > 1 else None
+    return Outcome(line, right(votes.argmax(0)), seconds, doubts or {}, draws)
