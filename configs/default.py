@@ -320,6 +320,8 @@ def _judge() -> ml_collections.ConfigDict:
     judge.batch = 100  # images at a time, per device
     judge.defence = "purify"  # as in a row of evaluate; "": the classifier alone
     judge.eps = 8.0  # levels, L-infinity
+    # whole: the protocol; glance: a tenth of its steps; "auto": a glance on the sample.
+    judge.budget = "auto"
     judge.draws = 10  # evaluations of a random defence, whose majority counts
     judge.threshold = -1.0  # as for evaluate
     return judge

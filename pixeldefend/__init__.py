@@ -33,6 +33,7 @@ from pixeldefend.density.likelihood import bits_per_dim, log_prob, sample
 from pixeldefend.density.pixelcnn import PixelCNN, apply, init
 from pixeldefend.detection import p_values
 from pixeldefend.experiment import data
+from pixeldefend.experiment.judging import judge
 from pixeldefend.experiment.zoo import load_reference, load_released
 from pixeldefend.models.classifiers import CNN, VGG, ResNet, logits, logits_fn
 
@@ -59,6 +60,7 @@ __all__ = [
     "detection",
     "graded_eps",
     "init",
+    "judge",
     "load_reference",
     "load_released",
     "log_prob",

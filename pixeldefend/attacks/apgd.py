@@ -31,7 +31,7 @@ def apgd(
     *,
     eps: chex.Array | float,
     norm: str = "linf",
-    loss: str = "ce",
+    loss: str | tuple[str, ...] = "ce",
     targets: chex.Array | int = 9,
     steps: chex.Array | int = 100,
     restarts: int = 1,
@@ -59,7 +59,8 @@ def apgd(
         do not flatten). "dlr": the difference of logits ratio (their section 4), which
         no scaling of the logits changes. "targeted_dlr": its form that aims at a class.
         Two classes leave no ratio: there all are log-odds; with three the targeted
-        ratio divides by the span of the logits.
+        ratio divides by the span of the logits. Of several each gets its starts, until
+        one has succeeded.
       targets: of "targeted_dlr": how many classes are aimed at in turn, the likeliest
         first; or the classes themselves, integers `[B]`. Any other class than the label
         is a success.
@@ -78,8 +79,10 @@ def apgd(
     Raises:
       ValueError: as for `pgd`; an unknown loss, or targets that cannot be.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}: {loss!r}")
+    wanted = (loss,) if isinstance(loss, str) else tuple(loss)
+    for one in wanted or ("",):
+        if one not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}: {one!r}")
     for name, value, least in (("restarts", restarts, 1), ("draws", draws, 0)):
         outcome.check_at_least(name, value, least)
     if isinstance(steps, int):
@@ -90,13 +93,19 @@ def apgd(
     judge = judging(network, key)
     ball = norms.named(norm)
     task = outcome.prepare(judge, images, labels, eps, quantise)
-    tries = [(loss, 0)] * restarts
     aimed: chex.Array | None = None
-    if loss == "targeted_dlr" and isinstance(targets, int):
+    ranks = 1
+    if "targeted_dlr" in wanted and isinstance(targets, int):
         outcome.check_at_least("targets", targets, 1)
-        tries = [(loss, rank) for rank in range(targets) for _ in range(restarts)]
-    elif loss == "targeted_dlr":
+        ranks = targets
+    elif "targeted_dlr" in wanted:
         task, aimed, _ = outcome.with_targets(judge, task, targets)
+    tries = [
+        (one, rank)
+        for one in wanted
+        for rank in range(ranks if one == "targeted_dlr" else 1)
+        for _ in range(restarts)
+    ]
     found = search(
         network,
         ball,

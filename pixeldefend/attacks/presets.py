@@ -6,7 +6,7 @@ A preset is a set of arguments, never a second implementation:
     all leave the true one, so that what is misclassified anyway stays as it is.)
   strong: the attack as its inventors meant it, or stronger.
   athalye: what broke PixelDefend in Athalye et al. (2018), through bpda.
-  judge: as `pixeldefend.judge` has it.
+  judge: as `pixeldefend.judge` has it; glance is a fraction of that, for a first look.
   thesis: foolbox 3's defaults, which the thesis on PuVAE presumably took.
   standard: as AutoAttack has it; ce, dlr and targeted name the loss of its APGD, plus
     and rand its other versions.
@@ -105,6 +105,7 @@ ATTACKS: dict[str, Known] = {
                 "stop_early": True,
             },
             "judge": _MADE | {"steps": 200, "restarts": 5, "stop_early": True},
+            "glance": _MADE | {"steps": 20, "relative_step": 0.1, "stop_early": True},
             "thesis": _MADE | {"steps": 40, "relative_step": 0.01 / 0.3},
         },
     ),
@@ -160,6 +161,8 @@ ATTACKS: dict[str, Known] = {
             "ce": _MADE | {"loss": "ce"},
             "dlr": _MADE | {"loss": "dlr"},
             "targeted": _MADE | {"loss": "targeted_dlr", "targets": 9},
+            "judge": _MADE | {"loss": ("ce", "dlr")},
+            "glance": _MADE | {"loss": ("ce", "dlr"), "steps": 20},
         },
     ),
     "apgd_l2": Known(
@@ -173,7 +176,12 @@ ATTACKS: dict[str, Known] = {
     ),
     "fab": Known(fab, "linf", {"standard": _NINE_TARGETS}),
     "fab_l2": Known(fab, "l2", {"standard": _NINE_TARGETS | {"norm": "l2"}}),
-    "square": Known(square, "linf", {"standard": _5000_QUERIES}, differentiates=False),
+    "square": Known(
+        square,
+        "linf",
+        {"standard": _5000_QUERIES, "glance": _MADE | {"queries": 100}},
+        differentiates=False,
+    ),
     "square_l2": Known(
         square, "l2", {"standard": _5000_QUERIES | {"norm": "l2"}}, differentiates=False
     ),

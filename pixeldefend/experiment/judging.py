@@ -15,6 +15,7 @@ from pixeldefend.experiment import adversaries, parallel, report, verdict
 from pixeldefend.experiment.adversaries import Target
 from pixeldefend.experiment.verdict import (
     BARE,
+    BUDGETS,
     CLEAN,
     JOINT,
     SEES,
@@ -39,6 +40,7 @@ def judge(
     seed: int = 0,
     batch: int = 100,
     draws: int = 10,
+    budget: str = "whole",
     lines: Sequence[Line] | None = None,
     rejects: float | None = None,
     tell: Callable[[str], None] | None = print,
@@ -61,7 +63,8 @@ def judge(
       seed: of attacks and of random defences; the attacker's draws are others.
       batch: images at a time.
       draws: evaluations of a random defence.
-      lines: instead of those of `protocol(defences)`; `CLEAN` and `BARE` must be there.
+      budget: of `protocol`: "whole" or "glance".
+      lines: instead of those of `protocol`; `CLEAN` and `BARE` must be there.
       rejects: for the notes, the share of clean images that detectors may reject.
       tell: is given a line when it is done; None for silence.
 
@@ -71,8 +74,10 @@ def judge(
     Raises:
       ValueError: as for the attacks and `protocol`; no lines that are needed.
     """
+    if budget not in BUDGETS:
+        raise ValueError(f"budget must be one of {', '.join(BUDGETS)}: {budget!r}")
     base.check_params(defences, params, jax.random.key(seed))
-    lines = protocol(defences) if lines is None else list(lines)
+    lines = protocol(defences, budget) if lines is None else list(lines)
     kinds = [line.kind for line in lines]
     if kinds.count(CLEAN) != 1 or kinds.count(BARE) != 1:
         raise ValueError("lines must have one CLEAN and one BARE")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pixeldefend import attacks, pixels
+from pixeldefend import pixels
 from pixeldefend.defences import base, reject
 from pixeldefend.experiment import report
 from pixeldefend.experiment.rows import accuracy
@@ -30,6 +30,7 @@ SEES = {
     JOINT: "detectors too",
     UNBOUNDED: "defence and classifier",
 }
+BUDGETS = ("whole", "glance")
 NO_BOUND = float(pixels.LEVELS - 1)  # levels; any image is within
 
 
@@ -56,20 +57,25 @@ class Line:
 
     @property
     def name(self) -> str:
-        """Of the attack, for a table."""
+        """Of the attack, for a table; what its preset is goes without saying."""
         if self.kind == JOINT:
             return "evade"
-        if not self.attack or self.preset == attacks.usual(self.attack):
-            return self.attack or "none"
-        return f"{self.attack} {self.preset}"
+        return self.attack or "none"
 
     def eps(self, eps: float) -> float:
         """Of this line, where the protocol's is `eps`."""
         return {CLEAN: 0.0, UNBOUNDED: NO_BOUND}.get(self.kind, eps)
 
 
-def protocol(defences: Sequence[base.Defence | type[base.Defence]]) -> list[Line]:
+def protocol(
+    defences: Sequence[base.Defence | type[base.Defence]], budget: str = "whole"
+) -> list[Line]:
     """The lines for a classifier behind defences, none included.
+
+    Args:
+      defences: in the order in which an image passes them.
+      budget: of `BUDGETS`: "whole", or for a first look "glance", whose attacks on
+        what defends take a tenth of the steps.
 
     Raises:
       ValueError: a detector stands behind a defence: it would have to judge what the
@@ -90,22 +96,23 @@ def protocol(defences: Sequence[base.Defence | type[base.Defence]]) -> list[Line
     random = any(defence.random for defence in behind)
     if behind:
         for gradient in gradients:
-            lines += _through(gradient, random)
-        lines.append(Line(THROUGH, "square", "standard", base.OUTPUTS))
+            lines += _through(gradient, random, budget)
+        queries = {"whole": "standard", "glance": "glance"}[budget]
+        lines.append(Line(THROUGH, "square", queries, base.OUTPUTS))
     if any(detects):
         lines += [Line(JOINT, gradient=gradient) for gradient in gradients]
     if behind:
-        first = _through(gradients[0], random)[0]
+        first = _through(gradients[0], random, budget)[0]
         lines.append(dataclasses.replace(first, kind=UNBOUNDED))
     return lines
 
 
-def _through(gradient: str, random: bool) -> list[Line]:
+def _through(gradient: str, random: bool, budget: str) -> list[Line]:
     """What looks through a defence by one gradient."""
-    pgd = Line(THROUGH, "pgd", "judge", gradient)
-    if not random:
-        both = (Line(THROUGH, "apgd", loss, gradient) for loss in ("ce", "dlr"))
-        return [*both, pgd]
+    preset = {"whole": "judge", "glance": "glance"}[budget]
+    pgd = Line(THROUGH, "pgd", preset, gradient)
+    if not random:  # one program for both losses of APGD
+        return [Line(THROUGH, "apgd", preset, gradient), pgd]
     # Of random defences APGD takes the expectation itself, over fresh draws.
     if gradient == "expectation":
         return [pgd]
@@ -196,6 +203,11 @@ class Verdict:
                     "leave nothing: the attacks do not see the defence, and no number "
                     "above is to be believed"
                 )
+        if any(one.line.preset == "glance" for one in self.outcomes):
+            found.append(
+                "this was a glance, at a tenth of the steps: the whole protocol finds "
+                "more"
+            )
         found += self._beyond_gradients() + self._added()
         for one in self.of(BARE):
             for name, count in one.doubts.items():

@@ -73,7 +73,20 @@ def _read(config: inputs.Config) -> tuple[grid.Pipeline, list[Line]]:
         raise ValueError("the judge needs a classifier: give classifier.weights")
     text = " + ".join(filter(None, (config.classifier.weights, settings.defence)))
     row = grid.pipeline(text, settings.eps)
-    return row, verdict.protocol([DEFENCES[name] for name in row.defences])
+    kinds = [DEFENCES[name] for name in row.defences]
+    return row, verdict.protocol(kinds, _budget(config))
+
+
+def _budget(config: inputs.Config) -> str:
+    """Of the protocol: a glance on the bundled sample where nothing else is said."""
+    budget = config.judge.budget
+    if budget == "auto":
+        source = inputs.source(config, config.judge.input)
+        return "glance" if source == "sample" else "whole"
+    if budget not in verdict.BUDGETS:
+        known = ", ".join(("auto", *verdict.BUDGETS))
+        raise ValueError(f"judge.budget must be one of {known}: {budget!r}")
+    return budget
 
 
 def adversary(row: grid.Pipeline, line: Line, eps: float) -> grid.Adversary:
