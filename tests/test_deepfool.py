@@ -165,6 +165,17 @@ def test_results_stay_in_the_ball_and_among_levels(rng, norm, quantise):
     assert np.any(moved[::3] > 0)
 
 
+def test_rounding_that_needs_more_than_the_ball_has_is_no_success(rng):
+    variables, images, labels = draw(rng, 64)
+    task = variables, images, labels
+    _, floating = compiled(attacks.deepfool, norm="l2", quantise=False)(*task)
+    # Just enough for fractions of levels.
+    eps = 1.02 * floating.distance + 0.01
+    _, info = compiled(attacks.deepfool, norm="l2")(*task, eps=eps)
+    assert np.all(info.distance <= eps * (1 + 1e-5))
+    assert 0.1 < np.mean(info.success) < 1
+
+
 def test_failed_images_are_clean_ones(rng):
     variables, images, labels = draw(rng, 8)
     for quantise in (True, False):

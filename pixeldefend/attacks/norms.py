@@ -130,8 +130,7 @@ def _l2_whole(start: chex.Array, moved: chex.Array, radius: chex.Array) -> chex.
     rounded so, while their squares fit.
     """
     count = len(start)
-    moved = _replace_nan(start, moved)
-    change = (clip_levels(moved) - start).reshape(count, -1)
+    change = (_l2_project(start, moved, radius) - start).reshape(count, -1)
     near = jnp.trunc(change)
     rest = jnp.abs(change) - jnp.abs(near)
     # Squares are whole numbers, exact in float32 up to 2^24: 258 values by 255 levels,
