@@ -11,6 +11,7 @@ from flax import struct
 
 from pixeldefend import pixels
 from pixeldefend.attacks import gradients, norms, outcome, rounding
+from pixeldefend.attacks.ascent import to_levels
 from pixeldefend.attacks.batched_while import batched_while
 from pixeldefend.attacks.deepfool import nearest_boundary
 from pixeldefend.attacks.outcome import Found, Info, LogitsFn, Network, Task
@@ -50,8 +51,8 @@ class _Walk:
 
     Attributes:
       moved: `[B, H, W, C]` where it is, in levels.
-      levels: `[B, H, W, C]`, the nearest that fooled of those in the ball, as it would
-        be returned; before the first, the last that fooled outside or unrounded.
+      levels: `[B, H, W, C]`, the nearest that fooled of those in the ball; before the
+        first, the last of those outside that did, cut to it.
       distance: `[B]` of `levels` where they fooled, else infinite.
       misses: `[B]` int32, how often rounding has undone it in a row.
       steps: `[B]` int32, of all attempts.
@@ -94,9 +95,9 @@ def fab(
     image itself onto the nearest boundary of the linearised network, within 0..255, and
     goes to a mean of the two; where that is misclassified, a part of the way back.
 
-    What is misclassified is also judged as it would be returned. Inside a finite ball
-    an image is done with the first success, since no distance inside is better than
-    another; with eps infinite it takes all steps and ends with the nearest.
+    What is misclassified inside the ball is also judged as it would be returned. In a
+    finite ball an image is done with its first success, near or far; with an infinite
+    eps it takes all steps of all attempts, and the nearest success is returned.
 
     Args:
       logits_fn: this and what is not listed as for `fgsm`.
@@ -106,8 +107,8 @@ def fab(
       targets: how many classes are aimed at in turn, those of the largest logits of the
         image first, K - 1 at most; 0 aims at the nearest of all in every step, which
         costs K - 1 backward passes.
-      steps: how many from each start; each is a gradient, a query and, where the image
-        is misclassified, one more.
+      steps: how many from each start. Each is a gradient, a query and, where rounding
+        is to be judged, one more.
       restarts: how many starts for each target, the first from the image, others drawn
         from half the ball (or, if that is smaller, half as near as the nearest found).
       bias: largest weight of the projection of the image (the paper's alpha_max).
@@ -196,7 +197,8 @@ def search(
     step = functools.partial(_step, network, ball, options, quantise)
     keys = none if key is None else key
     last = batched_while(step, (task, rivals, keys), first, lanes=lanes)
-    return Found(last.levels, jnp.isfinite(last.distance), last.steps, last.queries)
+    levels = to_levels(ball, task, last.levels, quantise).astype(last.levels.dtype)
+    return Found(levels, jnp.isfinite(last.distance), last.steps, last.queries)
 
 
 def _step(
@@ -216,7 +218,11 @@ def _step(
         rivals = jnp.take_along_axis(rivals, turn[:, None], 1)
     moved = _toward(network, ball, options, task, walk.moved, rivals)
     fooled = outcome.is_surely_fooled(network(moved), task.labels)
-    levels, hit = _judge(network, ball, task, moved, fooled, walk.misses, quantise)
+    near = fooled & (ball.size(moved - task.images) <= task.radius)
+    levels = ball.project(task.images, moved, task.radius)
+    hit = near
+    if quantise:
+        levels, hit = _round(network, ball, task, levels, near, walk.misses)
     distance = jnp.where(hit, ball.size(levels - task.images), jnp.inf)
     kept = jnp.where(jnp.isinf(walk.distance), fooled, distance < walk.distance)
     nearest = jnp.minimum(distance, walk.distance)
@@ -225,42 +231,37 @@ def _step(
     steps = walk.steps + 1
     start = _start(ball, options, task, key, steps // options.steps, nearest)
     over = steps % options.steps == 0
-    missed = (fooled & ~hit).astype(jnp.int32)
     return _Walk(
         moved=jnp.where(norms.each(over), start, moved),
         levels=jnp.where(norms.each(kept), levels, walk.levels),
         distance=nearest,
-        misses=jnp.where(hit, 0, walk.misses + missed),
+        misses=jnp.where(hit, 0, walk.misses + near.astype(jnp.int32)),
         steps=steps,
-        queries=walk.queries + 2 + (fooled.astype(jnp.int32) if quantise else 0),
+        queries=walk.queries + 2 + (near.astype(jnp.int32) if quantise else 0),
         done=(hit & jnp.isfinite(task.radius)) | (steps >= options.steps * attempts),
     )
 
 
-def _judge(
+def _round(
     network: Network,
     ball: norms.Norm,
     task: Task,
-    moved: chex.Array,
-    fooled: chex.Array,
+    levels: chex.Array,
+    near: chex.Array,
     misses: chex.Array,
-    quantise: bool,
 ) -> tuple[chex.Array, chex.Array]:
-    """What would be returned for `moved`, in the ball, and whether it fools, `[B]`."""
-    change = moved - task.images
-    if not quantise:
-        inside = ball.size(change) <= task.radius
-        return ball.project(task.images, moved, task.radius), fooled & inside
+    """Whole levels for those that are `near`, and which of them fool, `[B]`."""
 
     def rounded() -> tuple[chex.Array, chex.Array]:
+        change = levels - task.images
         larger = rounding.scale(ball, change, 1 + misses % rounding.TRIES)
-        shown = task.images + norms.each(larger) * change
-        shown = ball.project(task.images, shown, task.radius)
-        shown = ball.whole(task.images, shown, task.radius).astype(moved.dtype)
-        return shown, fooled & outcome.is_surely_fooled(network(shown), task.labels)
+        wide = task.images + norms.each(larger) * change
+        whole = ball.whole(task.images, wide, task.radius).astype(levels.dtype)
+        fooled = outcome.is_surely_fooled(network(whole), task.labels)
+        return jnp.where(norms.each(near), whole, levels), near & fooled
 
-    nothing = functools.partial(lambda: (task.images, jnp.zeros_like(fooled)))
-    return jax.lax.cond(jnp.any(fooled), rounded, nothing)
+    # Seldom, where few images are near: then nothing is shown to the network.
+    return jax.lax.cond(jnp.any(near), rounded, lambda: (levels, near))
 
 
 def _toward(
