@@ -21,7 +21,7 @@ _SHORT = 1e-8 * (pixels.LEVELS - 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class FabOptions:
     """How FAB walks; see `fab`.
 
     Raises:
@@ -130,12 +130,12 @@ def fab(
     """
     network = functools.partial(logits_fn, variables)
     ball = norms.named(norm)
-    options = Options(targets, steps, restarts, bias, overshoot, backward)
+    options = FabOptions(targets, steps, restarts, bias, overshoot, backward)
     task = outcome.prepare(network, images, labels, eps, quantise)
     if restarts > 1:
         outcome.check_key(key, len(images))
     logits = network(task.images)
-    found = search(
+    found = search_boundary(
         network,
         ball,
         task,
@@ -157,7 +157,7 @@ def fab(
     )
 
 
-def search(
+def search_boundary(
     network: Network,
     ball: norms.Norm,
     task: Task,
@@ -165,7 +165,7 @@ def search(
     done: chex.Array,
     *,
     logits: chex.Array,
-    options: Options,
+    options: FabOptions,
     lanes: int | None = None,
     quantise: bool = True,
 ) -> Found:
@@ -178,7 +178,7 @@ def search(
       key: `[B]`; None will do without restarts.
       done: `[B]` bool, images that cost nothing and come back as they are.
       logits: `[B, K]`, of the images; they tell in which order classes are aimed at.
-      options: see `Options`.
+      options: see `FabOptions`.
       lanes: images at once; see `batched_while`.
       quantise: whole levels are to come back.
     """
@@ -204,7 +204,7 @@ def search(
 def _step(
     network: Network,
     ball: norms.Norm,
-    options: Options,
+    options: FabOptions,
     quantise: bool,
     constants: tuple,
     walk: _Walk,
@@ -267,7 +267,7 @@ def _round(
 def _toward(
     network: Network,
     ball: norms.Norm,
-    options: Options,
+    options: FabOptions,
     task: Task,
     moved: chex.Array,
     rivals: chex.Array,
@@ -340,7 +340,7 @@ def raise_by(
 
 def _start(
     ball: norms.Norm,
-    options: Options,
+    options: FabOptions,
     task: Task,
     key: chex.PRNGKey | None,
     attempt: chex.Array,

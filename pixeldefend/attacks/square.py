@@ -91,7 +91,7 @@ def square(
         )
     task = outcome.prepare(network, images, labels, eps, quantise)
     outcome.check_key(key, len(images))
-    found = search(
+    found = search_squares(
         network,
         ball,
         task,
@@ -114,7 +114,7 @@ def square(
     )
 
 
-def search(
+def search_squares(
     network: Network,
     ball: norms.Norm,
     task: Task,
