@@ -14,8 +14,8 @@ from pixeldefend.attacks.ascent import limit_radius, to_levels
 from pixeldefend.attacks.batched_while import batched_while
 from pixeldefend.attacks.outcome import Found, Info, LogitsFn, Network, Task
 
-# After how many squares the share of the image that they cover is halved. (The paper's
-# text leaves out the 500 that its authors' code has.)
+# Behind which square, counted from 0, the share of the image that one covers is halved:
+# AutoAttack's schedule.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
