@@ -31,6 +31,7 @@ from pixeldefend.defences.puvae import PuVAE
 from pixeldefend.density.decode import decode
 from pixeldefend.density.likelihood import bits_per_dim, log_prob, sample
 from pixeldefend.density.pixelcnn import PixelCNN, apply, init
+from pixeldefend.density.published_weights import import_pixelcnn
 from pixeldefend.detection import p_values
 from pixeldefend.experiment import data
 from pixeldefend.experiment.judging import judge
@@ -59,6 +60,7 @@ __all__ = [
     "defences",
     "detection",
     "graded_eps",
+    "import_pixelcnn",
     "init",
     "judge",
     "load_reference",
