@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from models import tiny
 from PIL import Image
+from published import as_tensorflow
 
-from pixeldefend.experiment import data, lock, rows, workdir, zoo
+import pixeldefend
+from pixeldefend.experiment import data, foreign_weights, lock, rows, workdir, zoo
 from pixeldefend.experiment.checkpoints import Checkpoints
 from pixeldefend.experiment.metrics import MetricsFile
 from pixeldefend.experiment.modes import inputs
@@ -197,6 +199,19 @@ def test_arrays_of_a_data_set(tmp_path, rng):
         assert labels.tolist() == [1, 9]
 
     _mutate(tmp_path / "mnist/test.npz", 60, BYTES, read)
+
+
+def test_published_weights(tmp_path):
+    model, params, _, _ = tiny(SHAPE, conditionals="joint", dropout=0.5)
+    path = tmp_path / "weights.npz"
+    np.savez_compressed(path, **as_tensorflow(model, params))
+
+    def read():
+        found, given = pixeldefend.import_pixelcnn(foreign_weights.read(path))
+        assert found == model
+        jax.tree.map(np.testing.assert_array_equal, given, params)
+
+    _mutate(path, 40, BYTES, read)
 
 
 @pytest.fixture(scope="module")

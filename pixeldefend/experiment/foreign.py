@@ -4,6 +4,7 @@ Whatever is wrong with one, the error names it. Nothing is ever unpickled.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from pixeldefend.experiment import files
 
 _LARGEST_JSON = 2**24  # bytes; a card of ours has a thousandth of it
 _LARGEST_ARRAY = 2**34  # bytes: 5 million images of CIFAR-10
+_MOST_ARRAYS = 2**14  # in a file
 _HEAD = 2**14  # bytes; more than numpy takes as a header
 _PIECE = 2**20  # bytes that are read at once
 
@@ -54,6 +56,13 @@ def read_bytes(path: epath.PathLike) -> bytes:
     """All of a file; raises as `check_regular` and where it cannot be read."""
     check_regular(path)
     return files.expanded(path).read_bytes()
+
+
+def sha256(path: epath.PathLike) -> str:
+    """The hash of a file, as hexadecimal digits; raises as `read_bytes`."""
+    check_regular(path)
+    with files.expanded(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -90,7 +99,7 @@ class Header(NamedTuple):
 
 def read_arrays(
     path: epath.PathLike,
-    names: Sequence[str],
+    names: Sequence[str] | None,
     check: Callable[[Mapping[str, Header]], None],
 ) -> dict[str, np.ndarray]:
     """Arrays of an `.npz`, or the one of an `.npy`.
@@ -98,7 +107,7 @@ def read_arrays(
     Args:
       path: of the file; its ending says which of the two it is.
       names: of the arrays to read, where they are there; the first has to be. The one
-        of an `.npy` is called by the first.
+        of an `.npy` is called by the first. None: all of an `.npz`.
       check: is given the headers by name before any data is read, and raises where they
         are not what is wanted. So a small file cannot ask for much memory, but for what
         is wanted.
@@ -138,18 +147,20 @@ def _single(file: IO[bytes], names: Sequence[str]) -> Iterator[tuple]:
     yield names[0], file, size
 
 
-def _archive(file: IO[bytes], names: Sequence[str]) -> Iterator[tuple]:
-    """Those of an `.npz`, as `_single` gives them."""
+def _archive(file: IO[bytes], names: Sequence[str] | None) -> Iterator[tuple]:
+    """Those of an `.npz`, as `_single` gives them; without names, all."""
     if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
         raise ValueError("it is a single array; call it .npy")
     if not zipfile.is_zipfile(file):
         raise ValueError("it is not in numpy's format")
     archive = zipfile.ZipFile(file)
     members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
-    if names[0] not in members:
+    if len(members) > _MOST_ARRAYS:
+        raise ValueError(f"it holds {len(members)} arrays")
+    if names is not None and names[0] not in members:
         there = ", ".join(sorted(members)[:5]) or "nothing"
         raise ValueError(f"no array called {names[0]!r}, only {there}")
-    for name in names:
+    for name in members if names is None else names:
         if (member := members.get(name)) is None:
             continue
         # What other methods make of a few bytes cannot be read piece by piece.

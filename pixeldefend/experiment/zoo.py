@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -121,14 +120,8 @@ def file_hashes(folder: epath.Path) -> dict[str, str]:
         elif path.name == "card.json" or path.name.startswith("."):
             continue
         elif path.is_file():  # whatever else there is, no model of ours has
-            found[path.name] = _digest(path)
+            found[path.name] = foreign.sha256(path)
     return found
-
-
-def _digest(path: epath.Path) -> str:
-    foreign.check_regular(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_files(folder: epath.Path, card: dict, part: str) -> None:
@@ -154,7 +147,7 @@ def _check_files(folder: epath.Path, card: dict, part: str) -> None:
         path = folder / name
         if not path.exists() or path.is_dir():
             raise ValueError(f"{name} is missing")
-        if _digest(path) != digest:
+        if foreign.sha256(path) != digest:
             raise ValueError(f"{name} is not the file that the card tells of")
 
 
