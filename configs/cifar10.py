@@ -26,6 +26,11 @@ them, as here now, not yet measured there). A ResNet is estimated at three minut
     --config.classifier.train.hours=0.05
 With a lease of minutes, all of it by one command: `python -m benchmarks.accelerator`.
 
+Or take weights of that size that others published (docs/published_weights.md):
+  python main.py --config=configs/cifar10.py --mode=import \
+    --config.import_.weights=params_cifar.ckpt --config.release.to=FOLDER \
+    --config.data_dir=DATA_DIR
+
 Train the released model again (a first run; its card has the second, which starts from
 it, their times and bits/dim):
   python main.py --config=configs/cifar10.py --mode=train \

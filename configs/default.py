@@ -35,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.classify = _classify()
     config.train = _train()
     config.release = _release()
+    config.import_ = _import_()
     config.sample = _sample()
     return config
 
@@ -462,6 +463,14 @@ def _release() -> ml_collections.ConfigDict:
     return release
 
 
+def _import_() -> ml_collections.ConfigDict:
+    """A released model of published weights; `release` says where to, and measures."""
+    import_ = ml_collections.ConfigDict()
+    import_.weights = ""  # a file: .npz, .pth or .pt of PyTorch, .ckpt of TensorFlow
+    import_.count = 0  # images of each split at most, the first, to measure; 0: all
+    return import_
+
+
 def _sample() -> ml_collections.ConfigDict:
     """Samples of the density model."""
     sample = ml_collections.ConfigDict()
@@ -528,6 +537,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.gradients.images = config.gradients.batch = 4
     config.release.on_sample, config.release.batch = True, 64
     config.release.to = "runs/smoke/pixelcnn"
+    config.import_.count = 8
     return config
 
 

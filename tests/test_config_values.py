@@ -6,8 +6,11 @@ import resource
 import signal
 import sys
 
+import numpy as np
 import pytest
+from models import tiny
 from processes import ROOT, enter_anew
+from published import as_tensorflow
 
 from configs import mnist
 from pixeldefend import cli, usage
@@ -63,7 +66,7 @@ def _reads(name, kind):
     """Fields that a mode reads, for a kind of model where it has one."""
     mode = modes.MODES[name]
     config = mnist.get_config("smoke")
-    whole = {name}
+    whole = {mode.section or name}
     weights = {*mode.weights, *mode.kinds.get(kind, ())}
     if kind and kind not in weights:
         whole.add(kind)  # it is made here
@@ -96,13 +99,23 @@ def _cases():
     return (first + others)[:CASES]
 
 
-def _arguments(folder, name, kind):
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A file of weights to be imported."""
+    model, params, _, _ = tiny((28, 28, 1), conditionals="joint")
+    path = tmp_path_factory.mktemp("published") / "weights.npz"
+    np.savez(path, **as_tensorflow(model, params))
+    return path
+
+
+def _arguments(folder, published, name, kind):
     """What each command has; `kind` is a model's, or None."""
     return [
         "--config=configs/mnist.py:smoke",
         f"--mode={name}",
         f"--workdir={folder}/w",
         f"--config.release.to={folder}/released",
+        f"--config.import_.weights={published}",
         *([f"--config.{name}.model={kind}"] if kind else []),
     ]
 
@@ -125,15 +138,18 @@ def only_checks(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_value_is_accepted_or_told_in_one_line(only_checks, tmp_path, capsys):
+def test_every_value_is_accepted_or_told_in_one_line(
+    only_checks, published, tmp_path, capsys
+):
     wrong, accepted, refused = [], 0, 0
     for name, mode in modes.MODES.items():  # what is read takes its time once
         for kind in mode.kinds or [None]:
             with pytest.raises(Accepted):
-                enter_anew(_arguments(tmp_path, name, kind))
+                enter_anew(_arguments(tmp_path, published, name, kind))
     capsys.readouterr()
     for name, kind, field, value in _cases():
-        arguments = [*_arguments(tmp_path, name, kind), f"--config.{field}={value}"]
+        arguments = _arguments(tmp_path, published, name, kind)
+        arguments.append(f"--config.{field}={value}")
         case = f"{name} {kind} {field}={value[:50]!r}"
         size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         signal.alarm(SECONDS)

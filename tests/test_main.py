@@ -537,6 +537,15 @@ def _mistakes(folder):
         ("classify", [f"{classifier}weights=no/model"], "no model"),
         ("classify", [pixelcnn], "is no classifier"),
         ("release", ["--config.release.model=classifier", pixelcnn], "no classifier"),
+        ("import", [], "import_.weights is missing"),
+        (
+            "import",
+            [
+                f"--config.import_.weights={folder}/a.pth",
+                f"--config.release.to={folder}",
+            ],
+            "no file of weights",
+        ),
         ("train", ["--config.train.model=cnn"], "train.model must be one of pixelcnn"),
         (
             "train_pixelcnn",

@@ -57,7 +57,8 @@ def test_a_config_that_lacks_what_a_mode_reads_is_refused(mode):
     with pytest.raises(modes.UserError, match=f"no seed, which {mode} reads: make it"):
         modes.start(mode, bare)
     whole = default.get_config()
-    for section in (mode, *modes.MODES[mode].weights, *modes.MODES[mode].reads):
+    own = modes.MODES[mode].section or mode
+    for section in (own, *modes.MODES[mode].weights, *modes.MODES[mode].reads):
         config = ml_collections.ConfigDict(whole.to_dict())
         del config[section]
         with pytest.raises(modes.UserError, match=f"no {section}, which {mode} reads"):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import chex
@@ -59,13 +60,13 @@ class Releasable(NamedTuple):
       measure: `measure(split, given)`, the figures of a split, each with the command
         that gives it again, and scores of its images or None; the card keeps those of
         the training images as reference.
-      splits: that are measured.
+      splits: that are measured, and how many images of each at most, the first; 0: all.
     """
 
     model: Any
     params: Any
     measure: Callable[[str, data.Input], tuple[dict, np.ndarray | None]]
-    splits: tuple[str, ...] = ("test", "sample")
+    splits: Mapping[str, int] = MappingProxyType({"test": 0, "sample": 0})
 
 
 def init_by_shape(

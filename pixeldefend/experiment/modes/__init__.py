@@ -20,6 +20,7 @@ from pixeldefend.experiment.modes.classifier import classify
 from pixeldefend.experiment.modes.density_model import sample, score
 from pixeldefend.experiment.modes.detecting import detect
 from pixeldefend.experiment.modes.evaluating import evaluate
+from pixeldefend.experiment.modes.importing import import_weights
 from pixeldefend.experiment.modes.judging import judge
 from pixeldefend.experiment.modes.main_job import purify
 from pixeldefend.experiment.modes.releasing import release
@@ -44,6 +45,7 @@ class Mode:
       reads: fields of further sections.
       free: fields of its sections that may change while its folder is used again,
         since each image kept there is marked with all that it depends on.
+      section: its own, where that is not called as the mode is.
     """
 
     run: Run
@@ -51,6 +53,7 @@ class Mode:
     kinds: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     reads: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     free: tuple[str, ...] = ()
+    section: str = ""
 
 
 def _free(section: str, *fields: str) -> tuple[str, ...]:
@@ -128,6 +131,12 @@ MODES = {
             "magnet": ("classifier", "magnet"),
         },
     ),
+    "import": Mode(
+        import_weights,
+        weights=(),
+        reads={"release": ("to", "note", "on_sample", "batch")},
+        section="import_",  # the other is a word of Python's
+    ),
 }
 # What used to be modes, and what to say instead. Those that reproduce the papers'
 # figures have a program of their own; training and releasing take any kind of model.
@@ -188,7 +197,8 @@ def start(
 
 def _check_whole(name: str, mode: Mode, config: inputs.Config) -> None:
     """Raises ValueError where a config of one's own lacks what a mode reads."""
-    wanted = ["dataset", "seed", "data_dir", "compilation_cache", name]
+    own = mode.section or name
+    wanted = ["dataset", "seed", "data_dir", "compilation_cache", own]
     kind = config[name].get("model", "") if mode.kinds and name in config else ""
     of_kind = [kind, *mode.kinds[kind]] if kind in mode.kinds else []
     wanted += [*mode.weights, *of_kind]
@@ -217,12 +227,13 @@ def _sections(name: str, mode: Mode, config: inputs.Config) -> dict:
             kept[kind] = {k: v for k, v in whole[kind].items() if k != "weights"}
     for section in weights:
         kept[section] = {"weights": whole[section]["weights"]}
-    kept[name] = whole[name]
+    own = mode.section or name
+    kept[own] = whole[own]
     for section, fields in mode.reads.items():
         chosen = {field: whole[section][field] for field in fields}
         kept[section] = kept.get(section, {}) | chosen
     for field in ("save_seconds", "keep", "pictures"):  # how results are written
-        kept[name].pop(field, None)
+        kept[own].pop(field, None)
     return kept
 
 

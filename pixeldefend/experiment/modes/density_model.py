@@ -1,6 +1,7 @@
 """The density model: training and releasing it, sampling, scoring."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -50,20 +51,42 @@ def trainable(config: inputs.Config, plan: schedule.Plan) -> Trainable:
 
 
 def releasable(config: inputs.Config, card: dict) -> Releasable:
-    """Bits/dim of a density model; the scores of training images are its reference."""
+    """A density model of a training run; see `measured`."""
     count = config.release.reference
     if count < 0:
         raise ValueError(f"release.reference must not be negative: {count}")
     model, params, _ = inputs.density_model(config)
-    mapped = inputs.score_map(model, config.release.batch)
+    splits = {"train": count, "test": 0, "sample": 0}
+    return measured(card, model, params, batch=config.release.batch, splits=splits)
+
+
+def measured(
+    card: dict,
+    model: pixelcnn.PixelCNN,
+    params: Any,
+    *,
+    batch: int,
+    splits: Mapping[str, int],
+) -> Releasable:
+    """Bits/dim of a density model; the scores of training images are its reference.
+
+    Args:
+      card: of the model; its name, and whose images they are.
+      model: the description.
+      params: of the network.
+      batch: images at a time, per device.
+      splits: see `Releasable`.
+    """
+    mapped = inputs.score_map(model, batch)
 
     def measure(split: str, given: data.Input) -> tuple[dict, np.ndarray]:
         scores, _ = report.run_batches(mapped, f"scoring {split}", params, given.images)
         bits = likelihood.to_bits_per_dim(scores, given.images.shape[1:])
-        part = f" --config.score.count={count}" if count and split == "train" else ""
+        count = splits[split]
+        part = f" --config.score.count={count}" if count else ""
         figures = summaries.summary(bits) | {
             "command": (
-                f"python main.py --config=configs/{config.dataset}.py --mode=score"
+                f"python main.py --config=configs/{card['dataset']}.py --mode=score"
                 f" --config.pixelcnn.weights={card['name']}"
                 f" --config.score.input={given.source}{inputs.data_dir(given)}{part}"
             )
@@ -72,7 +95,7 @@ def releasable(config: inputs.Config, card: dict) -> Releasable:
             figures["first_bits_per_dim"] = [round(float(b), 5) for b in bits[:4]]
         return figures, scores
 
-    return Releasable(model, params, measure, ("train", "test", "sample"))
+    return Releasable(model, params, measure, splits)
 
 
 def sample(config: inputs.Config, workdir: Workdir) -> None:

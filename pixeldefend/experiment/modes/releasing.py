@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 
+from etils import epath
+
 from pixeldefend.experiment import data, zoo
 from pixeldefend.experiment.kinds import Releasable
 from pixeldefend.experiment.modes import (
@@ -17,7 +19,6 @@ from pixeldefend.experiment.workdir import Workdir, user_errors
 def release(config: inputs.Config, workdir: Workdir) -> None:
     """Makes a released model, `release.model`, of a training run: figures, card."""
     del workdir  # all that is written goes to release.to
-    settings = config.release
     with user_errors():
         kind = inputs.kind(config, "release")
         weights = config[kind].weights
@@ -25,27 +26,45 @@ def release(config: inputs.Config, workdir: Workdir) -> None:
         if card["kind"] != kind:
             raise ValueError(f"{weights} is no {kind}, but a {card['kind']}")
         folder = inputs.release_folder(config, weights, card)
-        card["note"] = settings.note
-        card["name"] = f"{folder.parent.name}/{folder.name}"
         found = _RELEASABLES[kind](config, card)
-        shape = tuple(card["image_shape"])
-        splits = {name: _read(config, name, shape) for name in found.splits}
+    del card["model"]
+    card.pop("validation", None)  # of scores that are not taken along
+    write(config, folder, card, found)
+
+
+def write(
+    config: inputs.Config, folder: epath.Path, card: dict, found: Releasable
+) -> dict:
+    """Measures a model and writes it with its card, as a released one.
+
+    Args:
+      config: its section `release` says which images, and has a note for the card.
+      folder: from `inputs.release_folder`.
+      card: what it tells besides.
+      found: the model.
+
+    Returns:
+      The figures, by split.
+    """
+    settings = config.release
+    card["note"] = settings.note
+    card["name"] = f"{folder.parent.name}/{folder.name}"
+    shape = tuple(card["image_shape"])
+
+    def read(split: str, count: int) -> data.Input:
+        source = "sample" if settings.on_sample else split
+        return data.read_input(config.dataset, source, count, shape, config.data_dir)
+
+    with user_errors():
+        splits = {split: read(split, count) for split, count in found.splits.items()}
     scores = {}
     card["figures"] = {}
     for split, given in splits.items():
         card["figures"][split], scores[split] = found.measure(split, given)
-    del card["model"]
-    card.pop("validation", None)  # of scores that are not taken along
     reference = scores.get("train")
     zoo.save_released(folder, found.model, found.params, card, reference=reference)
     print(json.dumps(card["figures"], indent=1))
-
-
-def _read(config: inputs.Config, split: str, shape: tuple[int, int, int]) -> data.Input:
-    """The images of a split."""
-    source = "sample" if config.release.on_sample else split
-    count = config.release.reference if split == "train" else 0
-    return data.read_input(config.dataset, source, count, shape, config.data_dir)
+    return card["figures"]
 
 
 # By kind of model, from its card; each checks what the user gave for it.
