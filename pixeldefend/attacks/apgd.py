@@ -106,7 +106,7 @@ def apgd(
         for rank in range(ranks if one == "targeted_dlr" else 1)
         for _ in range(restarts)
     ]
-    found = search(
+    found = search_ascents(
         network,
         ball,
         task,
@@ -132,7 +132,7 @@ def apgd(
 
 @struct.dataclass
 class Ascents(Found):
-    """What `search` found.
+    """What `search_ascents` found.
 
     Attributes:
       attempt: `[B]` int32, the last one of each image.
@@ -188,7 +188,7 @@ class _Climb:
     done: chex.Array
 
 
-def search(
+def search_ascents(
     network: Draws,
     norm: norms.Norm,
     task: Task,

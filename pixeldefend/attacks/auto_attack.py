@@ -12,12 +12,11 @@ from jax.extend import core
 
 from pixeldefend import pixels
 from pixeldefend.attacks import norms, outcome
-from pixeldefend.attacks.apgd import search as apgd_search
+from pixeldefend.attacks.apgd import search_ascents
 from pixeldefend.attacks.draws import drawing, fold, judging
-from pixeldefend.attacks.fab import Options as FabOptions
-from pixeldefend.attacks.fab import search as fab_search
+from pixeldefend.attacks.fab import FabOptions, search_boundary
 from pixeldefend.attacks.outcome import Info, LogitsFn, Network, Task
-from pixeldefend.attacks.square import search as square_search
+from pixeldefend.attacks.square import search_squares
 
 # What may have fooled: `AutoInfo.by` is a place in here.
 PARTS = ("clean", "apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t", "square")
@@ -125,7 +124,7 @@ def auto_attack(
         for _ in range(restarts if part != "apgd_t" else 1)
     ]
     losses = [(_LOSSES[part], rank) for part, rank in tries]
-    found = apgd_search(
+    found = search_ascents(
         network, ball, task, key, state.fooled, losses, steps=steps, **options
     )
     names = jnp.array([PARTS.index(part) for part, _ in tries], jnp.int32)
@@ -138,14 +137,14 @@ def auto_attack(
             continue
         its = fold(key, jnp.full(len(images), place))
         if part == "square":
-            found = square_search(
+            found = search_squares(
                 plain, ball, task, its, state.fooled, queries=queries, **options
             )
         else:
             aims = TARGETS if part == "fab_t" else 0
             starts = restarts if part == "fab" else 1
             walk = FabOptions(targets=aims, steps=steps, restarts=starts)
-            found = fab_search(
+            found = search_boundary(
                 plain,
                 ball,
                 task,
