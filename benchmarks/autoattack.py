@@ -145,6 +145,7 @@ def main(_: list[str]) -> None:
         robust, other_robust = right(mine), right(other)
         line = {
             "classifier": _WEIGHTS.value,
+            "classifier_sha256": card["sha256"][:8],
             "component": component,
             "norm": _NORM.value,
             "eps": _EPS.value,

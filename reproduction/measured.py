@@ -124,7 +124,7 @@ def _runs(made: dict) -> list[dict]:
 def _network(card: dict) -> str:
     model = card["model"]
     name = _NETWORKS.get((model["architecture"], model["variant"]))
-    divided = {1: "", 4: ", quartered"}[model["divisor"]]
+    divided = {1: "", 2: ", halved", 4: ", quartered"}[model["divisor"]]
     return (name or f"CNN {model['variant']}") + divided
 
 

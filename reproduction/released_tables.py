@@ -170,6 +170,32 @@ def attacks_beside_foolbox() -> str:
     return table(rows, columns)
 
 
+def autoattack() -> str:
+    """From `benchmarks/autoattack.py`."""
+
+    def points(row: dict) -> str:
+        return f"{100 * (row['ours'] - row['public']):+.1f}"
+
+    def times(row: dict) -> str:
+        return f"**{row['public_seconds'] / row['seconds']:.1f}**"
+
+    columns = {
+        "classifier": "`{classifier}`",
+        "eps": "{eps:g}",
+        "part": "{component}",
+        "n": "{n}",
+        "ours": lambda row: f"{100 * row['ours']:.1f}",
+        "public": lambda row: f"{100 * row['public']:.1f}",
+        "points": points,
+        "fooled by ours alone, by the public one alone": (
+            "{only_ours_fooled}, {only_public_fooled}"
+        ),
+        "seconds, ours and public": "{seconds:.0f}, {public_seconds:.0f}",
+        "public / ours": times,
+    }
+    return table(measured.rows("autoattack"), columns)
+
+
 def purifier_speed() -> str:
     """From `benchmarks/purifiers.py`."""
     columns = {

@@ -30,6 +30,7 @@ _MEASURED = (
     "hours",
     "images_per_second",
     "norm",
+    "ours",
     "ratio",
     "ratio_to_forward",
     "rejected",
