@@ -20,9 +20,17 @@ def drawing(logits_fn: LogitsFn, variables: Any, draws: int) -> Draws:
       logits_fn: as for `apgd`.
       variables: for `logits_fn`; a dict with `key` where it is random.
       draws: how many at a look; 0 for a network that is not random.
+
+    Raises:
+      ValueError: draws of a network that is not random.
     """
     if not draws:
         return lambda images, keys: logits_fn(variables, images)[None]
+    if not isinstance(variables, dict) or "key" not in variables:
+        raise ValueError(
+            "draws are for a random logits_fn, whose variables have a `key`; this one "
+            "has none"
+        )
 
     @jax.checkpoint
     def once(images: chex.Array, keys: chex.PRNGKey) -> chex.Array:
