@@ -126,7 +126,7 @@ def fab(
 
     Raises:
       ValueError: as for `fgsm`; unknown norm, negative targets, not at least one step
-        or start, shares that are not above 0, no keys for restarts.
+        or start, shares that are not 0 to 1, no keys for restarts.
     """
     network = functools.partial(logits_fn, variables)
     ball = norms.named(norm)
@@ -298,11 +298,11 @@ def raise_by(
 ) -> chex.Array:
     """The smallest change by which a linear function rises, exactly, within 0..255.
 
-    Croce and Hein (2020), appendix A, solve it by sorting. Each value that is free
-    moves in proportion to the norm's direction, and those that arrive at 0 or 255 stay
-    there; what is left for the others to do is a linear equation in how far they go. It
-    is solved for all, then without those that it sends outside, until it sends none:
-    Newton's method on a concave function, which ends.
+    Croce and Hein (2020) sort for it. Here each value that is free moves in proportion
+    to the norm's direction, and those that arrive at 0 or 255 stay there; what is left
+    for the others to do is a linear equation in how far they go. It is solved for all,
+    then without those that it sends outside, until it sends none: Newton's method on a
+    concave function, which ends.
 
     Args:
       ball: the norm that is smallest, L-infinity or L2.
