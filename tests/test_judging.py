@@ -67,6 +67,16 @@ def test_detectors_are_evaded_too_and_come_first():
         verdict.protocol([PURIFY, DETECTOR])
 
 
+def test_without_a_bound_no_detector_hides_what_fools():
+    defences = [DETECTOR, PURIFY]
+    stand = {
+        line.kind: verdict.standing(line, defences)
+        for line in verdict.protocol(defences)
+    }
+    assert stand["bare"] == [False, False] and stand["unbounded"] == [False, True]
+    assert stand["through"] == stand["joint"] == stand["clean"] == [True, True]
+
+
 def _verdict(**more):
     """Of six images: one is lost to each attack, one to queries alone."""
 
@@ -138,6 +148,8 @@ def test_a_random_defence_is_right_where_most_of_its_draws_are():
     # Class 2 is a rejection, which is right of attacked images.
     np.testing.assert_array_equal(outcome.correct, [1, 1, 1])
     np.testing.assert_array_equal(outcome.draws, [[1, 1, 1], [1, 1, 0], [0, 1, 1]])
+    judged = Verdict((*_verdict().outcomes[:2], outcome), 8.0)
+    assert any("a majority of 3 evaluations" in note for note in judged.notes())
     clean = verdict.outcome(Line("clean"), found, labels, 2, 1.0)
     np.testing.assert_array_equal(clean.correct, [1, 1, 0])
 
@@ -217,6 +229,46 @@ def test_any_classifier_and_defence_are_judged_on_what_is_returned(judged):
     np.testing.assert_array_equal(bare.correct, np.asarray(guesses) == labels)
     every = [one.correct for one in seen.of("transfer", "through")]
     np.testing.assert_array_equal(seen.correct, np.all(every, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rough(base.Detector):
+    """Rejects images whose neighbours differ."""
+
+    name = "rough"
+
+    def scores(self, params, images, key):
+        images = images.astype(jnp.float32)
+        return jnp.mean(jnp.abs(jnp.diff(images, axis=2)), (1, 2, 3))[None]
+
+
+@pytest.mark.slow
+def test_a_detector_is_evaded_by_who_knows_it(rng):
+    variables, images, labels = draw(rng, 16)
+    scores = Rough().scores({}, images, None)
+    task = bent, variables, images, labels
+
+    def judge(threshold):
+        return pixeldefend.judge(
+            *task,
+            eps=6.0,
+            defences=[Rough()],
+            params=[{"threshold": jnp.full(1, threshold)}],
+            lines=[Line("clean"), Line("bare", "pgd"), Line("joint")],
+            rejects=0.1,
+            tell=None,
+        )
+
+    lenient, strict = judge(jnp.inf), judge(jnp.sort(scores[0])[7])
+    # What is rejected is wrong of clean images, and right of attacked ones.
+    assert lenient.outcomes[0].correct.all()
+    assert strict.outcomes[0].correct.sum() == 8
+    assert not np.all(lenient.outcomes[2].correct)
+    assert strict.outcomes[2].correct.sum() > lenient.outcomes[2].correct.sum()
+    # With nothing to get past, evading is to fool the classifier.
+    assert (
+        lenient.outcomes[2].correct.mean() <= lenient.outcomes[1].correct.mean() + 0.1
+    )
 
 
 def test_what_the_judge_cannot_take_is_said(rng):

@@ -178,14 +178,21 @@ class _Bench(NamedTuple):
         self, line: Line, made: _Attacked, labels: np.ndarray, draws: int
     ) -> Outcome:
         """How many of a line's images are taken for what they are, defended."""
-        bare = line.kind == BARE
-        count = draws if self.random and not bare else 1
-        defences = () if bare else self.defences
+        kept = verdict.standing(line, self.defences)
+        passed = [
+            (defence, its)
+            for defence, its, stands in zip(
+                self.defences, self.params, kept, strict=True
+            )
+            if stands
+        ]
+        defences, params = zip(*passed, strict=True) if passed else ((), ())
+        count = draws if any(defence.random for defence in defences) else 1
         each, out, seconds = [], [], made.seconds
         for draw in range(count):
             variables = {
                 "classifier": self.variables,
-                "defences": () if bare else self.params,
+                "defences": params,
                 "key": jax.random.key((self.seed + draw) % 2**32),
             }
             bound = functools.partial(_classes, self.logits_fn, defences)

@@ -107,6 +107,19 @@ def protocol(
     return lines
 
 
+def standing(
+    line: Line, defences: Sequence[base.Defence | type[base.Defence]]
+) -> list[bool]:
+    """Which of the defences the images of a line have to pass.
+
+    None, where the classifier is judged alone; and no detectors where there is no
+    bound: they would reject what has come so far, and hide whether it fools.
+    """
+    if line.kind == BARE:
+        return [False] * len(defences)
+    return [line.kind != UNBOUNDED or not defence.detects for defence in defences]
+
+
 def _through(gradient: str, random: bool, budget: str) -> list[Line]:
     """What looks through a defence by one gradient."""
     preset = {"whole": "judge", "glance": "glance"}[budget]
@@ -219,7 +232,7 @@ class Verdict:
             )
         draws = [one for one in self.outcomes if one.draws is not None]
         for one in draws[-1:]:
-            spread = np.mean([np.ptp(o.draws, 0).any() for o in draws])
+            spread = np.mean([np.any(o.draws != o.draws[0]) for o in draws])
             found.append(
                 f"the defence is random: accuracies are those of a majority of "
                 f"{len(one.draws)} evaluations, which differ from each other in "

@@ -114,9 +114,11 @@ def _measured(
 ) -> tuple[dict, Outcome]:
     """A line's row and outcome."""
     attacker = adversary(row, line, settings.eps)
-    judged = row
-    if line.kind == verdict.BARE:
-        judged = grid.Pipeline(row.classifier)
+    kept = verdict.standing(line, [DEFENCES[name] for name in row.defences])
+    names = tuple(
+        name for name, stands in zip(row.defences, kept, strict=True) if stands
+    )
+    judged = grid.Pipeline(row.classifier, names)
     its, _ = measure.cell(bench, judged, attacker, mark)
     random = any(DEFENCES[name].random for name in judged.defences)
     found = []
