@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import mostly_slow
 from networks import bent, draw, linear, sizes
 
 from pixeldefend import attacks
@@ -12,6 +13,11 @@ from pixeldefend.attacks.losses import LOSSES
 
 STATIC = ("norm", "loss", "targets", "lanes", "keep_failed")
 EPS = {"linf": 6.0, "l2": 25.0}
+CASES = mostly_slow(
+    [("ce", "linf"), ("targeted_dlr", "l2"), ("dlr", "linf")]
+    + [("ce", "l2"), ("dlr", "l2"), ("targeted_dlr", "linf")],
+    quick=2,
+)
 
 
 def keys(count):
@@ -90,8 +96,7 @@ def _naive(variables, image, start, aim, norm, kind, eps, steps):
     return best[1]
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("loss", "norm"), CASES)
 def test_ascent_is_the_papers_algorithm(rng, float64, norm, loss):
     variables, images, _ = draw(rng, 6, dtype="float64")
     images = images.astype(jnp.float64)
@@ -120,8 +125,7 @@ def test_ascent_is_the_papers_algorithm(rng, float64, norm, loss):
         np.testing.assert_allclose(found[i], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("loss", "norm"), CASES)
 def test_what_is_returned_is_whole_in_the_ball_and_judged(rng, norm, loss):
     variables, images, labels = draw(rng, 32)
     eps = jnp.linspace(0, EPS[norm] / 2, 32)
@@ -237,6 +241,7 @@ def noisy(variables, images):
     return linear(variables["true"], images) + images.reshape(-1, 40) @ noise.T
 
 
+@pytest.mark.slow
 def test_expectation_sees_through_draws(rng):
     weights = jnp.asarray(rng.normal(size=(40, 2)), jnp.float32)
     images = jnp.asarray(rng.integers(100, 156, (8, 5, 4, 2), dtype=np.uint8))

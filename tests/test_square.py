@@ -104,6 +104,7 @@ def test_bumps_are_heaps_of_rectangles(size):
     np.testing.assert_allclose(bump(size), _naive_bump(size), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_tiles_and_bumps_fill_the_l2_ball():
     image = jnp.full((20, 20, 2), 128, jnp.uint8)
     shown, _ = _shown("l2", image, 300.0, 60)
@@ -197,6 +198,7 @@ def test_restarts_go_on_where_none_fooled(rng):
     assert np.all(many.steps[later] > 5)
 
 
+@pytest.mark.slow
 def test_two_classes_and_no_slope_are_enough(rng):
     variables, images, labels = draw(rng, 8, classes=2)
 
@@ -211,6 +213,7 @@ def test_two_classes_and_no_slope_are_enough(rng):
     assert np.mean(info.success) > 0.5 > np.mean(blind.success)
 
 
+@pytest.mark.slow
 def test_images_that_are_done_cost_nothing(rng):
     variables, images, labels = draw(rng, 6)
     network = functools.partial(bent, variables)
