@@ -3,12 +3,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 from models import tiny
 
 from pixeldefend import attacks
-from pixeldefend.defences import base, compression, purification
+from pixeldefend.defences import base, compression, filters, purification
 from pixeldefend.defences import graded as graded_purification
 from pixeldefend.density import likelihood
 
@@ -399,6 +400,37 @@ def test_an_image_is_seen_alike_in_any_place(rebuilt_defence):
     for slope in base.GRADIENTS:
         for one, other in zip(found[slope], again[slope], strict=True):
             np.testing.assert_allclose(one[order], other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", base.GRADIENTS)
+@pytest.mark.parametrize("kind", [filters.Squeeze(8), filters.Median()])
+def test_who_looks_truly_sees_the_defence_with_the_gradient_of_its_view(
+    rng, kind, gradient
+):
+    variables, images, _ = networks.draw(rng, 4)
+    floating = images.astype(jnp.float32) + 0.3  # what is sent is rounded
+    seen = {"classifier": variables, "defences": ({},)}
+    options = {"gradient": gradient}
+    view, truly = (
+        base.behind((kind,), networks.bent, truly=truly, **options)
+        for truly in (False, True)
+    )
+
+    def weighed(network, images):
+        logits = network(seen, images)
+        return jnp.sum(logits * jnp.arange(5.0)[None]), logits
+
+    def slope(network):
+        return jax.jit(jax.grad(functools.partial(weighed, network), has_aux=True))
+
+    (wanted, _), (found, logits) = slope(view)(floating), slope(truly)(floating)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-8)
+    passed = kind.compute({}, images, None)["images"].astype(jnp.float32)
+    expected = networks.bent(variables, passed)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    np.testing.assert_allclose(truly(seen, floating), expected, rtol=1e-5)
+    if gradient not in kind.forwards:
+        assert np.abs(view(seen, floating) - expected).max() > 1e-3
 
 
 def test_mistakes_behind_an_autoencoder_are_named():

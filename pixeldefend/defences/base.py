@@ -338,18 +338,32 @@ def behind(
             images = defence.view(variables["defences"][place], images, own, gradient)
         return logits_fn(variables["classifier"], images)
 
+    @jax.custom_vjp
+    def shown(variables: dict, images: chex.Array) -> chex.Array:
+        """The defences themselves, which are also cheaper where nobody wants slopes."""
+        given = whole(images)
+        passed = apply(defences, variables["defences"], given).images
+        return logits_fn(variables["classifier"], passed.astype(images.dtype))
+
+    def differentiated(variables: dict, images: chex.Array) -> tuple[chex.Array, Any]:
+        logits, back = jax.vjp(lambda x: seen(variables, x, None), images)
+        if not all(gradient in defence.forwards for defence in defences):
+            logits = shown(variables, images)
+        return logits, back
+
+    def backwards(back: Any, towards: chex.Array) -> tuple[None, chex.Array]:
+        return None, *back(towards)
+
+    shown.defvjp(differentiated, backwards)
+
     def logits_behind(variables: dict, images: chex.Array) -> chex.Array:
         check_params(defences, variables["defences"], variables.get("key"))
         if random and variables["key"].ndim:
             raise ValueError(f"an attacker has one key: {variables['key'].shape}")
         if gradient != "expectation" or not random:
-            logits = seen(variables, images, variables.get("key"))
-            if random or not truly or all(gradient in d.forwards for d in defences):
-                return logits
-            given = whole(jax.lax.stop_gradient(images))
-            passed = apply(defences, variables["defences"], given).images
-            passed = passed.astype(logits.dtype)
-            return straight_through(logits, logits_fn(variables["classifier"], passed))
+            if truly and not random:
+                return shown(variables, images)
+            return seen(variables, images, variables.get("key"))
 
         @jax.checkpoint
         def log_probs(key: chex.PRNGKey) -> chex.Array:
