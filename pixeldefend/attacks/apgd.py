@@ -93,17 +93,18 @@ def apgd(
     judge = judging(network, key)
     ball = norms.named(norm)
     task = outcome.prepare(judge, images, labels, eps, quantise)
-    aimed: chex.Array | None = None
-    ranks = 1
+    aimed = task.labels[:, None]
     if "targeted_dlr" in wanted and isinstance(targets, int):
         outcome.check_at_least("targets", targets, 1)
-        ranks = targets
+        aimed = outcome.rivals(judge(task.images), task.labels, targets)
+        task = task.replace(queries=task.queries + 1)
     elif "targeted_dlr" in wanted:
-        task, aimed, _ = outcome.with_targets(judge, task, targets)
+        task, one, _ = outcome.with_targets(judge, task, targets)
+        aimed = one[:, None]
     tries = [
         (one, rank)
         for one in wanted
-        for rank in range(ranks if one == "targeted_dlr" else 1)
+        for rank in range(aimed.shape[1] if one == "targeted_dlr" else 1)
         for _ in range(restarts)
     ]
     found = search_ascents(
@@ -112,8 +113,8 @@ def apgd(
         task,
         key,
         jnp.zeros(len(images), bool),
-        tries,
-        targets=aimed,
+        [one for one, _ in tries],
+        aims=aimed[:, [rank for _, rank in tries]],
         steps=steps,
         rising=rising,
         lanes=lanes,
@@ -124,7 +125,7 @@ def apgd(
         task,
         found.levels.astype(jnp.uint8) if quantise else found.levels,
         found.steps,
-        found.queries + 1,  # the classes were ranked
+        found.queries,
         size=ball.size,
         keep_failed=keep_failed,
     )
@@ -194,9 +195,9 @@ def search_ascents(
     task: Task,
     key: chex.PRNGKey,
     done: chex.Array,
-    tries: list[tuple[str, int]],
+    losses: list[str],
     *,
-    targets: chex.Array | None = None,
+    aims: chex.Array | None = None,
     steps: chex.Array | int = 100,
     rising: float = 0.75,
     lanes: int | None,
@@ -210,24 +211,17 @@ def search_ascents(
       task: what the attack was given.
       key: `[B]`.
       done: `[B]` bool: images that need no attack.
-      tries: of each attempt the loss and, if it aims, the rank of the class among those
-        that are likeliest for the clean image; those that there are not are left out.
-      targets: `[B]` classes to aim at instead of those of a rank.
+      losses: of each of the A attempts, of `LOSSES`.
+      aims: `[B, A]`, the classes that the targeted ones aim at; None where none does.
       steps: of each attempt.
       rising: see `apgd`.
       lanes: see `batched_while`.
       quantise: whether whole levels are to come back.
     """
     task = limit_radius(norm, task)
-    logits = judging(network, key)(task.images)
-    classes = logits.shape[1]
-    tries = [one for one in tries if one[1] < classes - 1]
-    kinds = jnp.array([LOSSES.index(loss) for loss, _ in tries])
-    ranks = jnp.array([rank for _, rank in tries])
-    if targets is None:
-        aims = outcome.rivals(logits, task.labels, classes - 1)[:, ranks]
-    else:
-        aims = jnp.broadcast_to(targets[:, None], (len(logits), len(tries)))
+    kinds = jnp.array([LOSSES.index(loss) for loss in losses])
+    if aims is None:
+        aims = jnp.zeros((len(task.labels), len(losses)), jnp.int32)
 
     def step(constants: tuple, state: _Climb) -> _Climb:
         task, key, aims = constants
@@ -248,7 +242,7 @@ def search_ascents(
         over = ~success & (state.look >= steps)
         state = state.replace(steps=state.steps + (~(over | success)).astype(jnp.int32))
         state = _climb(norm, task, state, loss, gradient, steps, rising)
-        state = _next_attempt(norm, task, key, state, over, len(tries), steps)
+        state = _next_attempt(norm, task, key, state, over, len(losses), steps)
         return state.replace(
             best=jnp.where(norms.each(success), shown, state.best),
             success=success,

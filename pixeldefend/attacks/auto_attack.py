@@ -116,21 +116,21 @@ def auto_attack(
     )
     options = {"lanes": lanes, "quantise": quantise}
 
-    climbing = [part for part in parts if part in _LOSSES]
-    tries = [
-        (part, rank)
-        for part in climbing
-        for rank in range(TARGETS if part == "apgd_t" else 1)
-        for _ in range(restarts if part != "apgd_t" else 1)
-    ]
-    losses = [(_LOSSES[part], rank) for part, rank in tries]
+    rivals = outcome.rivals(logits, task.labels, TARGETS)
+    tries = _attempts(parts, rivals.shape[1], restarts)
     found = search_ascents(
-        network, ball, task, key, state.fooled, losses, steps=steps, **options
+        network,
+        ball,
+        task,
+        key,
+        state.fooled,
+        [_LOSSES[part] for part, _ in tries],
+        aims=rivals[:, [rank for _, rank in tries]],
+        steps=steps,
+        **options,
     )
     names = jnp.array([PARTS.index(part) for part, _ in tries], jnp.int32)
-    state = state.merged(found, names[found.attempt]).replace(
-        flat=found.flat, queries=state.queries + found.queries + 1
-    )
+    state = state.merged(found, names[found.attempt]).replace(flat=found.flat)
     plain = functools.partial(logits_fn, variables)
     for place, part in enumerate(PARTS):
         if part not in parts or part in _LOSSES:
@@ -158,6 +158,19 @@ def auto_attack(
     return _conclude(
         logits_fn, variables, judge, ball, task, state, quantise, keep_failed
     )
+
+
+def _attempts(
+    parts: tuple[str, ...], targets: int, restarts: int
+) -> list[tuple[str, int]]:
+    """Those of APGD: their part, and which class they aim at if they do."""
+    return [
+        (part, rank)
+        for part in parts
+        if part in _LOSSES
+        for rank in range(targets if part == "apgd_t" else 1)
+        for _ in range(1 if part == "apgd_t" else restarts)
+    ]
 
 
 @struct.dataclass
