@@ -87,7 +87,8 @@ def judge(
     bench = _Bench(logits_fn, variables, tuple(defences), tuple(params), seed, batch)
     outcomes, made = [], {}
     for line in lines:
-        what = "bare" if line.kind in (BARE, TRANSFER) else line
+        alone = line.kind in (BARE, TRANSFER)  # the same images, judged twice
+        what = (line.attack, line.preset) if alone else line
         if what not in made:
             made[what] = bench.attacked(line, images, labels, eps)
         outcomes.append(bench.outcome(line, made[what], labels, draws))
