@@ -101,9 +101,29 @@ def judge(
         tuple(outcomes),
         eps,
         defence=" + ".join(defence.name for defence in defences),
-        loops=bench.loops(images),
+        loops=loops(logits_fn, variables, defences, params, images),
         rejects=rejects,
     )
+
+
+def loops(
+    logits_fn: attacks.LogitsFn,
+    variables: Any,
+    defences: Sequence[base.Defence],
+    params: Sequence[base.Params],
+    images: np.ndarray,
+) -> bool:
+    """Whether a classifier behind defences has a loop in its forward pass.
+
+    Arguments as for `judge`; of the images only the first counts.
+    """
+    its = {"classifier": variables, "defences": params, "key": jax.random.key(0)}
+    one = jnp.zeros(1, jnp.uint32)
+
+    def network(images: jax.Array) -> jax.Array:
+        return _classes(logits_fn, tuple(defences), its, images, one, one)["classes"]
+
+    return attacks.has_loops(network, jnp.asarray(images[:1]))
 
 
 class _Attacked(NamedTuple):
@@ -207,20 +227,6 @@ class _Bench(NamedTuple):
             for one, gone in zip(each, out, strict=True)
         ]
         return verdict.outcome(line, labelled, labels, last, seconds, made.doubts)
-
-    def loops(self, images: np.ndarray) -> bool:
-        """Whether the defended classifier has a loop in its forward pass."""
-        variables = {"classifier": self.variables, "defences": self.params}
-        key = jax.random.key(0)
-
-        def network(images: jax.Array) -> jax.Array:
-            one = jnp.zeros(1, jnp.uint32)
-            its = variables | {"key": key}
-            return _classes(self.logits_fn, self.defences, its, images, one, one)[
-                "classes"
-            ]
-
-        return attacks.has_loops(network, jnp.asarray(images[:1]))
 
     def _run(
         self,

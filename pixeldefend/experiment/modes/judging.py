@@ -2,14 +2,20 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from pixeldefend import attacks
-from pixeldefend.defences import DEFENCES, base
-from pixeldefend.experiment import files, grid, measure, parallel, report, verdict
+from pixeldefend.defences import DEFENCES
+from pixeldefend.experiment import (
+    files,
+    grid,
+    judging,
+    measure,
+    parallel,
+    report,
+    verdict,
+)
 from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.verdict import Line, Outcome, Verdict
@@ -141,13 +147,8 @@ def _loops(bench: Workbench, row: grid.Pipeline) -> bool:
     model, variables, _ = bench.tools.classifiers[row.classifier]
     built = [bench.tools.defence(name, row.classifier) for name in row.defences]
     defences, params = zip(*built, strict=True) if built else ((), ())
-    key = jax.random.split(jax.random.key(0), 1)
-
-    def network(images: jax.Array) -> jax.Array:
-        passed = base.apply(defences, params, images, key).images
-        return attacks.predicted(classifiers.logits_fn(model), variables, passed)
-
-    return attacks.has_loops(network, jnp.asarray(bench.given.images[:1]))
+    logits_fn = classifiers.logits_fn(model)
+    return judging.loops(logits_fn, variables, defences, params, bench.given.images)
 
 
 def _write(folder: epath.Path, found: Verdict) -> None:
