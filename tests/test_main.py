@@ -460,6 +460,17 @@ def _mistakes(folder):
         ("purify", ["--config.purify.batch=0"], "purify.batch must be"),
         ("purify", ["--config.purify.eps_attack=nan"], "eps_attack"),
         ("purify", ["--config.purify.threshold=inf"], "threshold must be finite"),
+        (
+            "detect",
+            ["--config.detect.calibration="],
+            "detect.calibration is empty: auto, sample",
+        ),
+        ("calibrate", ["--config.calibrate.test="], "calibrate.test is empty"),
+        (
+            "train",
+            ["--config.pixelcnn.model.dtype=(1,)"],
+            "dtype must be a floating type: '(1,)'",
+        ),
         ("purify", ["--config.purify.input="], "input is empty"),
         ("purify", ["--config.purify.threshold=-2"], "or -1 for the card's"),
         ("evaluate", ["--config.evaluate.attacks=('bim2',)"], "unknown attack 'bim2'"),

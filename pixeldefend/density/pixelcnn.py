@@ -69,7 +69,11 @@ class PixelCNN:
                 f"conditionals must be one of {', '.join(conditionals.CONDITIONALS)}: "
                 f"{self.conditionals!r}"
             )
-        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
+        try:
+            floating = jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating)
+        except TypeError:
+            floating = False
+        if not floating:
             raise ValueError(f"dtype must be a floating type: {self.dtype!r}")
 
     @property

@@ -113,15 +113,12 @@ def _prepared(config: inputs.Config) -> tuple[Tools, dict[str, data.Input]]:
     given = {
         part: data.read_input(
             config.dataset,
-            inputs.source(config, source),
+            inputs.source(config, settings[field], f"calibrate.{field}"),
             settings.images,
             tuple(card["image_shape"]),
             config.data_dir,
         )
-        for part, source in (
-            ("calibration", settings.input),
-            ("test", settings.test),
-        )
+        for part, field in (("calibration", "input"), ("test", "test"))
     }
     return tools, given
 

@@ -141,9 +141,8 @@ def _layout(config: inputs.Config) -> grid.Grid:
 
 def _calibration(config: inputs.Config, given: data.Input) -> data.Input:
     """The images on which thresholds are chosen."""
-    source = config.detect.calibration
-    if source == "auto":
-        source = "validation" if config.data_dir else "sample"
+    given_source = config.detect.calibration
+    source = inputs.source(config, given_source, "detect.calibration", "validation")
     shape = given.images.shape[1:]
     count = config.detect.calibration_images
     return data.read_input(config.dataset, source, count, shape, config.data_dir)

@@ -43,11 +43,19 @@ def chosen(config: Config, mode: str, shape: Sequence[int]) -> data.Input:
     return given
 
 
-def source(config: Config, given: str) -> str:
-    """Of images to measure on: "auto" is test, or without data_dir the sample."""
+def source(
+    config: Config, given: str, field: str = "input", split: str = "test"
+) -> str:
+    """Of images: "auto" is a split, or without data_dir the bundled sample.
+
+    Raises:
+      ValueError: there is none; the message names the field.
+    """
+    if not given:
+        raise ValueError(f"{field} is empty: auto, sample, a split, a file or a folder")
     if given != "auto":
         return given
-    return "test" if config.data_dir else "sample"
+    return split if config.data_dir else "sample"
 
 
 def tell_source(config: Config, given: data.Input) -> None:
