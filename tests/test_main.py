@@ -465,7 +465,11 @@ def _mistakes(folder):
             ["--config.detect.calibration="],
             "detect.calibration is empty: auto, sample",
         ),
-        ("calibrate", ["--config.calibrate.test="], "calibrate.test is empty"),
+        (
+            "calibrate",
+            ["--config.calibrate.input=sample", "--config.calibrate.test="],
+            "calibrate.test is empty",
+        ),
         (
             "train",
             ["--config.pixelcnn.model.dtype=(1,)"],
