@@ -221,8 +221,9 @@ def _attack() -> ml_collections.ConfigDict:
     attack.input = "sample"  # as for purify
     attack.count = -1  # as for purify
     attack.batch = 128  # images at a time, per device
-    # rand, fgsm, bim, pgd, pgd_l2, fgm, deepfool, deepfool_l2, cw, cw_l2, fab, fab_l2,
-    # square, square_l2, gaussian_blur, contrast_reduction, salt_and_pepper,
+    # rand, fgsm, bim, pgd, pgd_l2, fgm, deepfool, deepfool_l2, cw, cw_l2, apgd,
+    # apgd_l2, fab, fab_l2, square, square_l2, auto_attack, auto_attack_l2,
+    # gaussian_blur, contrast_reduction, salt_and_pepper,
     # saliency_map, lbfgs
     attack.name = "bim"
     # Of its arguments: paper, code, strong, standard, athalye, thesis, report; "": the

@@ -120,15 +120,8 @@ def apgd(
         lanes=lanes,
         quantise=quantise,
     )
-    return outcome.conclude(
-        judge,
-        task,
-        found.levels.astype(jnp.uint8) if quantise else found.levels,
-        found.steps,
-        found.queries,
-        size=ball.size,
-        keep_failed=keep_failed,
-    )
+    options = {"quantise": quantise, "keep_failed": keep_failed}
+    return outcome.conclude_search(judge, task, found, size=ball.size, **options)
 
 
 @struct.dataclass
@@ -197,7 +190,7 @@ def search_ascents(
     done: chex.Array,
     losses: list[str],
     *,
-    aims: chex.Array | None = None,
+    aims: chex.Array,
     steps: chex.Array | int = 100,
     rising: float = 0.75,
     lanes: int | None,
@@ -212,7 +205,7 @@ def search_ascents(
       key: `[B]`.
       done: `[B]` bool: images that need no attack.
       losses: of each of the A attempts, of `LOSSES`.
-      aims: `[B, A]`, the classes that the targeted ones aim at; None where none does.
+      aims: `[B, A]`, the classes that they aim at, where the loss is targeted.
       steps: of each attempt.
       rising: see `apgd`.
       lanes: see `batched_while`.
@@ -220,8 +213,6 @@ def search_ascents(
     """
     task = limit_radius(norm, task)
     kinds = jnp.array([LOSSES.index(loss) for loss in losses])
-    if aims is None:
-        aims = jnp.zeros((len(task.labels), len(losses)), jnp.int32)
 
     def step(constants: tuple, state: _Climb) -> _Climb:
         task, key, aims = constants

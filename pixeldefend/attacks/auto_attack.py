@@ -190,11 +190,10 @@ class _Attacked:
 
     def merged(self, found: outcome.Found, part: chex.Array) -> "_Attacked":
         """With what one more part has found; `part` is its place, or `[B]` of them."""
-        new = found.success & ~self.fooled
-        failed = ~found.success & ~self.fooled
+        tried = ~self.fooled
         return self.replace(
-            levels=jnp.where(norms.each(new | failed), found.levels, self.levels),
-            by=jnp.where(new, part, self.by),
+            levels=jnp.where(norms.each(tried), found.levels, self.levels),
+            by=jnp.where(tried & found.success, part, self.by),
             steps=self.steps + found.steps,
             queries=self.queries + found.queries,
         )
@@ -211,15 +210,9 @@ def _conclude(
     keep_failed: bool,
 ) -> tuple[chex.Array, AutoInfo]:
     """Judges what is returned, and looks for what throws doubt on it."""
-    images, info = outcome.conclude(
-        judge,
-        task,
-        state.levels.astype(jnp.uint8) if quantise else state.levels,
-        state.steps,
-        state.queries,
-        size=ball.size,
-        keep_failed=keep_failed,
-    )
+    found = outcome.Found(state.levels, state.fooled, state.steps, state.queries)
+    rest = {"quantise": quantise, "keep_failed": keep_failed}
+    images, info = outcome.conclude_search(judge, task, found, size=ball.size, **rest)
     random = jnp.zeros_like(info.success)
     if isinstance(variables, dict) and "key" in variables:
         other = variables | {"key": jax.random.fold_in(variables["key"], 1)}

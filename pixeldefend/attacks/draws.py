@@ -64,5 +64,5 @@ def mean(logits: chex.Array) -> chex.Array:
 
 
 def fold(key: chex.PRNGKey, numbers: chex.Array) -> chex.PRNGKey:
-    """Keys `[B]` with a number `[B]` folded into each."""
+    """Keys `[B]` with a number, `[B]` integers, folded into each."""
     return jax.vmap(jax.random.fold_in)(key, numbers)

@@ -14,6 +14,7 @@ from pixeldefend.attacks import gradients, norms, outcome, rounding
 from pixeldefend.attacks.ascent import to_levels
 from pixeldefend.attacks.batched_while import batched_while
 from pixeldefend.attacks.deepfool import nearest_boundary
+from pixeldefend.attacks.draws import fold
 from pixeldefend.attacks.outcome import Found, Info, LogitsFn, Network, Task
 
 # Steps that are shorter count as long, in levels: what lies on the boundary stays.
@@ -146,15 +147,9 @@ def fab(
         lanes=lanes,
         quantise=quantise,
     )
-    return outcome.conclude(
-        network,
-        task,
-        found.levels.astype(jnp.uint8) if quantise else found.levels,
-        found.steps,
-        found.queries + 1,
-        size=ball.size,
-        keep_failed=keep_failed,
-    )
+    task = task.replace(queries=task.queries + 1)  # the images themselves
+    rest = {"quantise": quantise, "keep_failed": keep_failed}
+    return outcome.conclude_search(network, task, found, size=ball.size, **rest)
 
 
 def search_boundary(
@@ -351,7 +346,6 @@ def _start(
         return task.images
     widest = jnp.asarray(ball.widest(task.images), nearest.dtype)
     radius = jnp.minimum(jnp.minimum(nearest, task.radius), widest)
-    keys = jax.vmap(jax.random.fold_in)(key, attempt)
-    drawn = ball.draw(keys, task.images, radius / 2)
+    drawn = ball.draw(fold(key, attempt), task.images, radius / 2)
     again = attempt % options.restarts > 0
     return jnp.where(norms.each(again), drawn, task.images)

@@ -341,3 +341,25 @@ def conclude(
         queries=queries,
     )
     return adversarial, info
+
+
+def conclude_search(
+    network: Network,
+    task: Task,
+    found: Found,
+    *,
+    size: Callable[[chex.Array], chex.Array],
+    quantise: bool,
+    keep_failed: bool,
+) -> tuple[chex.Array, Info]:
+    """`conclude` of what a search has found, whole levels as `uint8`."""
+    levels = found.levels.astype(jnp.uint8) if quantise else found.levels
+    return conclude(
+        network,
+        task,
+        levels,
+        found.steps,
+        found.queries,
+        size=size,
+        keep_failed=keep_failed,
+    )

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import chex
-import jax
 import jax.numpy as jnp
 from flax import struct
 
 from pixeldefend.attacks import gradients, norms, outcome
 from pixeldefend.attacks.ascent import Ascent, ascend, climb, limit_radius, to_levels
 from pixeldefend.attacks.batched_while import batched_while
+from pixeldefend.attacks.draws import fold
 from pixeldefend.attacks.outcome import Info, LogitsFn, Network, Task
 
 LOSS_LABELS = ("given", "predicted")
@@ -171,7 +171,7 @@ def pgd(
     """Projected gradient descent: from a point of the ball, steps up the loss in it.
 
     Madry et al. (2018). With several restarts an image stops after the first start that
-    ends in success, with `stop_early` at its first point that is one; then its place is
+    ends in success, with `stop_early` at its first point that is one; its place is
     taken by another image (`batched_while`).
 
     Args:
@@ -272,7 +272,7 @@ def _restart(
 
     def step(constants: tuple, state: _Restarts) -> _Restarts:
         task, key = constants
-        one = attempt(task, jax.vmap(jax.random.fold_in)(key, state.count))
+        one = attempt(task, fold(key, state.count))
         shown = to_levels(norm, task, one.moved, quantise).astype(one.moved.dtype)
         success = outcome.is_surely_fooled(network(shown), task.labels)
         count = state.count + 1

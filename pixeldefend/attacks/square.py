@@ -12,6 +12,7 @@ from flax import struct
 from pixeldefend.attacks import norms, outcome
 from pixeldefend.attacks.ascent import limit_radius, to_levels
 from pixeldefend.attacks.batched_while import batched_while
+from pixeldefend.attacks.draws import fold
 from pixeldefend.attacks.outcome import Found, Info, LogitsFn, Network, Task
 
 # Behind which square, counted from 0, the share of the image that one covers is halved:
@@ -103,15 +104,9 @@ def square(
         lanes=lanes,
         quantise=quantise,
     )
-    return outcome.conclude(
-        network,
-        task,
-        found.levels.astype(jnp.uint8) if quantise else found.levels,
-        found.steps,
-        found.queries + 1,
-        size=ball.size,
-        keep_failed=keep_failed,
-    )
+    task = task.replace(queries=task.queries + 1)  # the images themselves
+    rest = {"quantise": quantise, "keep_failed": keep_failed}
+    return outcome.conclude_search(network, task, found, size=ball.size, **rest)
 
 
 def search_squares(
@@ -149,7 +144,7 @@ def search_squares(
     def step(constants: tuple, state: _Search) -> _Search:
         task, key = constants
         turn = state.shown % (queries + 1)
-        keys = jax.vmap(jax.random.fold_in)(key, state.shown)
+        keys = fold(key, state.shown)
         moved = jax.vmap(propose)(keys, turn, task.images, state.moved, task.radius)
         shown = to_levels(ball, task, moved, quantise).astype(moved.dtype)
         logits = network(shown)

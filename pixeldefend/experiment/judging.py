@@ -95,7 +95,7 @@ def judge(
         if tell is not None:
             told = outcomes[-1]
             seen = ", ".join(filter(None, (SEES[line.kind], line.gradient)))
-            share = " ".join(counted(told.correct)[:1])
+            share, _ = counted(told.correct)
             tell(f"{line.name} ({seen or 'clean'}): {share} %, {told.seconds:.0f} s")
     return Verdict(
         tuple(outcomes),

@@ -141,8 +141,9 @@ def _layout(config: inputs.Config) -> grid.Grid:
 
 def _calibration(config: inputs.Config, given: data.Input) -> data.Input:
     """The images on which thresholds are chosen."""
-    given_source = config.detect.calibration
-    source = inputs.source(config, given_source, "detect.calibration", "validation")
+    source = inputs.source(
+        config, config.detect.calibration, "detect.calibration", "validation"
+    )
     shape = given.images.shape[1:]
     count = config.detect.calibration_images
     return data.read_input(config.dataset, source, count, shape, config.data_dir)
