@@ -35,6 +35,8 @@ from pixeldefend.density.published_weights import import_pixelcnn
 from pixeldefend.detection import p_values
 from pixeldefend.experiment import data
 from pixeldefend.experiment.judging import judge
+from pixeldefend.experiment.parallel import enable_cache
+from pixeldefend.experiment.serving import Purifier, Screener
 from pixeldefend.experiment.zoo import load_reference, load_released
 from pixeldefend.models.classifiers import CNN, VGG, ResNet, logits, logits_fn
 
@@ -45,10 +47,12 @@ __all__ = [
     "MagNet",
     "PixelCNN",
     "PuVAE",
+    "Purifier",
     "Purify",
     "PurifyAdaptively",
     "PurifyGraded",
     "ResNet",
+    "Screener",
     "VGG",
     "adaptive_eps",
     "apply",
@@ -59,6 +63,7 @@ __all__ = [
     "decode",
     "defences",
     "detection",
+    "enable_cache",
     "graded_eps",
     "import_pixelcnn",
     "init",

@@ -42,6 +42,15 @@ def site(tmp_path_factory):
     return target
 
 
+def _run(script, site, folder):
+    """Runs a project of somebody else's, in `folder`."""
+    (folder / "project.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(site), "XLA_FLAGS": ""}
+    subprocess.run(
+        [sys.executable, "project.py"], cwd=folder, env=environment, check=True
+    )
+
+
 def test_the_readme_snippet_runs_as_one_program_from_the_wheel(site, tmp_path):
     script = (
         _snippet("snippet")
@@ -60,11 +69,7 @@ assert defended._cache_size() == 1, "another eps compiled again"
 assert pixeldefend.load_reference("cifar10/pixelcnn").ndim == 1
 """
     )
-    (tmp_path / "project.py").write_text(script)
-    environment = os.environ | {"PYTHONPATH": str(site), "XLA_FLAGS": ""}
-    subprocess.run(
-        [sys.executable, "project.py"], cwd=tmp_path, env=environment, check=True
-    )
+    _run(script, site, tmp_path)
 
 
 @pytest.mark.slow
@@ -83,11 +88,23 @@ attack(pd.logits_fn(model), variables, images, labels, eps=3)
 assert attack._cache_size() == 1, "another eps compiled again"
 """
     )
-    (tmp_path / "project.py").write_text(script)
-    environment = os.environ | {"PYTHONPATH": str(site), "XLA_FLAGS": ""}
-    subprocess.run(
-        [sys.executable, "project.py"], cwd=tmp_path, env=environment, check=True
+    _run(script, site, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_readme_serves_from_the_wheel(site, tmp_path):
+    script = (
+        _snippet("serving")
+        + """
+moved = np.abs(purified - images) * 255
+assert purified.dtype == np.float32 and purified.shape == (6, 1, 28, 28)
+assert 8 < moved.max() <= 32.01
+np.testing.assert_array_equal(found.images, purified)
+assert found.bits_per_dim.shape == found.p_values.shape == (6,)
+assert np.mean(found.suspicious) < 1
+"""
     )
+    _run(script, site, tmp_path)
 
 
 def test_the_wheel_carries_samples_and_models(site):

@@ -16,7 +16,7 @@ import chex
 import jax
 import numpy as np
 
-from pixeldefend.experiment import interruption, processes
+from pixeldefend.experiment import files, interruption, processes
 
 AXIS = "devices"
 _LARGEST_BATCH = 2**20
@@ -62,6 +62,20 @@ def check_batch(batch: int, field: str = "batch") -> int:
     if batch > _LARGEST_BATCH:
         raise ValueError(f"{field} must be at most {_LARGEST_BATCH}: {batch}")
     return batch
+
+
+def enable_cache(folder: str = "~/.cache/pixeldefend") -> None:
+    """Keeps what JAX compiles in a folder, for this process and those after it.
+
+    `main.py` does so by itself. Nothing changes where the process has a cache of JAX's
+    already (`JAX_COMPILATION_CACHE_DIR`).
+
+    Args:
+      folder: made if need be.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(files.expanded(folder)))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def batch_for(batch: int, images: int) -> int:

@@ -182,9 +182,7 @@ def start(
         given = jax.tree.leaves(config.to_dict())
         files.prepare(text for text in (workdir, *given) if isinstance(text, str))
         if config.compilation_cache:
-            cache = files.expanded(config.compilation_cache)
-            jax.config.update("jax_compilation_cache_dir", str(cache))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+            parallel.enable_cache(config.compilation_cache)
         sections = _sections(name, modes[name], config)
         folder = workdir or f"runs/{config.dataset}/{name}-{config_hash(sections)}"
         place = Workdir(folder, sections, modes[name].free)

@@ -1,0 +1,270 @@
+"""Purifying and screening images as other programs have them."""
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixeldefend import detection, pixels
+from pixeldefend.defences import base, graded, purification
+from pixeldefend.density import likelihood
+from pixeldefend.experiment import parallel, zoo
+
+LAYOUTS = ("NHWC", "NCHW")
+_SLACK = 0.01  # levels: how far beyond black and white counts as rounding
+
+
+class Purifier:
+    """PixelDefend for images of any library, layout and range, any number at a time.
+
+    One program is compiled, for `batch` images on each device, when the first images
+    come (or in `compile`), and kept on disk; fewer are padded, more are cut, so what
+    becomes of an image does not depend on how many come with it. Threads may share one.
+
+    Attributes:
+      defence: what is done, as `judge` and `behind` take it.
+      params: with what.
+    """
+
+    def __init__(
+        self,
+        weights: str,
+        *,
+        eps: int | None = None,
+        grades: Any = (),
+        layout: str = "NHWC",
+        range: tuple[float, float] = (0, 255),
+        batch: int = 32,
+        cache: bool = True,
+    ):
+        """Loads the density model; nothing is compiled yet.
+
+        Args:
+          weights: a released density model by name, or a folder with one.
+          eps: of the ball, whole levels 0..255. The paper's are 16 for CIFAR-10, 32 for
+            Fashion-MNIST.
+          grades: instead, an eps for each degree of suspicion, see
+            `graded.read_grades`.
+          layout: of images, "NHWC" or "NCHW".
+          range: what black and white are; (0, 255) for levels. Floating images come
+            back in the nearest of the 256 values between them.
+          batch: images at a time, on each device.
+          cache: whether the process may keep compiled programs, see
+            `parallel.enable_cache`.
+
+        Raises:
+          FileNotFoundError: no such model.
+          TypeError, ValueError: it is no density model of images alone, or a setting
+            cannot be.
+        """
+        model, params, card = zoo.load_released(weights)
+        if card["kind"] != "pixelcnn":
+            raise ValueError(f"{weights} is a {card['kind']}, not a density model")
+        if model.classes:
+            raise ValueError(
+                f"{weights} is class-conditional, and images come without labels"
+            )
+        if (eps is None) == (not grades):
+            raise ValueError("give either eps or grades")
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}: {layout!r}")
+        self._black, self._white = _read_range(range)
+        self._layout = layout
+        self._shape = tuple(card["image_shape"])
+        kind = graded.PurifyGraded if grades else purification.Purify
+        if grades:
+            eps = int(graded.read_grades(grades)["eps"].max())
+        settings = {"purify": {"eps": eps, "grades": grades}}
+        self.defence, self.params = kind.build(base.Given(settings, model, params))
+        self._arguments = self.params
+        self._run = parallel.BatchMap(self._compute, batch)
+        self._lock = threading.Lock()
+        if cache:
+            parallel.enable_cache()
+
+    def compile(self) -> float:
+        """Compiles now rather than at the first images; returns the seconds it took."""
+        with self._lock:
+            shown = np.zeros((1, *self._shape), np.uint8)
+            return self._run.compile(self._arguments, shown)
+
+    def __call__(self, images: Any) -> Any:
+        """Purifies images.
+
+        Args:
+          images: `[N, H, W, C]` or `[N, C, H, W]`, an array of numpy or JAX or a tensor
+            of torch; floating in `range`, or `uint8` levels where that is (0, 255).
+
+        Returns:
+          The purified ones, of the same kind, shape, type and device.
+
+        Raises:
+          TypeError: no such array, or of a type that does not go with the range.
+          ValueError: another shape, none at all, or values outside the range.
+        """
+        given, restore = _opened(images)
+        found = self._computed(given)
+        return restore(self._from_levels(found["images"], given.dtype))
+
+    def _compute(self, params: base.Params, levels: jax.Array) -> base.Computed:
+        return self.defence.compute(params, levels, None)
+
+    def _computed(self, given: np.ndarray) -> dict[str, np.ndarray]:
+        """What is computed of images as they were given."""
+        levels = self._to_levels(given)
+        self.compile()
+        return self._run(self._arguments, levels)
+
+    def _to_levels(self, given: np.ndarray) -> np.ndarray:
+        """Checked `uint8` levels `[N, H, W, C]`."""
+        height, width, channels = self._shape
+        wanted = {"NHWC": self._shape, "NCHW": (channels, height, width)}
+        if given.shape[1:] != wanted[self._layout]:
+            fits = [name for name, shape in wanted.items() if shape == given.shape[1:]]
+            hint = f'; layout="{fits[0]}" takes them' if fits else ""
+            if given.ndim == 3:
+                hint = "; of one image images[None]"
+            expected = ", ".join(str(size) for size in wanted[self._layout])
+            raise ValueError(f"images must be [N, {expected}]: {[*given.shape]}{hint}")
+        pixels.check_some(given)
+        if self._layout == "NCHW":
+            given = given.transpose(0, 2, 3, 1)
+        if (self._black, self._white) == (0, 255):
+            pixels.check_images(given)
+            return base.whole(given)
+        if not jnp.issubdtype(given.dtype, jnp.floating):
+            raise TypeError(
+                f"images from {self._black:g} to {self._white:g} must be floating: "
+                f"{given.dtype}"
+            )
+        share = (given.astype(np.float64) - self._black) / (self._white - self._black)
+        levels = pixels.from_fractions(share)
+        if not np.all((levels > -_SLACK) & (levels < pixels.LEVELS - 1 + _SLACK)):
+            raise ValueError(
+                f"images must be from {self._black:g} to {self._white:g}: "
+                f"{given.min():g} to {given.max():g}"
+            )
+        return np.rint(levels).astype(np.uint8)
+
+    def _from_levels(self, levels: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Levels `[N, H, W, C]` as images are given."""
+        if self._layout == "NCHW":
+            levels = levels.transpose(0, 3, 1, 2)
+        if (self._black, self._white) != (0, 255):
+            share = levels / np.float64(pixels.LEVELS - 1)
+            levels = self._black + share * (self._white - self._black)
+        return np.ascontiguousarray(levels).astype(dtype)
+
+
+class Screened(NamedTuple):
+    """What a `Screener` says of images, each of the kind of array that they came in.
+
+    Attributes:
+      images: purified, as from `Purifier`.
+      bits_per_dim: of the images as they came, `[N]`.
+      p_values: their ranks among the training images, `[N]`, see
+        `detection.p_values`.
+      suspicious: `[N]` bool.
+    """
+
+    images: Any
+    bits_per_dim: Any
+    p_values: Any
+    suspicious: Any
+
+
+class Screener(Purifier):
+    """A `Purifier` that also says how suspicious images are, by the same program."""
+
+    def __init__(self, weights: str, *, rejects: float = 0.05, **options: Any):
+        """Loads the density model and the scores of its training images.
+
+        Args:
+          weights: as for `Purifier`.
+          rejects: the share of clean images that may be called suspicious: those with a
+            p-value of no more.
+          **options: as for `Purifier`.
+
+        Raises:
+          FileNotFoundError, TypeError, ValueError: as for `Purifier`; the model has no
+            scores of its training images; no such share.
+        """
+        super().__init__(weights, **options)
+        if not 0 <= rejects <= 1:
+            raise ValueError(f"rejects must be between 0 and 1: {rejects}")
+        reference = zoo.load_reference(weights)
+        if reference is None:
+            raise ValueError(
+                f"{weights} has no reference.npy, so there are no p-values (the mode "
+                "release makes one)"
+            )
+        self.rejects = rejects
+        self._arguments = self._arguments | {"reference": jnp.asarray(reference)}
+
+    def __call__(self, images: Any) -> Screened:
+        """Purifies images and judges them as they came; as for `Purifier`."""
+        given, restore = _opened(images)
+        found = self._computed(given)
+        return Screened(
+            restore(self._from_levels(found["images"], given.dtype)),
+            restore(found["bits_per_dim"]),
+            restore(found["p_values"]),
+            restore(~(found["p_values"] > self.rejects)),
+        )
+
+    def _compute(self, params: base.Params, levels: jax.Array) -> base.Computed:
+        computed = super()._compute(params, levels)
+        given = computed["given_log_probs"]
+        return {
+            "images": computed["images"],
+            "bits_per_dim": likelihood.to_bits_per_dim(given, levels.shape[1:]),
+            "p_values": detection.p_values(given, params["reference"]),
+        }
+
+
+def _opened(images: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
+    """Images as an array on the host, and what brings results back to where they were.
+
+    Raises:
+      TypeError: it is no array that we know.
+    """
+    if isinstance(images, np.ndarray):
+        return images, lambda found: found
+    if isinstance(images, jax.Array):
+        place = images.device if images.committed else None
+        return np.asarray(images), lambda found: jax.device_put(found, place)
+    torch = sys.modules.get("torch")  # whoever has a tensor has it already
+    if torch is None or not isinstance(images, torch.Tensor):
+        kind = type(images)
+        raise TypeError(
+            "images must be an array of numpy or JAX, or a tensor of torch: "
+            f"{kind.__module__}.{kind.__qualname__}"
+        )
+    given = images.detach().cpu()
+    if given.dtype == torch.bfloat16:  # which numpy has not
+        given = given.float()
+
+    def restore(found: np.ndarray) -> Any:
+        dtype = images.dtype if found.shape == tuple(images.shape) else None
+        return torch.from_numpy(found).to(images.device, dtype)
+
+    return given.numpy(), restore
+
+
+def _read_range(given: tuple[float, float]) -> tuple[float, float]:
+    """What black and white are.
+
+    Raises:
+      ValueError: not two finite numbers that ascend.
+    """
+    try:
+        black, white = (float(end) for end in given)
+    except (TypeError, ValueError):
+        black = white = 0.0
+    if not (np.isfinite(black) and np.isfinite(white) and black < white):
+        raise ValueError(f"range must be two numbers that ascend: {given!r}")
+    return black, white
