@@ -25,8 +25,12 @@ MAKING = ("seconds", "table_seconds", "device", "config", "images_per_second")
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """Of a process with so many virtual devices."""
+    """Of a process with so many virtual devices: one, as a user's machine has.
+
+    As in conftest, LLVM takes compiling lightly.
+    """
     flags = f"--xla_force_host_platform_device_count={devices}"
+    flags += " --xla_backend_optimization_level=0"
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 

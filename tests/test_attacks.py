@@ -25,6 +25,8 @@ RARE = [
 ]
 # As many steps as these small problems can use.
 FEWER = {
+    "auto_attack": {"steps": 20, "queries": 60},
+    "auto_attack_l2": {"steps": 20, "queries": 60},
     "cw": {"steps": 40},
     "cw_l2": {"steps": 60, "search_steps": 4},
     "fab": {"steps": 10},
@@ -55,6 +57,7 @@ def _problem(seed, count=5):
     variables = {
         "first": jnp.asarray(rng.normal(size=(30, 12)) / 60, jnp.float32),
         "second": jnp.asarray(rng.normal(size=(12, 3)), jnp.float32),
+        "key": jax.random.key(seed),  # for attacks over draws, of which all are alike
     }
     images = jnp.asarray(rng.integers(0, 256, (count, *SHAPE), dtype=np.uint8))
     labels = jnp.argmax(logits_fn(variables, images), -1)
@@ -65,7 +68,8 @@ def _problem(seed, count=5):
 
 
 def _attack(name, preset):
-    fewer = FEWER.get(name, {}) if preset in ("strong", "standard") else {}
+    all_of_them = preset in ("strong", "standard", "plus", "rand")
+    fewer = FEWER.get(name, {}) if all_of_them else {}
     return functools.partial(attacks.named(name, preset), **fewer)
 
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from models import mostly_slow
 from PIL import Image
+from processes import ROOT, environment
 
 from configs import cifar10, default
 from pixeldefend.defences import base, graded
 from pixeldefend.experiment import data, modes, zoo
 
-ROOT = pathlib.Path(__file__).parent.parent
 FASHION, CIFAR = "configs/fashion_mnist.py", "configs/cifar10.py"
 
 
@@ -29,17 +29,12 @@ def _command(config, mode, *options):
     return [sys.executable, *program, f"--config={config}", f"--mode={mode}", *options]
 
 
-def _environment():
-    # One device, as a user's machine has, whatever the tests run on.
-    return os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-
-
 def run_program(text):
     """A program of its own; it must end well. Returns what it printed."""
     found = subprocess.run(
         [sys.executable, "-c", text],
         cwd=ROOT,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
     )
@@ -48,11 +43,10 @@ def run_program(text):
 
 
 def _run(config, mode, *options, devices=1):
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.run(
         _command(config, mode, *options),
         cwd=ROOT,
-        env=_environment() | flags,
+        env=environment(devices),
         capture_output=True,
         text=True,
         timeout=600,
@@ -66,7 +60,7 @@ def kill_once(command, folder, pattern):
         return any(path.name[0] != "." for path in folder.glob(pattern))
 
     process = subprocess.Popen(
-        command, cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL
+        command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
     )
     while not is_there() and process.poll() is None:
         time.sleep(0.01)
@@ -91,7 +85,7 @@ def test_train_killed_and_run_again_ends_with_the_same_bytes(trained, tmp_path):
     kill_once(command, tmp_path, "run/checkpoints/2")
     assert not (tmp_path / "run/model").exists(), "killed too late to prove anything"
     before = (tmp_path / "run/metrics.jsonl").read_text().splitlines()[0]
-    subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True)
     # Its timing is in the line: a run that began again would have written another.
     assert (tmp_path / "run/metrics.jsonl").read_text().startswith(before)
     _, params, _ = zoo.load_released(str(trained))
@@ -258,6 +252,7 @@ def test_score_smoke(tmp_path):
         np.testing.assert_allclose(file["p_values"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_release_smoke(trained, tmp_path):
     to = tmp_path / "toy/pixelcnn"
     result = _run(
@@ -285,7 +280,7 @@ def test_the_benchmark_prints_its_ratio():
         [sys.executable, "-m", "benchmarks.purify", "--features=2", "--height=4"]
         + ["--width=4", "--batch=2", "--repeats=1"],
         cwd=ROOT,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
     )
@@ -304,7 +299,7 @@ def test_agreement_tells_where_images_part():
         [sys.executable, "-m", "benchmarks.agreement", "--count=2", "--batch=2"]
         + ["--other_batch=1", "--weights=fashion_mnist/pixelcnn"],
         cwd=ROOT,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
     )
@@ -319,7 +314,7 @@ def test_list_names_every_mode():
     result = subprocess.run(
         [sys.executable, "main.py", "--mode=list"],
         cwd=ROOT,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
     )
@@ -331,7 +326,7 @@ def test_modes_that_moved_say_where_to():
     result = subprocess.run(
         [sys.executable, "main.py", "--mode=figures"],
         cwd=ROOT,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
     )
@@ -654,7 +649,7 @@ for arguments in json.load(sys.stdin):
         [sys.executable, "-c", script],
         input=json.dumps(lines),
         cwd=ROOT,
-        env=_environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        env=environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         capture_output=True,
         text=True,
     )
@@ -678,7 +673,7 @@ def test_a_mistake_ends_the_process_with_code_two(tmp_path):
         result = subprocess.run(
             [sys.executable, *program.removeprefix("python ").split(), *arguments],
             cwd=ROOT,
-            env=_environment(),
+            env=environment(),
             capture_output=True,
             text=True,
         )
@@ -687,6 +682,7 @@ def test_a_mistake_ends_the_process_with_code_two(tmp_path):
         assert result.stderr.count("\n") == 1, result.stderr
 
 
+@pytest.mark.slow
 def test_a_truncated_model_is_one_line(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     for path in (tmp_path / "run/model/weights").rglob("*"):

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_main import ROOT, _command, _environment, _rows, _run, kill_once
+from processes import ROOT, environment
+from test_main import _command, _rows, _run, kill_once
 
 from pixeldefend import keys
 from pixeldefend.defences import puvae, reject
@@ -75,7 +76,7 @@ def test_training_killed_and_run_again_ends_with_the_same_bytes(
     command = _command(SMOKE, "train", _of(kind), f"--workdir={tmp_path}/run")
     kill_once(command, tmp_path, "run/checkpoints/2")
     assert not (tmp_path / "run/model").exists(), "killed too late to prove anything"
-    subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True)
     _, one, _ = zoo.load_released(str(trained / kind))
     _, other, _ = zoo.load_released(str(tmp_path / "run"))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
@@ -109,7 +110,7 @@ def test_a_released_figure_comes_again_by_the_command_on_its_card(
     done = subprocess.run(
         [*_command("x", "purify")[:2], *options, f"--workdir={tmp_path}/again"],
         cwd=ROOT,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
     )

@@ -7,7 +7,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_main import FASHION, ROOT, _command, _environment, _rows, _run, kill_once
+from processes import ROOT, environment
+from test_main import FASHION, _command, _rows, _run, kill_once
 
 from pixeldefend.experiment import data, zoo
 
@@ -56,7 +57,7 @@ def test_train_classifier_killed_and_run_again_ends_with_the_same_bytes(
     kill_once(command, folder, "checkpoints/2")
     assert not (folder / "model").exists(), "killed too late to prove anything"
     before = (folder / "metrics.jsonl").read_text().splitlines()[0]
-    subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True)
     assert (folder / "metrics.jsonl").read_text().startswith(before)
     for one, other in zip(_leaves(trained), _leaves(folder), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -196,7 +197,7 @@ def test_the_command_on_a_card_gives_its_figures_again(released, tmp_path):
         f"--workdir={tmp_path}/a",
     ]
     subprocess.run(
-        [sys.executable, "main.py", *options], cwd=ROOT, env=_environment(), check=True
+        [sys.executable, "main.py", *options], cwd=ROOT, env=environment(), check=True
     )
     for row, name in zip(_rows(tmp_path / "a"), ("clean", "fgsm25"), strict=True):
         assert row["n"] == figures[name]["n"] == 256

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_main import FASHION, ROOT, _command, _environment, _rows, _run, kill_once
+from processes import ROOT, environment
+from test_main import FASHION, _command, _rows, _run, kill_once
 
 from pixeldefend import attacks
 from pixeldefend.defences import base, filters, purification
@@ -209,7 +210,7 @@ def test_evaluate_killed_and_run_again_ends_with_the_same_rows(models, whole, tm
     assert _bytes(folder) == _bytes(whole[0])
     # And a third time there is nothing left to do.
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.npz")}
-    subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True)
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*.npz")} == times
 
 

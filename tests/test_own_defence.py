@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import ROOT, environment
 from scipy import ndimage
-from test_main import FASHION, ROOT, _environment, _rows
+from test_main import FASHION, _rows
 from test_main_evaluate import models  # noqa: F401
 
 from pixeldefend import attacks, defences
@@ -35,10 +36,8 @@ def script(tmp_path_factory):
 def _own(script, mode, *options):
     command = [sys.executable, str(script), f"--config={ROOT / FASHION}:smoke"]
     command += [f"--mode={mode}", *options]
-    environment = _environment() | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    own = environment() | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
 
 
 def _blurred(images):
