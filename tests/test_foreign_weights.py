@@ -131,6 +131,7 @@ def test_of_a_checkpoint_of_tensorflow_the_model_is_read(
     assert foreign_weights.files_of(tmp_path / given) == paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True])
 def test_a_file_of_torch_gives_its_tensors(tmp_path, old):
     torch = pytest.importorskip("torch")
@@ -145,6 +146,7 @@ class _Harm:
         return os.mkdir, (_Harm.path,)
 
 
+@pytest.mark.slow
 def test_nothing_in_a_file_of_torch_is_executed(tmp_path):
     torch = pytest.importorskip("torch")
     _Harm.path = str(tmp_path / "done")
@@ -154,6 +156,7 @@ def test_nothing_in_a_file_of_torch_is_executed(tmp_path):
     assert not (tmp_path / "done").exists() and "\n" not in str(told.value)
 
 
+@pytest.mark.slow
 def test_what_torch_saved_besides_weights_is_refused(tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "a.pth"
@@ -181,6 +184,7 @@ def test_a_torch_that_is_not_safe_is_refused(tmp_path, monkeypatch):
         foreign_weights.read(tmp_path / "a.pth")
 
 
+@pytest.mark.slow
 def test_the_line_for_torch_writes_what_is_read(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     tensors = {name: torch.from_numpy(array) for name, array in ARRAYS.items()}

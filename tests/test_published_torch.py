@@ -10,6 +10,8 @@ from models import apply
 import pixeldefend
 from pixeldefend.density import conditionals
 
+pytestmark = pytest.mark.slow  # where `.ci/run` has torch
+
 
 def _network(features, depth, mixtures, channels, new):
     """PixelCNN++ in torch, by the paper; its parts are called as pclucas14's."""

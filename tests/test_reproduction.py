@@ -50,6 +50,7 @@ def network(request):
     return network
 
 
+@pytest.mark.slow
 def test_the_network_in_torch_is_ours(network, tmp_path):
     import argparse
 
@@ -74,6 +75,7 @@ def test_the_network_in_torch_is_ours(network, tmp_path):
         import_classifier.read(path, SHAPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", ["adversarial_fgsm", "adversarial_bim"])
 def test_attacks_of_training_in_torch_are_ours(training):
     """On a network of one dense layer, whose gradient has one sign everywhere."""
@@ -115,6 +117,7 @@ def test_attacks_of_training_in_torch_are_ours(training):
     np.testing.assert_allclose(found, np.asarray(ours).transpose(0, 3, 1, 2), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_crops_and_mirrors_in_torch_are_windows_too():
     torch = pytest.importorskip("torch")
     from reproduction import torch_classifier

@@ -86,9 +86,8 @@ def test_one_program_serves_all_and_threads_share_it(released, levels, purified)
 
 
 def test_its_defence_is_what_others_take(purifier, levels, purified):
-    found = pixeldefend.defences.base.apply(
-        [purifier.defence], [purifier.params], jnp.asarray(levels)
-    )
+    apply = functools.partial(pixeldefend.defences.base.apply, [purifier.defence])
+    found = jax.jit(apply)([purifier.params], jnp.asarray(levels))
     np.testing.assert_array_equal(found.images, purified)
 
 
@@ -100,7 +99,8 @@ def test_screening_tells_scores_and_purifies(released, screener, levels, purifie
     np.testing.assert_allclose(found.images, expected, atol=1e-6)
 
     _, model, params = released
-    log_probs = pixeldefend.log_prob(model, params, jnp.asarray(levels))
+    score = jax.jit(functools.partial(pixeldefend.log_prob, model))
+    log_probs = score(params, jnp.asarray(levels))
     bits = -np.asarray(log_probs) / (np.prod(SHAPE) * np.log(2))
     np.testing.assert_allclose(found.bits_per_dim, bits, rtol=1e-5)
     ranks = np.asarray(detection.p_values(log_probs, np.float32(REFERENCE)))

@@ -1,5 +1,6 @@
 """Purifying and screening images as other programs have them."""
 
+import functools
 import sys
 import threading
 from collections.abc import Callable
@@ -82,6 +83,7 @@ class Purifier:
         self.defence, self.params = kind.build(base.Given(settings, model, params))
         self._arguments = self.params
         self._run = parallel.BatchMap(self._compute, batch)
+        self._backwards: dict[str, parallel.BatchMap] = {}
         self._lock = threading.Lock()
         if cache:
             parallel.enable_cache()
@@ -113,14 +115,68 @@ class Purifier:
     def _compute(self, params: base.Params, levels: jax.Array) -> base.Computed:
         return self.defence.compute(params, levels, None)
 
+    def pull_back(
+        self, images: Any, towards: Any, *, gradient: str = "straight_through"
+    ) -> Any:
+        """The gradient of a loss in the images, from that in the purified ones.
+
+        With it a framework of its own differentiates through the purifier, as an
+        attacker does who knows it; "bpda" needs none: it hands `towards` on. The first
+        call compiles a program of its own.
+
+        Args:
+          images: as for `__call__`, floating.
+          towards: of the loss in what `__call__` returns, of the same shape.
+          gradient: see `Defence.view`.
+
+        Returns:
+          As `images`.
+
+        Raises:
+          TypeError, ValueError: as for `__call__`; another shape, or an unknown
+            gradient.
+        """
+        given, restore = _opened(images)
+        slopes, _ = _opened(towards)
+        if gradient not in self.defence.gradients:
+            known = ", ".join(self.defence.gradients)
+            raise ValueError(f"gradient must be one of {known}: {gradient!r}")
+        if slopes.shape != given.shape:
+            raise ValueError(
+                f"towards must be {[*given.shape]}, as images: {[*slopes.shape]}"
+            )
+        levels = self._to_levels(given).astype(np.float32)
+        if self._layout == "NCHW":
+            slopes = slopes.transpose(0, 2, 3, 1)
+        with self._lock:
+            if gradient not in self._backwards:
+                back = functools.partial(self._pull_back, gradient)
+                self._backwards[gradient] = parallel.BatchMap(back, self._run.batch)
+            run = self._backwards[gradient]
+            run.compile(self.params, levels[:1], slopes[:1].astype(np.float32))
+        found = run(self.params, levels, slopes.astype(np.float32))
+        # The units of both sides are the same, so levels per level is right in any.
+        if self._layout == "NCHW":
+            found = found.transpose(0, 3, 1, 2)
+        return restore(np.ascontiguousarray(found).astype(given.dtype))
+
+    def _pull_back(
+        self, gradient: str, params: base.Params, levels: jax.Array, towards: jax.Array
+    ) -> jax.Array:
+        def seen(levels: jax.Array) -> jax.Array:
+            return self.defence.view(params, levels, None, gradient)
+
+        _, back = jax.vjp(seen, levels)
+        return back(towards)[0]
+
     def _computed(self, given: np.ndarray) -> dict[str, np.ndarray]:
         """What is computed of images as they were given."""
-        levels = self._to_levels(given)
+        levels = np.rint(self._to_levels(given).astype(np.float64)).astype(np.uint8)
         self.compile()
         return self._run(self._arguments, levels)
 
     def _to_levels(self, given: np.ndarray) -> np.ndarray:
-        """Checked `uint8` levels `[N, H, W, C]`."""
+        """Checked levels `[N, H, W, C]`, of floating images not rounded."""
         height, width, channels = self._shape
         wanted = {"NHWC": self._shape, "NCHW": (channels, height, width)}
         if given.shape[1:] != wanted[self._layout]:
@@ -135,7 +191,7 @@ class Purifier:
             given = given.transpose(0, 2, 3, 1)
         if (self._black, self._white) == (0, 255):
             pixels.check_images(given)
-            return base.whole(given)
+            return given
         if not jnp.issubdtype(given.dtype, jnp.floating):
             raise TypeError(
                 f"images from {self._black:g} to {self._white:g} must be floating: "
@@ -148,7 +204,7 @@ class Purifier:
                 f"images must be from {self._black:g} to {self._white:g}: "
                 f"{given.min():g} to {given.max():g}"
             )
-        return np.rint(levels).astype(np.uint8)
+        return np.clip(levels, 0, pixels.LEVELS - 1)
 
     def _from_levels(self, levels: np.ndarray, dtype: np.dtype) -> np.ndarray:
         """Levels `[N, H, W, C]` as images are given."""
