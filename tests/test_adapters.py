@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from processes import ROOT
-from test_serving import EPS, SHAPE, levels, purified, released  # noqa: F401
 
 import pixeldefend
 from pixeldefend.defences import base
@@ -18,20 +17,21 @@ from pixeldefend.adapters.torch import Defended  # noqa: E402
 
 pytestmark = pytest.mark.slow  # `.ci/run` installs requirements-adapters.txt for them
 
+SHAPE = (4, 6, 3)  # of `toy`
 LIKE_TORCH = {"layout": "NCHW", "range": (0, 1), "batch": 2, "cache": False}
 
 
 @pytest.fixture(scope="module")
-def purifier(released):  # noqa: F811
-    return pixeldefend.Purifier(released[0], eps=EPS, **LIKE_TORCH)
+def purifier(toy):
+    return pixeldefend.Purifier(toy.folder, eps=toy.eps, **LIKE_TORCH)
 
 
 @pytest.fixture
-def images(levels):  # noqa: F811
-    return torch.tensor(levels.transpose(0, 3, 1, 2) / 255, dtype=torch.float32)
+def images(toy):
+    return torch.tensor(toy.levels.transpose(0, 3, 1, 2) / 255, dtype=torch.float32)
 
 
-def test_the_page_runs(tmp_path, monkeypatch):
+def test_the_page_runs():
     """Its examples, one after the other, on a torch ResNet of random weights."""
     page = (ROOT / "docs/frameworks.md").read_text()
     torch_example, *others = re.findall(r"```python\n(.*?)```", page, re.S)
@@ -78,12 +78,12 @@ def _network():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-def test_a_tensor_comes_back_as_one(purifier, images, purified, dtype):  # noqa: F811
+def test_a_tensor_comes_back_as_one(purifier, images, dtype, toy):
     given = images.to(getattr(torch, dtype))
     found = purifier(given)
     assert isinstance(found, torch.Tensor) and found.dtype == given.dtype
     if dtype != "bfloat16":
-        expected = torch.tensor(purified.transpose(0, 3, 1, 2) / 255)
+        expected = torch.tensor(toy.purified.transpose(0, 3, 1, 2) / 255)
         torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
     assert not torch.equal(found, given)
 
@@ -102,7 +102,7 @@ def test_bpda_is_the_networks_gradient_at_purified_images(purifier, images):
     torch.testing.assert_close(images.grad, at.grad)
 
 
-def test_straight_through_is_the_gradient_of_jax(released, purifier, levels, images):  # noqa: F811
+def test_straight_through_is_the_gradient_of_jax(purifier, toy, images):
     """Through `behind`, which differentiates in levels of NHWC."""
     weights = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)
 
@@ -118,13 +118,13 @@ def test_straight_through_is_the_gradient_of_jax(released, purifier, levels, ima
     behind = base.behind([purifier.defence], logits, gradient="straight_through")
     variables = {"classifier": jnp.asarray(weights), "defences": [purifier.params]}
     slope = jax.jit(jax.grad(lambda x: behind(variables, x).sum()))
-    expected = 255 * slope(jnp.asarray(levels, jnp.float32)).transpose(0, 3, 1, 2)
+    expected = 255 * slope(jnp.asarray(toy.levels, jnp.float32)).transpose(0, 3, 1, 2)
     scale = np.abs(expected).max()
     assert scale > 0
     np.testing.assert_allclose(images.grad, expected, atol=1e-4 * scale)
 
 
-def _fgsm(purifier, network, levels, labels):  # noqa: F811
+def _fgsm(purifier, network, given, labels):
     """Ours, of 4 levels, through the purifier, on the same network in JAX."""
     arrays = [jnp.asarray(p.detach().numpy()) for p in network.parameters()]
 
@@ -137,7 +137,7 @@ def _fgsm(purifier, network, levels, labels):  # noqa: F811
     behind = base.behind([purifier.defence], logits)
     variables = {"classifier": arrays, "defences": [purifier.params]}
     fgsm = functools.partial(pixeldefend.attacks.fgsm, behind, keep_failed=True)
-    found, _ = jax.jit(fgsm)(variables, jnp.asarray(levels), labels, eps=4)
+    found, _ = jax.jit(fgsm)(variables, jnp.asarray(given), labels, eps=4)
     return np.asarray(found)
 
 
@@ -150,14 +150,14 @@ def _labels(purifier, network, images):
     return np.asarray(network(purifier(images)).argmax(1))
 
 
-def test_an_attack_of_torch_through_the_purifier_is_ours(purifier, images, levels):  # noqa: F811
+def test_an_attack_of_torch_through_the_purifier_is_ours(purifier, images, toy):
     network = _network()
     labels = _labels(purifier, network, images)
     given = images.clone().requires_grad_()
     logits = Defended(purifier, network)(given)
     torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).backward()
     found = (images + 4 / 255 * given.grad.sign()).clamp(0, 1)
-    expected = _fgsm(purifier, network, levels, labels)
+    expected = _fgsm(purifier, network, toy.levels, labels)
     # Signs of next to nothing fall as they like.
     assert np.mean(_levels(found) != expected) < 0.005
 
@@ -203,17 +203,17 @@ def test_an_estimator_of_art_is_torchs(estimator, purifier, images, gradient):
     np.testing.assert_allclose(found, expected, atol=1e-4 * scale)
 
 
-def test_an_attack_of_art_is_ours(estimator, purifier, images, levels):  # noqa: F811
+def test_an_attack_of_art_is_ours(estimator, purifier, images, toy):
     evasion = pytest.importorskip("art.attacks.evasion")
     made, network = estimator("bpda")
     labels = _labels(purifier, network, images)
     attack = evasion.FastGradientMethod(made, eps=4 / 255)
     found = attack.generate(images.numpy(), labels)
-    expected = _fgsm(purifier, network, levels, labels)
+    expected = _fgsm(purifier, network, toy.levels, labels)
     assert np.mean(_levels(found) != expected) < 0.005
 
 
-def test_an_attack_of_foolbox_is_ours(purifier, images, levels):  # noqa: F811
+def test_an_attack_of_foolbox_is_ours(purifier, images, toy):
     """The module in foolbox's own model of torch."""
     foolbox = pytest.importorskip("foolbox")
     network = _network()
@@ -222,7 +222,7 @@ def test_an_attack_of_foolbox_is_ours(purifier, images, levels):  # noqa: F811
     model = foolbox.PyTorchModel(defended, (0, 1), device="cpu")
     attack = foolbox.attacks.FGSM(random_start=False)
     found, _, _ = attack(model, images, torch.tensor(labels), epsilons=4 / 255)
-    expected = _fgsm(purifier, network, levels, labels)
+    expected = _fgsm(purifier, network, toy.levels, labels)
     assert np.mean(_levels(found) != expected) < 0.005
 
 

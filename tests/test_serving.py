@@ -7,128 +7,96 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import tiny
 
 import pixeldefend
 from pixeldefend import detection
 from pixeldefend.experiment import zoo
 
-SHAPE = (4, 6, 3)
-EPS = 9
-REFERENCE = np.linspace(-456.0, -449.0, 40)
+
+def _purifier(toy, kind=pixeldefend.Purifier, **options):
+    options = {"eps": toy.eps, "batch": 2, "cache": False} | options
+    return kind(toy.folder, **options)
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory):
-    """A folder with a small density model, with it and its parameters."""
-    model, params, _, _ = tiny(SHAPE, resolutions=1)
-    params = jax.tree.map(lambda a: a / 4, params)
-    card = {"kind": "pixelcnn", "dataset": "cifar10", "image_shape": list(SHAPE)}
-    folder = tmp_path_factory.mktemp("toy") / "pixelcnn"
-    zoo.save_released(folder, model, params, card, reference=REFERENCE)
-    return str(folder), model, params
+def purifier(toy):
+    return _purifier(toy)
 
 
 @pytest.fixture(scope="module")
-def levels():
-    return np.random.default_rng(1).integers(0, 256, (11, *SHAPE), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def purified(released, levels):
-    """By the function."""
-    _, model, params = released
-    run = jax.jit(functools.partial(pixeldefend.purify, model, eps=EPS))
-    return np.asarray(run(params, jnp.asarray(levels)))
-
-
-def _purifier(released, kind=pixeldefend.Purifier, **options):
-    options = {"eps": EPS, "batch": 2, "cache": False} | options
-    return kind(released[0], **options)
-
-
-@pytest.fixture(scope="module")
-def purifier(released):
-    return _purifier(released)
-
-
-@pytest.fixture(scope="module")
-def screener(released):
+def screener(toy):
     return _purifier(
-        released, pixeldefend.Screener, layout="NCHW", range=(-1, 1), rejects=0.3
+        toy, pixeldefend.Screener, layout="NCHW", range=(-1, 1), rejects=0.3
     )
 
 
-def test_any_number_of_levels_is_purified_as_by_the_function(
-    purifier, levels, purified
-):
-    assert np.any(purified != levels)
+def test_any_number_of_levels_is_purified_as_by_the_function(purifier, toy):
+    assert np.any(toy.purified != toy.levels)
     for count in (11, 8, 3, 1):  # four devices take two each
-        found = purifier(levels[:count])
+        found = purifier(toy.levels[:count])
         assert isinstance(found, np.ndarray) and found.dtype == np.uint8
-        np.testing.assert_array_equal(found, purified[:count])
-    found = purifier(levels.astype(np.float32))
+        np.testing.assert_array_equal(found, toy.purified[:count])
+    found = purifier(toy.levels.astype(np.float32))
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, purified)
-    again = purifier(jnp.asarray(levels))
+    np.testing.assert_array_equal(found, toy.purified)
+    again = purifier(jnp.asarray(toy.levels))
     assert isinstance(again, jax.Array)
-    np.testing.assert_array_equal(again, purified)
+    np.testing.assert_array_equal(again, toy.purified)
 
 
-def test_one_program_serves_all_and_threads_share_it(released, levels, purified):
-    purifier = _purifier(released)
+def test_one_program_serves_all_and_threads_share_it(toy):
+    purifier = _purifier(toy)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        parts = np.array_split(levels, 5)
+        parts = np.array_split(toy.levels, 5)
         found = list(pool.map(purifier, parts))
-    np.testing.assert_array_equal(np.concatenate(found), purified)
+    np.testing.assert_array_equal(np.concatenate(found), toy.purified)
     seconds = purifier.compile()
     assert purifier.compile() == seconds > 0
 
 
-def test_its_defence_is_what_others_take(purifier, levels, purified):
+def test_its_defence_is_what_others_take(purifier, toy):
     apply = functools.partial(pixeldefend.defences.base.apply, [purifier.defence])
-    found = jax.jit(apply)([purifier.params], jnp.asarray(levels))
-    np.testing.assert_array_equal(found.images, purified)
+    found = jax.jit(apply)([purifier.params], jnp.asarray(toy.levels))
+    np.testing.assert_array_equal(found.images, toy.purified)
 
 
-def test_screening_tells_scores_and_purifies(released, screener, levels, purified):
-    images = (levels / 127.5 - 1).transpose(0, 3, 1, 2).astype(np.float32)
+def test_screening_tells_scores_and_purifies(toy, screener):
+    images = (toy.levels / 127.5 - 1).transpose(0, 3, 1, 2).astype(np.float32)
     found = screener(images)
     assert found.images.dtype == np.float32 and found.images.shape == images.shape
-    expected = (purified / 127.5 - 1).transpose(0, 3, 1, 2)
+    expected = (toy.purified / 127.5 - 1).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(found.images, expected, atol=1e-6)
 
-    _, model, params = released
-    score = jax.jit(functools.partial(pixeldefend.log_prob, model))
-    log_probs = score(params, jnp.asarray(levels))
-    bits = -np.asarray(log_probs) / (np.prod(SHAPE) * np.log(2))
+    score = jax.jit(functools.partial(pixeldefend.log_prob, toy.model))
+    log_probs = score(toy.params, jnp.asarray(toy.levels))
+    bits = -np.asarray(log_probs) / (toy.levels[0].size * np.log(2))
     np.testing.assert_allclose(found.bits_per_dim, bits, rtol=1e-5)
-    ranks = np.asarray(detection.p_values(log_probs, np.float32(REFERENCE)))
+    ranks = np.asarray(detection.p_values(log_probs, np.float32(toy.reference)))
     np.testing.assert_allclose(found.p_values, ranks, rtol=1e-6)
     np.testing.assert_array_equal(found.suspicious, ranks <= 0.3)
     assert 0 < np.mean(found.suspicious) < 1
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, jnp.bfloat16])
-def test_narrow_and_wide_types_come_back(screener, levels, purified, dtype):
-    images = (levels / 127.5 - 1).transpose(0, 3, 1, 2).astype(dtype)
+def test_narrow_and_wide_types_come_back(screener, dtype, toy):
+    images = (toy.levels / 127.5 - 1).transpose(0, 3, 1, 2).astype(dtype)
     if dtype == jnp.bfloat16:  # not every level is a number of its own
         images = jnp.asarray(images)
     found = screener(images).images
     assert found.dtype == images.dtype and type(found) is type(images)
     if dtype != jnp.bfloat16:
-        expected = (purified / 127.5 - 1).transpose(0, 3, 1, 2)
+        expected = (toy.purified / 127.5 - 1).transpose(0, 3, 1, 2)
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_grades_are_those_of_the_defence(released, levels):
+def test_grades_are_those_of_the_defence(toy):
     grades = ((0.0, 4), (5.0, 9, 75))
-    found = _purifier(released, eps=None, grades=grades)(levels)
+    found = _purifier(toy, eps=None, grades=grades)(toy.levels)
     settings = {"purify": {"eps": 9, "grades": grades}}
     defence, its = pixeldefend.PurifyGraded.build(
-        pixeldefend.defences.base.Given(settings, *released[1:])
+        pixeldefend.defences.base.Given(settings, toy.model, toy.params)
     )
-    expected = jax.jit(defence.compute)(its, jnp.asarray(levels), None)["images"]
+    expected = jax.jit(defence.compute)(its, jnp.asarray(toy.levels), None)["images"]
     np.testing.assert_array_equal(found, expected)
 
 
@@ -154,9 +122,9 @@ def test_images_that_cannot_be_are_told(screener, change, error, message):
         screener(change(images))
 
 
-def test_levels_are_checked_as_everywhere(purifier, levels):
+def test_levels_are_checked_as_everywhere(purifier, toy):
     with pytest.raises(ValueError, match="these are 0..1, times 255"):
-        purifier(levels / 255)
+        purifier(toy.levels / 255)
 
 
 @pytest.mark.parametrize(
@@ -171,20 +139,20 @@ def test_levels_are_checked_as_everywhere(purifier, levels):
         ({"batch": 0}, "batch must be at least 1"),
     ],
 )
-def test_settings_that_cannot_be_are_told(released, options, message):
+def test_settings_that_cannot_be_are_told(toy, options, message):
     with pytest.raises(ValueError, match=message):
-        _purifier(released, **options)
+        _purifier(toy, **options)
 
 
-def test_models_that_cannot_serve_are_told(released, tmp_path):
+def test_models_that_cannot_serve_are_told(toy, tmp_path):
     with pytest.raises(ValueError, match="is a classifier, not a density model"):
         pixeldefend.Purifier("mnist/cnn_a", eps=9)
     with pytest.raises(FileNotFoundError, match="no model 'mnist/nothing'"):
         pixeldefend.Purifier("mnist/nothing", eps=9)
     with pytest.raises(ValueError, match="rejects must be between 0 and 1: 2"):
-        _purifier(released, pixeldefend.Screener, rejects=2)
-    _, model, params = released
-    card = {"kind": "pixelcnn", "dataset": "cifar10", "image_shape": list(SHAPE)}
-    zoo.save_released(tmp_path / "toy", model, params, card)
+        _purifier(toy, pixeldefend.Screener, rejects=2)
+    shape = toy.levels.shape[1:]
+    card = {"kind": "pixelcnn", "dataset": "cifar10", "image_shape": shape}
+    zoo.save_released(tmp_path / "toy", toy.model, toy.params, card)
     with pytest.raises(ValueError, match="has no reference.npy"):
         pixeldefend.Screener(str(tmp_path / "toy"), eps=9)
