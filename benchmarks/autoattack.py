@@ -26,7 +26,7 @@ from absl import app, flags, logging
 from pixeldefend import attacks
 from pixeldefend.experiment import data, zoo
 from pixeldefend.models import classifiers
-from reproduction import torch_classifier
+from reproduction.torch_classifier import of_variables, to_torch
 
 _WEIGHTS = flags.DEFINE_string("weights", "fashion_mnist/vgg", "a ResNet or VGG")
 _IMAGES = flags.DEFINE_integer("images", 200, "the first of the test set", 1)
@@ -45,35 +45,6 @@ OURS: dict[str, tuple[Callable, dict[str, Any]]] = {
 _COMPONENTS = flags.DEFINE_multi_enum(
     "component", list(OURS), list(OURS), "give it once for each"
 )
-
-
-def twin(model: classifiers.Classifier, variables: dict) -> torch.nn.Module:
-    """The torch network of the same weights, of levels [B, C, H, W]."""
-    name = "resnet" if isinstance(model, classifiers.ResNet) else "vgg"
-    weights = jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf)), variables)
-    params, stats = weights["params"], weights["batch_stats"]
-    channels = params["Conv_0"]["kernel"].shape[2]
-    network = torch_classifier.NETWORKS[name](
-        model.variant, model.divisor, channels, model.classes
-    )
-    convs, norms, denses = network.layers()
-    with torch.no_grad():
-        for i, layer in enumerate(convs):
-            layer.weight.copy_(params[f"Conv_{i}"]["kernel"].permute(3, 2, 0, 1))
-        for i, layer in enumerate(norms):
-            layer.weight.copy_(params[f"BatchNorm_{i}"]["scale"])
-            layer.bias.copy_(params[f"BatchNorm_{i}"]["bias"])
-            layer.running_mean.copy_(stats[f"BatchNorm_{i}"]["mean"])
-            layer.running_var.copy_(stats[f"BatchNorm_{i}"]["var"])
-        for i, layer in enumerate(denses):
-            layer.weight.copy_(params[f"Dense_{i}"]["kernel"].T)
-            layer.bias.copy_(params[f"Dense_{i}"]["bias"])
-    return network.eval().requires_grad_(False)
-
-
-def to_torch(images: np.ndarray) -> torch.Tensor:
-    """Levels `[B, H, W, C]` as the public attacks take them: 0..1, [B, C, H, W]."""
-    return torch.tensor(images.astype(np.float32) / 255).permute(0, 3, 1, 2)
 
 
 def theirs(
@@ -95,7 +66,9 @@ def theirs(
         attack.apgd.n_restarts = attack.fab.n_restarts = 1
     begun = time.perf_counter()
     found, _ = attack.run_standard_evaluation(
-        to_torch(images), torch.tensor(labels.astype(np.int64)), batch_size=len(images)
+        to_torch(images),
+        torch.tensor(labels.astype(np.int64)),
+        batch_size=len(images),
     )
     seconds = time.perf_counter() - begun
     levels = torch.round(255 * found).permute(0, 2, 3, 1).numpy().astype(np.uint8)
@@ -128,7 +101,7 @@ def main(_: list[str]) -> None:
     model, variables, card = zoo.load_released(_WEIGHTS.value)
     images, labels = data.load(card["dataset"], "test", _DATA_DIR.value)
     images, labels = images[: _IMAGES.value], labels[: _IMAGES.value]
-    network = twin(model, variables)
+    network = of_variables(model, variables)
     logits_fn = jax.jit(classifiers.logits_fn(model))
     logits = np.asarray(logits_fn(variables, images.astype(np.float32)))
     apart = np.abs(network(255 * to_torch(images)).numpy() - logits).max()

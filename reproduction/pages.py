@@ -30,6 +30,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "classifiers_whole": released.classifiers_whole,
     "speed": released.speed,
     "autoattack": released.autoattack,
+    "frameworks": released.frameworks,
     "attacks_beside_foolbox": released.attacks_beside_foolbox,
     "purifier_speed": released.purifier_speed,
     "sizes_fashion_mnist": partial(released.networks, "sizes_fashion_mnist"),

@@ -196,6 +196,21 @@ def autoattack() -> str:
     return table(measured.rows("autoattack"), columns)
 
 
+def frameworks() -> str:
+    """From `benchmarks/frameworks.py`."""
+    columns = {
+        "attack of": "{library}",
+        "classifier": "`{classifier}` + purify",
+        "eps": "{eps}",
+        "n": "{n}",
+        "clean": lambda row: f"{100 * row['clean']:.1f}",
+        "attacked": lambda row: f"{100 * row['attacked']:.1f}",
+        "images judged as ours": lambda row: f"{100 * row['same_guess_as_ours']:.1f}",
+        "levels as ours": lambda row: f"{100 * row['same_levels_as_ours']:.2f}",
+    }
+    return table(measured.rows("frameworks"), columns)
+
+
 def purifier_speed() -> str:
     """From `benchmarks/purifiers.py`."""
     columns = {

@@ -26,6 +26,7 @@ import math
 import pathlib
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,6 +161,12 @@ NETWORKS = {"resnet": ResNet, "vgg": VGG}
 
 def flax_variables(network: nn.Module) -> dict[str, np.ndarray]:
     """The weights as leaves of our variables, by path: "params/Conv_0/kernel"."""
+    leaves = _leaves(network).items()
+    return {k: v.detach().float().contiguous().numpy() for k, v in leaves}
+
+
+def _leaves(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Views of the weights, with their axes as ours, by path."""
     convs, norms, denses = network.layers()
     leaves = {}
     for i, conv in enumerate(convs):
@@ -173,7 +180,31 @@ def flax_variables(network: nn.Module) -> dict[str, np.ndarray]:
     for i, layer in enumerate(denses):
         leaves[f"params/Dense_{i}/kernel"] = layer.weight.T
         leaves[f"params/Dense_{i}/bias"] = layer.bias
-    return {k: v.detach().float().contiguous().numpy() for k, v in leaves.items()}
+    return leaves
+
+
+def of_variables(model: Any, variables: dict) -> nn.Module:
+    """The torch network, of levels [B, C, H, W], with the weights of one of ours.
+
+    Args:
+      model: a ResNet or VGG of `pixeldefend.models.classifiers`.
+      variables: its.
+    """
+    name = type(model).__name__.lower()
+    channels = variables["params"]["Conv_0"]["kernel"].shape[2]
+    network = NETWORKS[name](model.variant, model.divisor, channels, model.classes)
+    with torch.no_grad():
+        for path, leaf in _leaves(network).items():
+            given = variables
+            for part in path.split("/"):
+                given = given[part]
+            leaf.copy_(torch.tensor(np.asarray(given)))
+    return network.eval().requires_grad_(False)
+
+
+def to_torch(images: np.ndarray) -> torch.Tensor:
+    """Levels `[B, H, W, C]` as attacks in torch take them: 0..1, [B, C, H, W]."""
+    return torch.tensor(images.astype(np.float32) / 255).permute(0, 3, 1, 2)
 
 
 def augmented(images: torch.Tensor, crop: int) -> torch.Tensor:

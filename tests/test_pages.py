@@ -25,6 +25,7 @@ def test_no_measured_number_stands_outside_the_places(name):
 
 _MEASURED = (
     "accuracy",
+    "attacked",
     "auc",
     "bits_per_dim",
     "hours",

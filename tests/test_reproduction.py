@@ -65,6 +65,10 @@ def test_the_network_in_torch_is_ours(network, tmp_path):
     np.testing.assert_array_equal(shown, images)
     apart = import_classifier.largest_difference(model, variables, images, logits)
     assert apart < 1e-12 and np.abs(logits).max() > 1e-3
+    back = torch_classifier.of_variables(model, variables).state_dict()
+    for name, tensor in network.state_dict().items():
+        if "num_batches" not in name:
+            np.testing.assert_array_equal(back[name], tensor.float(), err_msg=name)
     assert training["step"] == 1 and "--hours=1.0" in training["command"]
     assert str(tmp_path) not in json.dumps(training)
     with np.load(path) as file:
