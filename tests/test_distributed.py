@@ -6,7 +6,9 @@ import signal
 import numpy as np
 import pytest
 from processes import finish, kill, launch, rows, wait_for
+from test_main_evaluate import save
 
+from pixeldefend.density import pixelcnn
 from pixeldefend.experiment import checkpoints, zoo
 
 pytestmark = pytest.mark.slow
@@ -40,15 +42,23 @@ def _assert_same_results(one, many):
     assert {path.name for path in one.iterdir()} == {p.name for p in many.iterdir()}
 
 
-def test_purify_gives_the_same_bytes(tmp_path):
+@pytest.fixture(scope="module")
+def density(tmp_path_factory):
+    """The field for a density model with random weights, small."""
+    model = pixelcnn.PixelCNN(channels=1, features=4, depth=1, mixtures=2, dropout=0.0)
+    folder = save(tmp_path_factory.mktemp("models") / "density", "pixelcnn", model, 0)
+    return f"--config.pixelcnn.weights={folder}"
+
+
+def test_purify_gives_the_same_bytes(tmp_path, density):
     """Ten images for eight devices: the last batch is uneven."""
-    options = ["--config.purify.count=10", "--config.purify.batch=1"]
+    options = ["--config.purify.count=10", "--config.purify.batch=1", density]
     one, many = _both(tmp_path, "purify", *options)
     _assert_same_results(one, many)
 
 
-def test_evaluate_gives_the_same_bytes(tmp_path):
-    options = ["--config.evaluate.images=9", "--config.evaluate.batch=1"]
+def test_evaluate_gives_the_same_bytes(tmp_path, density):
+    options = ["--config.evaluate.images=9", "--config.evaluate.batch=1", density]
     one, many = _both(tmp_path, "evaluate", *options)
     _assert_same_results(one, many)
 

@@ -307,8 +307,10 @@ def test_images_that_are_done_cost_nothing(rng):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.slow
-def test_neither_lanes_nor_the_batch_change_an_image(norm, rng):
-    variables, images, labels = draw(rng, 9)
+def test_neither_lanes_nor_the_batch_change_an_image(norm, rng, float64):
+    # In float32 the last step depends on the order of sums.
+    variables, images, labels = draw(rng, 9, dtype="float64")
+    images = images.astype(jnp.float64)
     keys = jax.random.split(jax.random.key(0), 9)
     options = {"norm": norm, "eps": 4.0 if norm == "linf" else 20.0, "steps": 10}
     options |= {"targets": 2, "restarts": 2}

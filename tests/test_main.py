@@ -187,9 +187,10 @@ def test_purify_killed_and_run_again_ends_with_the_same_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_purify_on_four_devices_gives_the_bytes_of_one(tmp_path):
+def test_purify_on_four_devices_gives_the_bytes_of_one(trained, tmp_path):
     for devices in (1, 4):
-        options = ("--config.purify.batch=1", "--config.purify.count=6")
+        options = ["--config.purify.batch=1", "--config.purify.count=6"]
+        options.append(f"--config.pixelcnn.weights={trained}")
         place = f"--workdir={tmp_path}/{devices}"
         result = _run(f"{FASHION}:smoke", "purify", place, *options, devices=devices)
         assert result.returncode == 0, result.stderr

@@ -28,7 +28,7 @@ PROVENANCE = ("seconds", "table_seconds", "device", "config", "version")
 SCORES = ("bits_per_dim", "half_width_95")
 
 
-def _save(folder, kind, model, seed):
+def save(folder, kind, model, seed):
     """A model with random weights, as a release has it."""
     images = jnp.asarray(data.sample("fashion_mnist")[0][:8])
     init = {"classifier": classifiers.init, "pixelcnn": pixelcnn.init}[kind]
@@ -50,9 +50,9 @@ def models(tmp_path_factory):
     cnn = classifiers.make("cnn", divisor=16)
     model = pixelcnn.PixelCNN(channels=1, features=4, depth=1, mixtures=2, dropout=0.0)
     return {
-        "one8": _save(folder / "one8", "classifier", cnn, 1),
-        "two": _save(folder / "two", "classifier", cnn, 2),
-        "density": _save(folder / "density", "pixelcnn", model, 0),
+        "one8": save(folder / "one8", "classifier", cnn, 1),
+        "two": save(folder / "two", "classifier", cnn, 2),
+        "density": save(folder / "density", "pixelcnn", model, 0),
         "one": str(folder / "one"),
     }
 

@@ -230,8 +230,10 @@ def test_images_that_are_done_cost_nothing(rng):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.slow
-def test_neither_lanes_nor_the_batch_change_an_image(norm, rng):
-    variables, images, labels = draw(rng, 12)
+def test_neither_lanes_nor_the_batch_change_an_image(norm, rng, float64):
+    # In float32 the last step depends on the order of sums.
+    variables, images, labels = draw(rng, 12, dtype="float64")
+    images = images.astype(jnp.float64)
     keys = jax.random.split(jax.random.key(2), 12)
     task = variables, images, labels, keys
     options = {"norm": norm, "queries": 100, "restarts": 2}
