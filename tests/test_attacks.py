@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import mostly_slow
 
 from pixeldefend import attacks
 from pixeldefend.attacks import gradients, norms, outcome
@@ -20,9 +21,12 @@ KINDS = [
     if options not in list(known.presets.values())[:i]
 ]
 USUAL = [(name, attacks.usual(name)) for name in attacks.ATTACKS]
-RARE = [
-    pytest.param(*kind, marks=pytest.mark.slow) for kind in KINDS if kind not in USUAL
-]
+# AutoAttack's parts are attacks of their own, and quicker to compile.
+QUICK = [kind for kind in USUAL if not kind[0].startswith("auto_attack")]
+ALL, EACH = (
+    mostly_slow(QUICK + [kind for kind in kinds if kind not in QUICK], len(QUICK))
+    for kinds in (KINDS, USUAL)
+)
 # As many steps as these small problems can use.
 FEWER = {
     "auto_attack": {"steps": 20, "queries": 60},
@@ -78,7 +82,7 @@ def _compiled(name, preset):
     return jax.jit(functools.partial(_attack(name, preset), logits_fn))
 
 
-@pytest.mark.parametrize("name, preset", USUAL + RARE)
+@pytest.mark.parametrize("name, preset", ALL)
 @hypothesis.given(seed=st.integers(0, 10_000), share=st.floats(0, 1))
 @hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
 def test_levels_ball_and_outcome(name, preset, seed, share):
@@ -118,7 +122,7 @@ def test_the_same_again_alone_and_in_another_order(name, preset, float64):
     np.testing.assert_array_equal(found[2:3], few)
 
 
-@pytest.mark.parametrize("name, preset", USUAL)
+@pytest.mark.parametrize("name, preset", EACH)
 def test_one_trace_serves_every_eps(name, preset):
     variables, images, labels, keys = _problem(4)
     run = _compiled(name, preset)

@@ -50,6 +50,7 @@ def test_what_any_part_finds_is_found(rng, norm, eps):
     np.testing.assert_array_equal(alone.success, first)
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_nothing_but_itself_and_its_key(rng):
     variables, images, labels = draw(rng, 12)
     eps = jnp.float32(2)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from models import tiny
+from models import mostly_slow, tiny
 
 from pixeldefend.defences import puvae
 from pixeldefend.density import likelihood
@@ -330,11 +330,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "fashion_mnist/pixelcnn",
-        "cifar10/pixelcnn",
-    ],
+    "name", mostly_slow(["fashion_mnist/pixelcnn", "cifar10/pixelcnn"], 1)
 )
 def test_released_models_score_the_sample_as_their_cards_say(name):
     model, params, card = zoo.load_released(name)

@@ -354,6 +354,7 @@ def test_wrong_images_bounds_and_windows_are_refused():
             )
 
 
+@pytest.mark.slow
 def test_the_model_may_run_in_bfloat16():
     model, params, images, _ = tiny((4, 4, 1), resolutions=1)
     rough = dataclasses.replace(model, dtype="bfloat16")

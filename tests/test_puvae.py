@@ -322,6 +322,7 @@ def test_the_nearest_of_all_candidates_is_taken(float64, rng):
     assert len({s for s, _ in chosen}) > 1 and len({n for _, n in chosen}) > 1
 
 
+@pytest.mark.slow
 def test_only_so_many_labels_and_samples_are_tried(float64, rng):
     """The first ones; and draws stay what they are when there are more."""
     model, params, images, keys = _drawn(rng)
