@@ -1,5 +1,6 @@
 """Purifiers in other frameworks, each beside the functions of ours."""
 
+import copy
 import functools
 import re
 
@@ -100,6 +101,29 @@ def test_bpda_is_the_networks_gradient_at_purified_images(purifier, images):
     torch.testing.assert_close(logits, expected)
     expected[:, 1].sum().backward()
     torch.testing.assert_close(images.grad, at.grad)
+
+
+def test_bpda_has_second_derivatives_and_others_say_that_they_have_none(
+    purifier, images
+):
+    images.requires_grad_()
+    for gradient in ("bpda", "straight_through"):
+        logits = Defended(purifier, _network(), gradient=gradient)(images)
+        (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+        if gradient == "straight_through":
+            with pytest.raises(RuntimeError, match="once_differentiable"):
+                slope.square().sum().backward()
+        else:
+            slope.square().sum().backward()
+            assert torch.any(images.grad != 0)
+
+
+def test_a_module_is_copied_and_its_networks_weights_are_its_own(purifier):
+    defended = Defended(purifier, _network())
+    again = copy.deepcopy(defended)
+    assert again.purifier is purifier and again.network is not defended.network
+    again.network.load_state_dict(defended.network.state_dict())
+    assert "eps=9" in repr(defended)
 
 
 def test_straight_through_is_the_gradient_of_jax(purifier, toy, images):
@@ -226,9 +250,12 @@ def test_an_attack_of_foolbox_is_ours(purifier, images, toy):
     assert np.mean(_levels(found) != expected) < 0.005
 
 
-def test_mistakes_are_told(purifier, images):
+def test_mistakes_are_told(toy, purifier, images):
     with pytest.raises(ValueError, match="one of bpda, straight_through: 'expectat"):
         Defended(purifier, gradient="expectation")
+    screener = pixeldefend.Screener(toy.folder, eps=9, cache=False)
+    with pytest.raises(TypeError, match="purifier must be a Purifier: Screener"):
+        Defended(screener)
     art = pytest.importorskip("pixeldefend.adapters.art")
     with pytest.raises(ValueError, match="one of bpda, straight_through: 'none'"):
         art.PurifierPreprocessor(purifier, gradient="none")

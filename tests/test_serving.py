@@ -1,7 +1,9 @@
 """`Purifier` and `Screener`: other layouts, ranges, numbers and kinds of arrays."""
 
 import concurrent.futures
+import copy
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +54,54 @@ def test_one_program_serves_all_and_threads_share_it(toy):
     np.testing.assert_array_equal(np.concatenate(found), toy.purified)
     seconds = purifier.compile()
     assert purifier.compile() == seconds > 0
+
+
+def test_only_who_needs_a_program_waits_for_it(purifier, toy):
+    """While another thread compiles, what is compiled already runs."""
+    purifier.compile()
+    with purifier._lock, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        found = pool.submit(purifier, toy.levels).result(timeout=60)
+    np.testing.assert_array_equal(found, toy.purified)
+
+
+def test_copies_and_pickles_are_made_of_its_arguments(purifier, screener, toy):
+    assert copy.deepcopy(purifier) is purifier
+    again = pickle.loads(pickle.dumps(screener))
+    assert repr(again) == repr(screener) and again.rejects == 0.3
+    assert "range=(-1, 1)" in repr(again) and again.defence == screener.defence
+
+
+def test_arrays_of_jax_stay_on_their_devices(purifier, screener, toy):
+    devices = np.asarray(jax.devices()[:2])
+    mesh = jax.sharding.Mesh(devices, "x")
+    spec = jax.sharding.PartitionSpec("x", None, None, None)
+    placed = jax.sharding.NamedSharding(mesh, spec)
+    images = (toy.levels[:4] / 127.5 - 1).transpose(0, 3, 1, 2).astype(np.float32)
+    found = screener(jax.device_put(images, placed))
+    assert found.images.sharding == placed and found.p_values.shape == (4,)
+    alone = jax.device_put(images, devices[1])
+    assert screener(alone).p_values.devices() == {devices[1]}
+
+
+def test_gradients_of_a_step_are_those_of_what_is_seen(purifier, toy):
+    """In NHWC and levels; other units and layouts beside torch, in test_adapters."""
+    levels = toy.levels[:3].astype(np.float32)
+    towards = np.random.default_rng(3).normal(size=levels.shape).astype(np.float32)
+    assert purifier.pull_back(levels, towards, gradient="bpda") is towards
+    found = purifier.pull_back(levels, towards)
+
+    @jax.jit
+    def back(levels, towards):
+        def seen(levels):
+            return purifier.defence.view(
+                purifier.params, levels, None, "straight_through"
+            )
+
+        return jax.vjp(seen, levels)[1](towards)[0]
+
+    expected = np.asarray(back(levels, towards))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    assert np.any(found != 0) and found.dtype == np.float32
 
 
 def test_its_defence_is_what_others_take(purifier, toy):
@@ -122,7 +172,28 @@ def test_images_that_cannot_be_are_told(screener, change, error, message):
         screener(change(images))
 
 
+def test_what_cannot_be_differentiated_is_told(purifier, toy):
+    levels = toy.levels[:2]
+    with pytest.raises(TypeError, match="whole levels have no gradient.*uint8"):
+        purifier.pull_back(levels, levels)
+    floating = levels.astype(np.float32)
+    with pytest.raises(ValueError, match=r"towards must be \[2, 4, 6, 3\]"):
+        purifier.pull_back(floating, floating[:1])
+    with pytest.raises(TypeError, match="towards must be an array.*builtins.list"):
+        purifier.pull_back(floating, [1])
+    with pytest.raises(ValueError, match="gradient must be one of bpda, straight"):
+        purifier.pull_back(floating, floating, gradient="none")
+    with pytest.raises(TypeError, match="traced: within jit or grad call pixeldefend"):
+        jax.jit(purifier)(floating)
+
+
 def test_levels_are_checked_as_everywhere(purifier, toy):
+    rounded = toy.levels.astype(np.float32) * np.float32(1 + 1e-6) - 1e-6
+    np.testing.assert_array_equal(np.rint(purifier(rounded)), toy.purified)
+    with pytest.raises(ValueError, match="must be from 0 to 255: 0.5 to 256"):
+        purifier(np.linspace(0.5, 256, toy.levels.size).reshape(toy.levels.shape))
+    with pytest.raises(TypeError, match="not bool"):
+        purifier(toy.levels > 3)
     with pytest.raises(ValueError, match="these are 0..1, times 255"):
         purifier(toy.levels / 255)
 
@@ -136,6 +207,7 @@ def test_levels_are_checked_as_everywhere(purifier, toy):
         ({"layout": "CHW"}, "layout must be one of NHWC, NCHW: 'CHW'"),
         ({"range": (1, 0)}, "two numbers that ascend"),
         ({"range": 255}, "two numbers that ascend"),
+        ({"range": "01"}, "two numbers that ascend"),
         ({"batch": 0}, "batch must be at least 1"),
     ],
 )

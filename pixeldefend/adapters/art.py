@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from art.defences.preprocessor.preprocessor import Preprocessor
 
-from pixeldefend.adapters import check_gradient
+from pixeldefend.adapters import check
 from pixeldefend.experiment.serving import Purifier
 
 
@@ -34,13 +34,15 @@ class PurifierPreprocessor(Preprocessor):
           apply_predict: whether images that are predicted are.
 
         Raises:
+          TypeError: no `Purifier`.
           ValueError: another gradient.
         """
         super().__init__(
             is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict
         )
+        check(purifier, gradient)
         self.purifier = purifier
-        self.gradient = check_gradient(gradient)
+        self.gradient = gradient
 
     def __call__(self, x: np.ndarray, y: Any = None) -> tuple[np.ndarray, Any]:
         """Purified images, and the labels as they were."""
@@ -48,6 +50,4 @@ class PurifierPreprocessor(Preprocessor):
 
     def estimate_gradient(self, x: np.ndarray, grad: np.ndarray) -> np.ndarray:
         """The gradient in the images, from that in the purified ones."""
-        if self.gradient == "bpda":
-            return grad
         return self.purifier.pull_back(x, grad, gradient=self.gradient)

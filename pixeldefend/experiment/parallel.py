@@ -7,6 +7,7 @@ to the others; a training step runs on the devices of all.
 
 import contextlib
 import functools
+import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -55,8 +56,10 @@ def check_batch(batch: int, field: str = "batch") -> int:
     """Images per device, checked; `field` is named in the message.
 
     Raises:
+      TypeError: no integer.
       ValueError: less than one, or more than any device holds.
     """
+    batch = operator.index(batch)
     if batch < 1:
         raise ValueError(f"{field} must be at least 1: {batch}")
     if batch > _LARGEST_BATCH:
@@ -67,8 +70,9 @@ def check_batch(batch: int, field: str = "batch") -> int:
 def enable_cache(folder: str = "~/.cache/pixeldefend") -> None:
     """Keeps what JAX compiles in a folder, for this process and those after it.
 
-    `main.py` does so by itself. Nothing changes where the process has a cache of JAX's
-    already (`JAX_COMPILATION_CACHE_DIR`).
+    It sets JAX's own configuration, for all programs of the process. `main.py` does so
+    by itself. Nothing changes where the process has a cache already, by
+    `JAX_COMPILATION_CACHE_DIR` or an earlier call.
 
     Args:
       folder: made if need be.

@@ -19,12 +19,8 @@ LAYOUTS = ("NHWC", "NCHW")
 _SLACK = 0.01  # levels: how far beyond black and white counts as rounding
 
 
-class Purifier:
-    """PixelDefend for images of any library, layout and range, any number at a time.
-
-    One program is compiled, for `batch` images on each device, when the first images
-    come (or in `compile`), and kept on disk; fewer are padded, more are cut, so what
-    becomes of an image does not depend on how many come with it. Threads may share one.
+class _Served:
+    """A density model, and a program for images of one layout and range.
 
     Attributes:
       defence: what is done, as `judge` and `behind` take it.
@@ -36,7 +32,7 @@ class Purifier:
         weights: str,
         *,
         eps: int | None = None,
-        grades: Any = (),
+        grades: Any = None,
         layout: str = "NHWC",
         range: tuple[float, float] = (0, 255),
         batch: int = 32,
@@ -53,8 +49,8 @@ class Purifier:
           layout: of images, "NHWC" or "NCHW".
           range: what black and white are; (0, 255) for levels. Floating images come
             back in the nearest of the 256 values between them.
-          batch: images at a time, on each device.
-          cache: whether the process may keep compiled programs, see
+          batch: images at a time, on each device of this process.
+          cache: whether JAX is to keep all that this process compiles, see
             `parallel.enable_cache`.
 
         Raises:
@@ -62,6 +58,16 @@ class Purifier:
           TypeError, ValueError: it is no density model of images alone, or a setting
             cannot be.
         """
+        # What `__reduce__` makes it again from.
+        self._options = {
+            "weights": weights,
+            "eps": eps,
+            "grades": grades,
+            "layout": layout,
+            "range": range,
+            "batch": batch,
+            "cache": cache,
+        }
         model, params, card = zoo.load_released(weights)
         if card["kind"] != "pixelcnn":
             raise ValueError(f"{weights} is a {card['kind']}, not a density model")
@@ -69,15 +75,15 @@ class Purifier:
             raise ValueError(
                 f"{weights} is class-conditional, and images come without labels"
             )
-        if (eps is None) == (not grades):
+        if (eps is None) == (grades is None):
             raise ValueError("give either eps or grades")
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}: {layout!r}")
         self._black, self._white = _read_range(range)
         self._layout = layout
         self._shape = tuple(card["image_shape"])
-        kind = graded.PurifyGraded if grades else purification.Purify
-        if grades:
+        kind = purification.Purify if grades is None else graded.PurifyGraded
+        if grades is not None:
             eps = int(graded.read_grades(grades)["eps"].max())
         settings = {"purify": {"eps": eps, "grades": grades}}
         self.defence, self.params = kind.build(base.Given(settings, model, params))
@@ -88,95 +94,41 @@ class Purifier:
         if cache:
             parallel.enable_cache()
 
+    def __repr__(self) -> str:
+        options = ", ".join(
+            f"{name}={value!r}" for name, value in self._options.items()
+        )
+        return f"{type(self).__name__}({options})"
+
+    def __reduce__(self) -> tuple:
+        return functools.partial(type(self), **self._options), ()
+
+    def __deepcopy__(self, _: dict) -> "_Served":
+        return self  # nothing in it changes
+
     def compile(self) -> float:
         """Compiles now rather than at the first images; returns the seconds it took."""
-        with self._lock:
-            shown = np.zeros((1, *self._shape), np.uint8)
-            return self._run.compile(self._arguments, shown)
+        shown = np.zeros((1, *self._shape), np.uint8)
+        return self._ready(self._run, self._arguments, shown)
 
-    def __call__(self, images: Any) -> Any:
-        """Purifies images.
-
-        Args:
-          images: `[N, H, W, C]` or `[N, C, H, W]`, an array of numpy or JAX or a tensor
-            of torch; floating in `range`, or `uint8` levels where that is (0, 255).
-
-        Returns:
-          The purified ones, of the same kind, shape, type and device.
-
-        Raises:
-          TypeError: no such array, or of a type that does not go with the range.
-          ValueError: another shape, none at all, or values outside the range.
-        """
-        given, restore = _opened(images)
-        found = self._computed(given)
-        return restore(self._from_levels(found["images"], given.dtype))
+    def _ready(self, run: parallel.BatchMap, *arguments: Any) -> float:
+        """Compiles what is not yet; only who needs that waits for it."""
+        if run.program is None:
+            with self._lock:
+                run.compile(*arguments)
+        return run.compile_seconds
 
     def _compute(self, params: base.Params, levels: jax.Array) -> base.Computed:
         return self.defence.compute(params, levels, None)
 
-    def pull_back(
-        self, images: Any, towards: Any, *, gradient: str = "straight_through"
-    ) -> Any:
-        """The gradient of a loss in the images, from that in the purified ones.
-
-        With it a framework of its own differentiates through the purifier, as an
-        attacker does who knows it; "bpda" needs none: it hands `towards` on. The first
-        call compiles a program of its own.
-
-        Args:
-          images: as for `__call__`, floating.
-          towards: of the loss in what `__call__` returns, of the same shape.
-          gradient: see `Defence.view`.
-
-        Returns:
-          As `images`.
-
-        Raises:
-          TypeError, ValueError: as for `__call__`; another shape, or an unknown
-            gradient.
-        """
-        given, restore = _opened(images)
-        slopes, _ = _opened(towards)
-        if gradient not in self.defence.gradients:
-            known = ", ".join(self.defence.gradients)
-            raise ValueError(f"gradient must be one of {known}: {gradient!r}")
-        if slopes.shape != given.shape:
-            raise ValueError(
-                f"towards must be {[*given.shape]}, as images: {[*slopes.shape]}"
-            )
-        levels = self._to_levels(given).astype(np.float32)
-        if self._layout == "NCHW":
-            slopes = slopes.transpose(0, 2, 3, 1)
-        with self._lock:
-            if gradient not in self._backwards:
-                back = functools.partial(self._pull_back, gradient)
-                self._backwards[gradient] = parallel.BatchMap(back, self._run.batch)
-            run = self._backwards[gradient]
-            run.compile(self.params, levels[:1], slopes[:1].astype(np.float32))
-        found = run(self.params, levels, slopes.astype(np.float32))
-        # The units of both sides are the same, so levels per level is right in any.
-        if self._layout == "NCHW":
-            found = found.transpose(0, 3, 1, 2)
-        return restore(np.ascontiguousarray(found).astype(given.dtype))
-
-    def _pull_back(
-        self, gradient: str, params: base.Params, levels: jax.Array, towards: jax.Array
-    ) -> jax.Array:
-        def seen(levels: jax.Array) -> jax.Array:
-            return self.defence.view(params, levels, None, gradient)
-
-        _, back = jax.vjp(seen, levels)
-        return back(towards)[0]
-
     def _computed(self, given: np.ndarray) -> dict[str, np.ndarray]:
         """What is computed of images as they were given."""
-        levels = np.rint(self._to_levels(given).astype(np.float64)).astype(np.uint8)
+        levels = self._to_levels(given)
         self.compile()
         return self._run(self._arguments, levels)
 
     def _to_levels(self, given: np.ndarray) -> np.ndarray:
-        """Checked levels `[N, H, W, C]`, of floating images not rounded."""
+        """Checked `uint8` levels `[N, H, W, C]`."""
         height, width, channels = self._shape
         wanted = {"NHWC": self._shape, "NCHW": (channels, height, width)}
         if given.shape[1:] != wanted[self._layout]:
@@ -187,33 +139,126 @@ class Purifier:
             expected = ", ".join(str(size) for size in wanted[self._layout])
             raise ValueError(f"images must be [N, {expected}]: {[*given.shape]}{hint}")
         pixels.check_some(given)
-        if self._layout == "NCHW":
-            given = given.transpose(0, 2, 3, 1)
-        if (self._black, self._white) == (0, 255):
-            pixels.check_images(given)
-            return given
-        if not jnp.issubdtype(given.dtype, jnp.floating):
+        given = self._turned(given)
+        black, white = self._black, self._white
+        levels_are_given = (black, white) == (0, pixels.LEVELS - 1)
+        if jnp.issubdtype(given.dtype, jnp.floating):
+            share = (given.astype(np.float64) - black) / (white - black)
+            levels = pixels.from_fractions(share)
+            if not np.all((levels > -_SLACK) & (levels < pixels.LEVELS - 1 + _SLACK)):
+                raise ValueError(
+                    f"images must be from {black:g} to {white:g}: "
+                    f"{given.min():g} to {given.max():g}"
+                )
+            given = np.clip(levels, 0, pixels.LEVELS - 1)
+        elif not levels_are_given:
             raise TypeError(
-                f"images from {self._black:g} to {self._white:g} must be floating: "
-                f"{given.dtype}"
+                f"images from {black:g} to {white:g} must be floating: {given.dtype}"
             )
-        share = (given.astype(np.float64) - self._black) / (self._white - self._black)
-        levels = pixels.from_fractions(share)
-        if not np.all((levels > -_SLACK) & (levels < pixels.LEVELS - 1 + _SLACK)):
-            raise ValueError(
-                f"images must be from {self._black:g} to {self._white:g}: "
-                f"{given.min():g} to {given.max():g}"
-            )
-        return np.clip(levels, 0, pixels.LEVELS - 1)
+        if levels_are_given:
+            pixels.check_images(given)
+        return np.rint(given.astype(np.float64)).astype(np.uint8)
 
     def _from_levels(self, levels: np.ndarray, dtype: np.dtype) -> np.ndarray:
         """Levels `[N, H, W, C]` as images are given."""
-        if self._layout == "NCHW":
-            levels = levels.transpose(0, 3, 1, 2)
-        if (self._black, self._white) != (0, 255):
+        if (self._black, self._white) != (0, pixels.LEVELS - 1):
             share = levels / np.float64(pixels.LEVELS - 1)
             levels = self._black + share * (self._white - self._black)
-        return np.ascontiguousarray(levels).astype(dtype)
+        return self._turned(levels, back=True).astype(dtype)
+
+    def _turned(self, images: np.ndarray, back: bool = False) -> np.ndarray:
+        """From the layout of images to `[N, H, W, C]`, or `back`."""
+        if self._layout == "NHWC":
+            return images
+        axes = (0, 3, 1, 2) if back else (0, 2, 3, 1)
+        return np.ascontiguousarray(images.transpose(axes))
+
+
+class Purifier(_Served):
+    """PixelDefend for images of any library, layout and range, any number at a time.
+
+    One program is compiled, for `batch` images on each device, when the first images
+    come (or in `compile`); fewer are padded, more are cut, so what becomes of an image
+    does not depend on how many come with it. Threads may share one.
+
+    Attributes:
+      defence: what is done, as `judge` and `behind` take it.
+      params: with what.
+    """
+
+    def __call__(self, images: Any) -> Any:
+        """Purifies images.
+
+        Args:
+          images: `[N, H, W, C]` or `[N, C, H, W]`, an array of numpy or JAX or a tensor
+            of torch; floating in `range`, or whole levels where that is (0, 255).
+
+        Returns:
+          The purified ones, of the same kind, shape, type and device.
+
+        Raises:
+          TypeError: no such array, or of a type that does not go with the range.
+          ValueError: another shape, none at all, or values outside the range; floating
+            ones of at most 1 where it goes to 255.
+        """
+        given, restore = _opened("images", images)
+        found = self._computed(given)
+        return restore(self._from_levels(found["images"], given.dtype))
+
+    def pull_back(
+        self, images: Any, towards: Any, *, gradient: str = "straight_through"
+    ) -> Any:
+        """The gradient of a loss in the images, from that in the purified ones.
+
+        With it a framework of its own differentiates through the purifier, as an
+        attacker does who knows it. With "bpda" it is `towards` itself; for the others a
+        program is compiled at the first call, which takes a minute or more.
+
+        Args:
+          images: as for `__call__`, floating.
+          towards: of the loss in what `__call__` returns, of the same shape.
+          gradient: see `Defence.view`.
+
+        Returns:
+          As `images`.
+
+        Raises:
+          TypeError, ValueError: as for `__call__`; images that are not floating,
+            another shape, or an unknown gradient.
+        """
+        if gradient not in self.defence.gradients:
+            known = ", ".join(self.defence.gradients)
+            raise ValueError(f"gradient must be one of {known}: {gradient!r}")
+        given, restore = _opened("images", images)
+        slopes, _ = _opened("towards", towards)
+        if not jnp.issubdtype(given.dtype, jnp.floating):
+            raise TypeError(f"whole levels have no gradient: images are {given.dtype}")
+        if slopes.shape != given.shape:
+            raise ValueError(
+                f"towards must be {[*given.shape]}, as images: {[*slopes.shape]}"
+            )
+        if gradient == "bpda":
+            return towards
+        levels = self._to_levels(given).astype(np.float32)
+        slopes = self._turned(slopes).astype(np.float32)
+        with self._lock:
+            if gradient not in self._backwards:
+                back = functools.partial(self._pull_back, gradient)
+                self._backwards[gradient] = parallel.BatchMap(back, self._run.batch)
+        run = self._backwards[gradient]
+        self._ready(run, self.params, levels[:1], slopes[:1])
+        # The units of both sides are the same, so that of levels is right in any.
+        found = self._turned(run(self.params, levels, slopes), back=True)
+        return restore(found.astype(given.dtype))
+
+    def _pull_back(
+        self, gradient: str, params: base.Params, levels: jax.Array, towards: jax.Array
+    ) -> jax.Array:
+        def seen(levels: jax.Array) -> jax.Array:
+            return self.defence.view(params, levels, None, gradient)
+
+        _, back = jax.vjp(seen, levels)
+        return back(towards)[0]
 
 
 class Screened(NamedTuple):
@@ -233,8 +278,15 @@ class Screened(NamedTuple):
     suspicious: Any
 
 
-class Screener(Purifier):
-    """A `Purifier` that also says how suspicious images are, by the same program."""
+class Screener(_Served):
+    """Purifies as `Purifier` does and, by the same program, says how suspicious each
+    image was.
+
+    Attributes:
+      defence: what is done, as `judge` and `behind` take it.
+      params: with what.
+      rejects: the share of clean images that may be called suspicious.
+    """
 
     def __init__(self, weights: str, *, rejects: float = 0.05, **options: Any):
         """Loads the density model and the scores of its training images.
@@ -258,12 +310,12 @@ class Screener(Purifier):
                 f"{weights} has no reference.npy, so there are no p-values (the mode "
                 "release makes one)"
             )
-        self.rejects = rejects
+        self.rejects = self._options["rejects"] = rejects
         self._arguments = self._arguments | {"reference": jnp.asarray(reference)}
 
     def __call__(self, images: Any) -> Screened:
         """Purifies images and judges them as they came; as for `Purifier`."""
-        given, restore = _opened(images)
+        given, restore = _opened("images", images)
         found = self._computed(given)
         return Screened(
             restore(self._from_levels(found["images"], given.dtype)),
@@ -282,7 +334,7 @@ class Screener(Purifier):
         }
 
 
-def _opened(images: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
+def _opened(name: str, images: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
     """Images as an array on the host, and what brings results back to where they were.
 
     Raises:
@@ -290,25 +342,33 @@ def _opened(images: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
     """
     if isinstance(images, np.ndarray):
         return images, lambda found: found
+    if isinstance(images, jax.core.Tracer):
+        raise TypeError(
+            f"{name} are traced: within jit or grad call pixeldefend.purify or "
+            "pixeldefend.behind"
+        )
     if isinstance(images, jax.Array):
-        place = images.device if images.committed else None
-        return np.asarray(images), lambda found: jax.device_put(found, place)
+
+        def placed(found: np.ndarray) -> jax.Array:
+            fits = images.committed and found.ndim == images.ndim
+            alone = images.committed and len(images.devices()) == 1
+            return jax.device_put(found, images.sharding if fits or alone else None)
+
+        return np.asarray(images), placed
     torch = sys.modules.get("torch")  # whoever has a tensor has it already
     if torch is None or not isinstance(images, torch.Tensor):
         kind = type(images)
         raise TypeError(
-            "images must be an array of numpy or JAX, or a tensor of torch: "
+            f"{name} must be an array of numpy or JAX, or a tensor of torch: "
             f"{kind.__module__}.{kind.__qualname__}"
         )
-    given = images.detach().cpu()
-    if given.dtype == torch.bfloat16:  # which numpy has not
-        given = given.float()
 
     def restore(found: np.ndarray) -> Any:
         dtype = images.dtype if found.shape == tuple(images.shape) else None
         return torch.from_numpy(found).to(images.device, dtype)
 
-    return given.numpy(), restore
+    narrow = images.dtype == torch.bfloat16  # which numpy has not
+    return (images.float() if narrow else images).numpy(force=True), restore
 
 
 def _read_range(given: tuple[float, float]) -> tuple[float, float]:
@@ -318,7 +378,7 @@ def _read_range(given: tuple[float, float]) -> tuple[float, float]:
       ValueError: not two finite numbers that ascend.
     """
     try:
-        black, white = (float(end) for end in given)
+        black, white = (float(end) for end in given if not isinstance(end, str))
     except (TypeError, ValueError):
         black = white = 0.0
     if not (np.isfinite(black) and np.isfinite(white) and black < white):
