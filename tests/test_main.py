@@ -171,8 +171,9 @@ def test_purify_without_a_classifier_perturbs_with_noise(tmp_path):
 
 
 @pytest.mark.slow
-def test_purify_killed_and_run_again_ends_with_the_same_file(tmp_path):
-    many = ("--config.purify.count=200",)  # 50 batches
+def test_purify_killed_and_run_again_ends_with_the_same_file(trained, tmp_path):
+    many = ["--config.purify.count=200", "--config.purify.batch=1"]
+    many.append(f"--config.pixelcnn.weights={trained}")
     whole = _run(f"{FASHION}:smoke", "purify", f"--workdir={tmp_path}/a", *many)
     assert whole.returncode == 0, whole.stderr
     command = _command(f"{FASHION}:smoke", "purify", f"--workdir={tmp_path}/b", *many)
