@@ -26,7 +26,7 @@ from absl import app, flags, logging
 from pixeldefend import attacks
 from pixeldefend.experiment import data, zoo
 from pixeldefend.models import classifiers
-from reproduction.torch_classifier import of_variables, to_torch
+from reproduction.torch_classifier import from_torch, of_variables, to_torch
 
 _WEIGHTS = flags.DEFINE_string("weights", "fashion_mnist/vgg", "a ResNet or VGG")
 _IMAGES = flags.DEFINE_integer("images", 200, "the first of the test set", 1)
@@ -66,13 +66,10 @@ def theirs(
         attack.apgd.n_restarts = attack.fab.n_restarts = 1
     begun = time.perf_counter()
     found, _ = attack.run_standard_evaluation(
-        to_torch(images),
-        torch.tensor(labels.astype(np.int64)),
-        batch_size=len(images),
+        to_torch(images), torch.tensor(labels.astype(np.int64)), batch_size=len(images)
     )
     seconds = time.perf_counter() - begun
-    levels = torch.round(255 * found).permute(0, 2, 3, 1).numpy().astype(np.uint8)
-    return levels, seconds
+    return from_torch(found), seconds
 
 
 def ours(

@@ -31,7 +31,7 @@ from pixeldefend.defences import base
 from pixeldefend.experiment import data, zoo
 from pixeldefend.experiment.serving import Purifier
 from pixeldefend.models import classifiers
-from reproduction.torch_classifier import of_variables, to_torch
+from reproduction.torch_classifier import from_torch, of_variables, to_torch
 
 _WEIGHTS = flags.DEFINE_string("weights", "fashion_mnist/resnet", "a ResNet or VGG")
 _IMAGES = flags.DEFINE_integer("images", 64, "the first of the bundled test images", 1)
@@ -57,7 +57,7 @@ def _art(purifier: Purifier, network: torch.nn.Module, images: Any, labels: Any)
         batch_size=len(images),
         verbose=False,
     )
-    return attack.generate(images.numpy(), labels.numpy())
+    return torch.from_numpy(attack.generate(images.numpy(), labels.numpy()))
 
 
 def _foolbox(
@@ -68,7 +68,7 @@ def _foolbox(
     attack = foolbox.attacks.LinfBasicIterativeAttack(
         abs_stepsize=1 / 255, steps=_STEPS.value, random_start=False
     )
-    return attack(model, images, labels, epsilons=_EPS.value / 255)[1].numpy()
+    return attack(model, images, labels, epsilons=_EPS.value / 255)[1]
 
 
 def main(_: list[str]) -> None:
@@ -98,8 +98,7 @@ def main(_: list[str]) -> None:
     def theirs(attack: Callable) -> np.ndarray:
         module = torch.nn.Sequential(_Levels(), twin)
         given = to_torch(images).contiguous()
-        found = attack(purifier, module, given, torch.tensor(labels))
-        return np.rint(found.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
+        return from_torch(attack(purifier, module, given, torch.tensor(labels)))
 
     seen = jax.jit(lambda x: jnp.argmax(behind(its, x), -1))
 

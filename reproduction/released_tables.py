@@ -170,6 +170,11 @@ def attacks_beside_foolbox() -> str:
     return table(rows, columns)
 
 
+def _percent(field: str, digits: int = 1) -> Callable[[dict], str]:
+    """A column of a share, without the sign."""
+    return lambda row: f"{100 * row[field]:.{digits}f}"
+
+
 def autoattack() -> str:
     """From `benchmarks/autoattack.py`."""
 
@@ -184,8 +189,8 @@ def autoattack() -> str:
         "eps": "{eps:g}",
         "part": "{component}",
         "n": "{n}",
-        "ours": lambda row: f"{100 * row['ours']:.1f}",
-        "public": lambda row: f"{100 * row['public']:.1f}",
+        "ours": _percent("ours"),
+        "public": _percent("public"),
         "points": points,
         "fooled by ours alone, by the public one alone": (
             "{only_ours_fooled}, {only_public_fooled}"
@@ -203,10 +208,10 @@ def frameworks() -> str:
         "classifier": "`{classifier}` + purify",
         "eps": "{eps}",
         "n": "{n}",
-        "clean": lambda row: f"{100 * row['clean']:.1f}",
-        "attacked": lambda row: f"{100 * row['attacked']:.1f}",
-        "images judged as ours": lambda row: f"{100 * row['same_guess_as_ours']:.1f}",
-        "levels as ours": lambda row: f"{100 * row['same_levels_as_ours']:.2f}",
+        "clean": _percent("clean"),
+        "attacked": _percent("attacked"),
+        "images judged as ours": _percent("same_guess_as_ours"),
+        "levels as ours": _percent("same_levels_as_ours", digits=2),
     }
     return table(measured.rows("frameworks"), columns)
 

@@ -207,6 +207,12 @@ def to_torch(images: np.ndarray) -> torch.Tensor:
     return torch.tensor(images.astype(np.float32) / 255).permute(0, 3, 1, 2)
 
 
+def from_torch(images: torch.Tensor) -> np.ndarray:
+    """The nearest levels, uint8, of what such attacks find; undoes `to_torch`."""
+    levels = torch.round(255 * images).permute(0, 2, 3, 1)
+    return levels.numpy().astype(np.uint8)
+
+
 def augmented(images: torch.Tensor, crop: int) -> torch.Tensor:
     """Levels [B, C, H, W], half of them mirrored, each moved by up to `crop` pixels.
 

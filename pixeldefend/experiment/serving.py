@@ -106,6 +106,11 @@ class _Served:
     def __deepcopy__(self, _: dict) -> "_Served":
         return self  # nothing in it changes
 
+    @property
+    def _in_levels(self) -> bool:
+        """Whether the range of images is that of levels."""
+        return (self._black, self._white) == (0, pixels.LEVELS - 1)
+
     def compile(self) -> float:
         """Compiles now rather than at the first images; returns the seconds it took."""
         shown = np.zeros((1, *self._shape), np.uint8)
@@ -141,7 +146,6 @@ class _Served:
         pixels.check_some(given)
         given = self._turned(given)
         black, white = self._black, self._white
-        levels_are_given = (black, white) == (0, pixels.LEVELS - 1)
         if jnp.issubdtype(given.dtype, jnp.floating):
             share = (given.astype(np.float64) - black) / (white - black)
             levels = pixels.from_fractions(share)
@@ -151,17 +155,17 @@ class _Served:
                     f"{given.min():g} to {given.max():g}"
                 )
             given = np.clip(levels, 0, pixels.LEVELS - 1)
-        elif not levels_are_given:
+        elif not self._in_levels:
             raise TypeError(
                 f"images from {black:g} to {white:g} must be floating: {given.dtype}"
             )
-        if levels_are_given:
+        if self._in_levels:
             pixels.check_images(given)
         return np.rint(given.astype(np.float64)).astype(np.uint8)
 
     def _from_levels(self, levels: np.ndarray, dtype: np.dtype) -> np.ndarray:
         """Levels `[N, H, W, C]` as images are given."""
-        if (self._black, self._white) != (0, pixels.LEVELS - 1):
+        if not self._in_levels:
             share = levels / np.float64(pixels.LEVELS - 1)
             levels = self._black + share * (self._white - self._black)
         return self._turned(levels, back=True).astype(dtype)
@@ -378,7 +382,7 @@ def _read_range(given: tuple[float, float]) -> tuple[float, float]:
       ValueError: not two finite numbers that ascend.
     """
     try:
-        black, white = (float(end) for end in given if not isinstance(end, str))
+        black, white = map(float, () if isinstance(given, str) else given)
     except (TypeError, ValueError):
         black = white = 0.0
     if not (np.isfinite(black) and np.isfinite(white) and black < white):
