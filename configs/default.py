@@ -7,7 +7,9 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
     """The fields that every mode may read; data sets override what is theirs."""
     config = ml_collections.ConfigDict()
-    config.dataset = "cifar10"  # cifar10, fashion_mnist, mnist
+    # cifar10, fashion_mnist, mnist; or your own, see configs/custom.py.
+    config.dataset = "cifar10"
+    config.own = _own()
     # A TFDS directory with array_record sets, or one with DATASET/{train,validation,
     # test}.npz; unset: the bundled sample, where it does.
     config.data_dir = config_dict.placeholder(str)
@@ -40,6 +42,18 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
+def _own() -> ml_collections.ConfigDict:
+    """Data sets and pictures of your own: what is done to them."""
+    own = ml_collections.ConfigDict()
+    # Pixels: images are cut to the square in their middle, and that is resized to so
+    # many on each side; 0: they are taken as they are.
+    own.size = 0
+    # Share of the images that validation and test get, each, where a data set has no
+    # such split.
+    own.held_out = 0.1
+    return own
+
+
 def _pixelcnn() -> ml_collections.ConfigDict:
     """The density model: which weights to use, and how to train new ones."""
     pixelcnn = ml_collections.ConfigDict()
@@ -53,7 +67,7 @@ def _pixelcnn() -> ml_collections.ConfigDict:
     pixelcnn.model.dropout = 0.5
     pixelcnn.model.conditionals = "independent"  # independent, joint, softmax
     pixelcnn.model.classes = 0  # 10: class-conditional
-    pixelcnn.model.channels = 3
+    pixelcnn.model.channels = 3  # 0: those of the training images
     pixelcnn.model.dtype = "float32"  # of the streams: float32, bfloat16
 
     train = pixelcnn.train = ml_collections.ConfigDict()

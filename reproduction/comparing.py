@@ -44,7 +44,7 @@ class Job:
     def row(self, config: inputs.Config, own: dict, of: str, seconds: float) -> dict:
         """A row with what is a mode's own; `of` is the hash of its config."""
         names = {
-            "dataset": config.dataset,
+            "dataset": inputs.dataset(config),
             "density_model": config.pixelcnn.weights,
             "classifier": config.classifier.weights,
         }
@@ -63,10 +63,7 @@ def read_job(config: inputs.Config, name: str) -> Job:
     if settings.images < 1:
         raise ValueError(f"{name}.images must be at least 1: {settings.images}")
     source = inputs.source(config, settings.input)
-    shape = tuple(card["image_shape"])
-    given = data.read_input(
-        config.dataset, source, settings.images, shape, config.data_dir
-    )
+    given = inputs.read(config, source, settings.images, card["image_shape"])
     if given.labels is None:
         raise ValueError(f"{source} has no labels, which an attack needs")
     inputs.check_labels(given, config.classifier.weights, classifier.classes)

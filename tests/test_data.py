@@ -62,7 +62,7 @@ def test_loading_explains_what_is_missing(tmp_path):
         data.load("mnist", "test", tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"no mnist data set.*prepare_data\.sh"):
         data.load("mnist", "test", tmp_path)
-    with pytest.raises(ValueError, match="cifar10, fashion_mnist, mnist"):
+    with pytest.raises(ValueError, match="cifar10, fashion_mnist, mnist, nor a file"):
         data.load("cifar100", "test", tmp_path)
     with pytest.raises(ValueError, match="train, validation, test"):
         data.load("mnist", "valid", tmp_path)
@@ -233,7 +233,7 @@ def test_a_missing_package_is_no_damage(tmp_path, monkeypatch):
     def builder(*_, **__):  # it imports what reads the records late
         raise ModuleNotFoundError("No module named 'array_record'", name="array_record")
 
-    monkeypatch.setattr(tensorflow_datasets, "builder", builder)
+    monkeypatch.setattr(tensorflow_datasets, "builder_from_directory", builder)
     (tmp_path / "mnist/3.0.1").mkdir(parents=True)
     (tmp_path / "mnist/3.0.1/dataset_info.json").write_text("{}")
     with pytest.raises(ValueError, match="package array_record is missing: pip"):

@@ -275,7 +275,8 @@ def test_every_name_that_a_mode_writes_is_known():
                 ):
                     found.add(pathlib.PurePath(node.right.value).parts[0])
     models = {"card.json", "weights", "reference.npy", "validation.npy"}
-    models |= {"commit_success.txt", "validation.npz"}  # of a model or a data set
+    # Of a model or a data set.
+    models |= {"commit_success.txt", "validation.npz", "dataset_info.json"}
     assert found >= {"rows.jsonl", "checkpoints", "samples.png"}
     assert found - models <= workdir.RESULTS | {"config.json", "lock.json"}
 

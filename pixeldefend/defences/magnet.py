@@ -37,9 +37,9 @@ __all__ = [
     "MagNet",
     "Reform",
     "RejectUnstable",
-    "check_detectors",
     "chosen",
     "describe",
+    "detectors_of",
     "divergence",
     "init",
     "jensen_shannon",
@@ -80,13 +80,13 @@ class Detector:
             )
 
 
-_GREY = (Detector("pooled_l2", 0, power=2), Detector("plain_l1", 1, power=1))
-# By data set: of models with the autoencoders "pooled" and "plain", and for colour with
-# "plain" alone.
-DETECTORS: dict[str, tuple[Detector, ...]] = {
-    "mnist": _GREY,
-    "fashion_mnist": _GREY,
-    "cifar10": (
+# By autoencoders: the paper's for MNIST, and for CIFAR-10.
+DETECTORS: dict[tuple[str, ...], tuple[Detector, ...]] = {
+    ("pooled", "plain"): (
+        Detector("pooled_l2", 0, power=2),
+        Detector("plain_l1", 1, power=1),
+    ),
+    ("plain",): (
         Detector("plain_l1", 0, power=1),
         Detector("divergence_10", 0, temperature=10.0),
         Detector("divergence_40", 0, temperature=40.0),
@@ -94,14 +94,15 @@ DETECTORS: dict[str, tuple[Detector, ...]] = {
 }
 
 
-def check_detectors(model: MagNet, dataset: str) -> None:
-    """Raises ValueError where `DETECTORS` of a data set are for other autoencoders."""
-    wanted = ("plain",) if dataset == "cifar10" else ("pooled", "plain")
-    if model.autoencoders != wanted:
+def detectors_of(model: MagNet) -> tuple[Detector, ...]:
+    """The detectors of `DETECTORS` for a model; ValueError where there are none."""
+    if model.autoencoders not in DETECTORS:
+        known = " or ".join("+".join(names) for names in DETECTORS)
         raise ValueError(
-            f"the detectors of {dataset} take the autoencoders {', '.join(wanted)}, "
-            f"not {', '.join(model.autoencoders)}"
+            f"detectors are known for the autoencoders {known}, not "
+            f"{'+'.join(model.autoencoders)}"
         )
+    return DETECTORS[model.autoencoders]
 
 
 def chosen(model: MagNet, key: chex.PRNGKey) -> chex.Array:
@@ -370,10 +371,9 @@ class RejectUnstable(base.Detector):
 
     @classmethod
     def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
-        """As for every defence; detectors are those of the data set."""
-        check_detectors(given.model, given.settings["dataset"])
+        """As for every defence; detectors are those of the autoencoders."""
         asked, variables = given.classifier
-        found = cls(given.model, asked, DETECTORS[given.settings["dataset"]])
+        found = cls(given.model, asked, detectors_of(given.model))
         return found, {"params": given.params, "classifier": variables}
 
     def scores(

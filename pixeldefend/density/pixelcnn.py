@@ -236,9 +236,11 @@ def check_images(
     factor = 2 ** (model.resolutions - 1)
     pixels.check_images(images, model.channels)
     if images.shape[1] % factor or images.shape[2] % factor:
+        height, width = (-(-size // factor) * factor for size in images.shape[1:3])
         raise ValueError(
             f"height and width must be divisible by {factor} for {model.resolutions} "
-            f"resolutions: {images.shape[1]} x {images.shape[2]}"
+            f"resolutions: {images.shape[1]} x {images.shape[2]}; the next that are: "
+            f"{height} x {width}"
         )
     if (labels is None) != (model.classes == 0):
         raise ValueError(

@@ -1,13 +1,12 @@
 """A split as `uint8` arrays, and images of the user's own."""
 
 import io
-import logging
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from pixeldefend.experiment import files, foreign
+from pixeldefend.experiment import files, own_data
 from pixeldefend.experiment.own_images import describe, read_images, read_labelled
 
 HEIGHT_WIDTH_CHANNELS = {
@@ -18,37 +17,50 @@ HEIGHT_WIDTH_CHANNELS = {
 CLASSES = 10  # of each of these
 SPLITS = ("train", "validation", "test")
 VALIDATION = 5000  # the last records of the training split
+_ROWS = {"train": slice(-VALIDATION), "validation": slice(-VALIDATION, None)}
 SAMPLES = epath.resource_path("pixeldefend") / "samples"
 
 
 def load(
-    name: str, split: str, data_dir: epath.PathLike | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a whole split, in record order.
+    name: str,
+    split: str,
+    data_dir: epath.PathLike | None = None,
+    *,
+    size: int = 0,
+    held_out: float = 0.1,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads a whole split.
 
-    `data_dir` holds either what TFDS prepared as array_record (see
-    `launch/prepare_data.sh`) or plain arrays, which need no TFDS: `name/train.npz`,
-    `name/test.npz` and perhaps `name/validation.npz`, each with `images` uint8
-    `[N, H, W, C]` and integer `labels` `[N]`. Arrays come first where both are there.
-    Without validation images of its own a set gives the last 5 000 of its training
-    images for that, and `train` goes without them.
+    Of a known set in record order: `data_dir` holds either what TFDS prepared as
+    array_record (see `launch/prepare_data.sh`) or plain arrays, which need no TFDS:
+    `name/train.npz`, `name/test.npz` and perhaps `name/validation.npz`, each with
+    `images` uint8 `[N, H, W, C]` and integer `labels` `[N]`. Arrays come first where
+    both are there. Without validation images of its own a set gives the last 5 000 of
+    its training images for that, and `train` goes without them.
 
     Args:
-      name: "cifar10", "fashion_mnist" or "mnist".
+      name: "cifar10", "fashion_mnist" or "mnist"; or a data set of the user's own, the
+        path of a file or folder as `own_data.load` reads it, or the name of a folder
+        in `data_dir`.
       split: "train", "validation" or "test".
       data_dir: a local path or an object store's. None is an error that says so.
+      size: of own images, see `own_data.load`.
+      held_out: of own images, likewise.
 
     Returns:
-      Images `[N, H, W, C]` uint8 and labels `[N]` int32.
+      Images `[N, H, W, C]` uint8 and labels `[N]` int32, or None for an own set
+      without.
 
     Raises:
       ValueError: unknown name or split, no data_dir, or files that hold something else.
       TypeError: arrays of another type, such as floats.
       FileNotFoundError: no prepared data set in `data_dir`, or not this split of it.
     """
-    check_name(name)
+    own = find(name, data_dir)
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+    if own is not None:
+        return own_data.load(own, split, size=size, held_out=held_out)
     if not data_dir:
         raise ValueError(
             f"the {split} split needs --config.data_dir; prepare one with "
@@ -60,19 +72,13 @@ def load(
         raise FileNotFoundError(f"data_dir {root} does not exist; {hint}")
     if any((root / name / f"{known}.npz").exists() for known in SPLITS):
         return _load_arrays(root / name, split, HEIGHT_WIDTH_CHANNELS[name])
-    if not any(root.glob(f"{name}/*/dataset_info.json")):
+    prepared = sorted(root.glob(f"{name}/*/dataset_info.json"))
+    if not prepared:
         raise FileNotFoundError(
             f"no {name} data set in data_dir {root}; {hint}, or put train.npz and "
             f"test.npz into {root / name}"
         )
-    foreign.check_all_regular(root / name)
-    images, labels = _load_records(root, name, split, hint)
-    if images.shape[1:] != HEIGHT_WIDTH_CHANNELS[name] or images.dtype != np.uint8:
-        raise ValueError(
-            f"{root / name} holds {describe(images.shape[1:])} {images.dtype} images, "
-            f"which are not {name}'s; {hint}"
-        )
-    return images, labels
+    return _load_prepared(prepared[-1].parent, name, split, hint)
 
 
 def _load_arrays(
@@ -99,58 +105,69 @@ def _load_arrays(
             f"{path} holds {len(images)} images, from which the last {VALIDATION} "
             "cannot be taken for validation: put a validation.npz beside it"
         )
-    rows = _records(split, len(images))
-    return images[rows.start : rows.stop], labels[rows.start : rows.stop]
+    rows = _ROWS.get(split, slice(None))
+    return images[rows], labels[rows]
 
 
-def _load_records(
-    root: epath.Path, name: str, split: str, hint: str
+def _load_prepared(
+    folder: epath.Path, name: str, split: str, hint: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A split of a set that TFDS prepared as array_record; see `load`."""
-    # TFDS advises OpenCV at every start; it would save a second once.
-    logging.getLogger("absl").addFilter(lambda r: "OpenCV" not in r.getMessage())
+    """A split of a known set that TFDS prepared as array_record; see `load`."""
     try:
-        import tensorflow_datasets as tfds  # slow to import
-
-        builder = tfds.builder(name, data_dir=root, file_format="array_record")
-        source = builder.as_data_source(split="test" if split == "test" else "train")
-        count = len(source)
-        records = source.__getitems__(list(_records(split, count)))
-        images = np.stack([record["image"] for record in records])
-        labels = np.array([record["label"] for record in records], np.int32)
-    except ImportError as error:  # TFDS imports some of these when it reads
+        whole = "test" if split == "test" else "train"
+        rows = _ROWS.get(split, slice(None))
+        found, labels = own_data.read_prepared(folder, whole, rows)
+    except ValueError as error:
+        again = "" if "pip install" in str(error) else f": remove it, then {hint}"
+        raise ValueError(f"{error}{again}") from error
+    images = np.stack(found)
+    if images.shape[1:] != HEIGHT_WIDTH_CHANNELS[name]:
         raise ValueError(
-            f"{root / name} was prepared by TFDS, and the package "
-            f"{error.name or 'tensorflow_datasets'} is missing: pip install "
-            "tensorflow-datasets array_record importlib_resources"
-        ) from error
-    except Exception as error:  # TFDS and array_record raise many kinds
-        raise ValueError(
-            f"cannot read the {split} split of {name} in {root} "
-            f"({type(error).__name__}); it is damaged, of another version or not "
-            f"array_record: remove {root / name}, then {hint}"
-        ) from error
+            f"{folder} holds {describe(images.shape[1:])} {images.dtype} images, "
+            f"which are not {name}'s; {hint}"
+        )
     return images, labels
 
 
-def _records(split: str, count: int) -> range:
-    """The records of a split among the `count` of TFDS's own."""
-    if split == "test":
-        return range(count)
-    border = max(count - VALIDATION, 0)
-    return range(border) if split == "train" else range(border, count)
+def find(name: str, data_dir: epath.PathLike | None) -> epath.Path | None:
+    """The file or folder of a data set of the user's own; None for a known set.
 
-
-def check_name(name: str) -> None:
-    """Raises ValueError where `name` is not a known data set."""
-    if name not in HEIGHT_WIDTH_CHANNELS:
+    Raises:
+      ValueError: neither.
+    """
+    if name in HEIGHT_WIDTH_CHANNELS:
+        return None
+    if (found := own_data.find(name, data_dir)) is None:
         known = ", ".join(HEIGHT_WIDTH_CHANNELS)
-        raise ValueError(f"unknown data set {name!r}: one of {known}")
+        raise ValueError(
+            f"unknown data set {name!r}: neither one of {known}, nor a file or folder "
+            "of yours, nor a folder in data_dir"
+        )
+    return found
+
+
+def name_of(name: str, data_dir: epath.PathLike | None) -> str:
+    """What a data set is called on cards and in rows."""
+    own = find(name, data_dir)
+    return name if own is None else own_data.name_of(own)
+
+
+def image_shape(
+    name: str, data_dir: epath.PathLike | None, *, size: int = 0, held_out: float = 0.1
+) -> tuple[int, int, int]:
+    """(H, W, C) of a data set's images; see `load`."""
+    own = find(name, data_dir)
+    if own is None:
+        return HEIGHT_WIDTH_CHANNELS[name]
+    images, _ = own_data.load(own, "test", size=size, held_out=held_out)
+    return images.shape[1:]
 
 
 def sample(name: str) -> tuple[np.ndarray, np.ndarray]:
     """The bundled first 256 test images `[256, H, W, C]` uint8 and labels int32."""
-    check_name(name)
+    if name not in HEIGHT_WIDTH_CHANNELS:
+        known = ", ".join(HEIGHT_WIDTH_CHANNELS)
+        raise ValueError(f"no sample of {name!r} is bundled, only of {known}")
     with np.load(io.BytesIO((SAMPLES / f"{name}.npz").read_bytes())) as file:
         return file["images"], file["labels"].astype(np.int32)
 
@@ -179,6 +196,9 @@ def read_input(
     count: int,
     shape: tuple[int, int, int],
     data_dir: epath.PathLike | None,
+    *,
+    size: int = 0,
+    held_out: float = 0.1,
 ) -> Input:
     """Reads the sample, a split or the user's own images.
 
@@ -188,6 +208,8 @@ def read_input(
       count: at most so many images, the first; 0 for all.
       shape: (H, W, C) that the images must have.
       data_dir: for the splits, see `load`.
+      size: of own images, see `own_data.load`.
+      held_out: for the splits of an own data set, likewise.
 
     Raises:
       ValueError, TypeError, FileNotFoundError: as `load` and `read_images`, for a
@@ -200,12 +222,14 @@ def read_input(
         if not source:
             raise ValueError("input is empty: sample, a split, a file or a folder")
         files.check_outside(source)
-        images, labels, names = read_images(source, shape)
+        images, labels, names = read_images(source, shape, size=size)
         path = files.absolute(source)
         source = (path.name if path.is_dir() else path.stem) or "images"
     else:
         images, labels = (
-            sample(name) if source == "sample" else load(name, source, data_dir)
+            sample(name)
+            if source == "sample"
+            else load(name, source, data_dir, size=size, held_out=held_out)
         )
         names = [f"{source}_{i:05d}" for i in range(len(images))]
         if images.shape[1:] != shape:

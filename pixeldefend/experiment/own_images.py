@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from etils import epath
@@ -22,21 +22,25 @@ _FORMATS = {  # as the picture library calls them, and their endings
 _SUFFIXES = [suffix for suffixes in _FORMATS.values() for suffix in suffixes]
 # Tags of TIFF.
 _BITS, _SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1
+_ORIENTATION = 274
+_GREY = {"1", "L"}  # modes
 
 
 def read_images(
-    path: epath.PathLike, shape: tuple[int, int, int]
+    path: epath.PathLike, shape: tuple[int, int, int], *, size: int = 0
 ) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
     """Reads the user's own images from an `.npz`, an `.npy` or a folder of pictures.
 
     An `.npz` holds `images` and, if known, `labels`; an `.npy` holds the images.
-    Nothing is ever unpickled, resized or converted between colour and grey. Pictures
-    are turned as their EXIF orientation says; colour profiles and gammas are ignored,
-    levels being taken as they are. What is not read of a folder is said in one line.
+    Nothing is ever unpickled, and colour is never made grey. Pictures are turned as
+    their EXIF orientation says; colour profiles and gammas are ignored, levels being
+    taken as they are. What is not read of a folder is said in one line.
 
     Args:
       path: of the file or folder.
       shape: (H, W, C) that the images must have.
+      size: 0, and images are taken as they are; or H and W, which images of other sizes
+        are made to fit, see `fitted`.
 
     Returns:
       Images `[N, H, W, C]` uint8, labels `[N]` int32 or None, and a name for each.
@@ -51,22 +55,34 @@ def read_images(
     path = files.expanded(path)
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}")
+    if size and shape[:2] != (size, size):
+        raise ValueError(
+            f"own.size is {size}, the model takes images {describe(shape)}: leave it 0 "
+            "or give the model's"
+        )
     if path.is_dir():
-        images, names = _read_folder(path, shape)
-        return images, None, names
+        paths = list_pictures(path)
+        return read_pictures(paths, shape, size), None, [file.stem for file in paths]
     if path.suffix not in (".npz", ".npy"):
         raise ValueError(
             f"{path} is neither an .npz, an .npy nor a folder of pictures; put pictures"
             " into a folder and give the folder"
         )
-    images, labels = read_labelled(path, shape)
+    images, labels = read_labelled(path, (None, None, shape[2]) if size else shape)
+    images = fitted(images, size)
     return images, labels, [f"{path.stem}_{i:05d}" for i in range(len(images))]
 
 
 def read_labelled(
-    path: epath.Path, shape: tuple[int, int, int]
+    path: epath.Path, shape: tuple[int | None, ...] | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Checked images and labels of an `.npz` or `.npy`; see `read_images`."""
+    """Checked images and labels of an `.npz` or `.npy`; see `read_images`.
+
+    Args:
+      path: of the file.
+      shape: (H, W, C) wanted, None for what may be any; None: any image.
+    """
+    shape = shape or (None, None, None)
 
     def check(headers: Mapping[str, foreign.Header]) -> None:
         _check_levels(headers["images"], shape, path)
@@ -87,7 +103,7 @@ def read_labelled(
 
 
 def _check_levels(
-    given: foreign.Header, shape: tuple[int, int, int], path: epath.Path
+    given: foreign.Header, shape: tuple[int | None, ...], path: epath.Path
 ) -> None:
     """Checks, before they are read, that an array holds images as levels.
 
@@ -104,9 +120,16 @@ def _check_levels(
             f"{path} holds {given.dtype}; images are integer levels 0..255 (uint8)"
             f"{hint}"
         )
-    if len(given.shape) != 4 or given.shape[1:] != tuple(shape):
+    wanted = [{1, 3} if s is None and i == 2 else {s} for i, s in enumerate(shape)]
+    fits = [
+        n in those or those == {None}
+        for n, those in zip(given.shape[1:], wanted, strict=False)
+    ]
+    if len(given.shape) != 4 or not all(fits):
         found = describe(given.shape) or "a single number"
-        raise ValueError(f"{path} is {found}; expected N x {describe(shape)}")
+        names = ("height", "width", "channels (1 or 3)")
+        told = describe([n or name for n, name in zip(shape, names, strict=True)])
+        raise ValueError(f"{path} is {found}; expected N x {told}")
     if not given.shape[0]:
         raise ValueError(f"{path} holds no image")
 
@@ -120,10 +143,12 @@ def _check_labels(given: foreign.Header, count: int, path: epath.Path) -> None:
         )
 
 
-def _read_folder(
-    path: epath.Path, shape: tuple[int, int, int]
-) -> tuple[np.ndarray, list[str]]:
-    """The pictures of a folder, in order of their names, and these."""
+def list_pictures(path: epath.Path) -> list[epath.Path]:
+    """Files of pictures in a folder, in order of their names; says what others it has.
+
+    Raises:
+      ValueError: there are none, or two whose results would get the same name.
+    """
     # Hidden files, such as one that a killed run left, do not count.
     there = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     paths = [file for file in there if _is_picture(file)]
@@ -134,12 +159,63 @@ def _read_folder(
         twin = stems.setdefault(file.stem.casefold(), file)
         if twin != file:
             raise ValueError(f"{twin} and {file} would get the same name; rename one")
-    images = [_read_picture(file, shape).reshape(shape) for file in paths]
     if left := sorted(set(there) - set(paths)):
         many = f"{len(left)} entries" if len(left) > 1 else "1 entry"
         verb = "were" if len(left) > 1 else "was"
         print(f"{many} of {path} {verb} not read, such as {left[0].name}")
-    return np.stack(images), [file.stem for file in paths]
+    return paths
+
+
+def read_pictures(
+    paths: Sequence[epath.Path], shape: tuple[int, int, int], size: int = 0
+) -> np.ndarray:
+    """Levels `[N, H, W, C]` of pictures; see `read_images`."""
+    return np.stack([_read_picture(file, shape, size).reshape(shape) for file in paths])
+
+
+def shape_of_pictures(paths: Sequence[epath.Path], size: int) -> tuple[int, int, int]:
+    """(H, W, C) of pictures that belong together.
+
+    Args:
+      paths: of their files.
+      size: see `read_images`. 0: the first picture says; else all are asked for colour.
+    """
+    modes = set()
+    for path in paths:
+        with _opened(path) as (picture, *_):
+            modes.add("L" if picture.mode in _GREY else "RGB")
+            height, width = picture.height, picture.width
+            if picture.getexif().get(_ORIENTATION, 1) > 4:  # it lies on its side
+                height, width = width, height
+        if not size or "RGB" in modes:
+            break
+    return (size or height, size or width, 3 if "RGB" in modes else 1)
+
+
+def fitted(images: np.ndarray, size: int) -> np.ndarray:
+    """Images `[N, H, W, C]` uint8, each cut to the square in its middle and resized.
+
+    Args:
+      images: levels.
+      size: height and width of the result, bicubic and without aliases; 0: unchanged.
+    """
+    if not size or images.shape[1:3] == (size, size):
+        return images
+    from PIL import Image
+
+    grey = images.shape[3] == 1
+    pictures = (Image.fromarray(one[:, :, 0] if grey else one) for one in images)
+    resized = [np.asarray(_resized(picture, size)) for picture in pictures]
+    return np.stack(resized).reshape(-1, size, size, images.shape[3])
+
+
+def _resized(picture: Any, size: int) -> Any:
+    from PIL import Image
+
+    side = min(picture.size)
+    left, top = ((whole - side) // 2 for whole in picture.size)
+    square = picture.crop((left, top, left + side, top + side))
+    return square.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _is_picture(path: epath.Path) -> bool:
@@ -148,27 +224,48 @@ def _is_picture(path: epath.Path) -> bool:
     return named and (files.is_remote(path) or not path.is_dir())
 
 
-def _read_picture(path: epath.Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """Levels `[H, W]` or `[H, W, 3]` of one picture; see `read_images`."""
-    from PIL import Image, ImageOps
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[tuple[Any, IO[bytes], bytes]]:
+    """A picture of which the header is read, its file, and the first bytes of that.
+
+    Raises:
+      ValueError: it cannot be read, there or within.
+    """
+    from PIL import Image
 
     foreign.check_regular(path)
     try:
         with _strictly(), path.open("rb") as stream:
             head = stream.read(25)
             with Image.open(stream, formats=tuple(_FORMATS)) as picture:
-                # Only the header is read before a picture is refused.
-                unfit = _unfit(picture, head, shape)
-                if not unfit:
-                    if picture.format == "PNG":  # the only one with sums
-                        Image.open(stream, formats=("PNG",)).verify()
-                    pixels = np.asarray(ImageOps.exif_transpose(picture))
-                    if pixels.shape[:2] != shape[:2]:
-                        unfit = _of_size((*pixels.shape[:2], picture.mode), shape)
+                yield picture, stream, head
+    except _Unfit as error:
+        raise ValueError(f"{path} {error}") from error
     except Exception as error:  # damaged ones make it raise SyntaxError and what not
         raise ValueError(f"{path} is not a picture that can be read") from error
-    if unfit:
-        raise ValueError(f"{path} {unfit}")
+
+
+class _Unfit(Exception):
+    """Why a picture that can be read is not taken."""
+
+
+def _read_picture(
+    path: epath.Path, shape: tuple[int, int, int], size: int
+) -> np.ndarray:
+    """Levels `[H, W]` or `[H, W, 3]` of one picture; see `read_images`."""
+    from PIL import Image, ImageOps
+
+    with _opened(path) as (picture, stream, head):
+        # Only the header is read before a picture is refused.
+        _check_fits(picture, head, shape, size)
+        if picture.format == "PNG":  # the only one with sums
+            Image.open(stream, formats=("PNG",)).verify()
+        turned = ImageOps.exif_transpose(picture)
+        if size:
+            turned = _resized(turned.convert("L" if shape[2] == 1 else "RGB"), size)
+        pixels = np.asarray(turned)
+        if pixels.shape[:2] != shape[:2]:
+            raise _Unfit(_of_size((*pixels.shape[:2], picture.mode), shape, size))
     return pixels
 
 
@@ -186,19 +283,27 @@ def _strictly() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _unfit(picture: Any, head: bytes, shape: tuple[int, int, int]) -> str:
-    """Why a picture, of which the header is read, cannot be taken as it is; "" if not.
+def _check_fits(
+    picture: Any, head: bytes, shape: tuple[int, int, int], size: int
+) -> None:
+    """Raises _Unfit where a picture, of which the header is read, cannot be taken.
 
     Args:
       picture: the picture library's.
       head: the first 25 bytes of the file.
       shape: (H, W, C) wanted.
+      size: other than 0, and its height and width may be any.
     """
-    mode = "L" if shape[2] == 1 else "RGB"
-    # On its side, perhaps, but the orientation may stand behind the pixels.
-    turned = sorted(picture.size) == sorted(shape[:2])
-    if not turned or picture.mode != mode:
-        return _of_size((picture.height, picture.width, picture.mode), shape)
+    grey = shape[2] == 1
+    if size:
+        fits = picture.mode in (_GREY if grey else {*_GREY, "RGB", "P", "CMYK"})
+    else:
+        # On its side, perhaps, but the orientation may stand behind the pixels.
+        fits = sorted(picture.size) == sorted(shape[:2])
+        fits = fits and picture.mode == ("L" if grey else "RGB")
+    if not fits:
+        found = (picture.height, picture.width, picture.mode)
+        raise _Unfit(_of_size(found, shape, size))
     bits, unsigned = 8, True
     if picture.format == "PNG":
         bits = head[24]
@@ -209,20 +314,27 @@ def _unfit(picture: Any, head: bytes, shape: tuple[int, int, int]) -> str:
         bits = int(picture.tile[0][3][-1]).bit_length()
     if bits > 8 or not unsigned:
         kind = f"{bits} bits a channel" if bits > 8 else "negative levels"
-        return f"has {kind}; images are levels 0..255: convert it to 8 bits first"
+        raise _Unfit(
+            f"has {kind}; images are levels 0..255: convert it to 8 bits first"
+        )
     if "transparency" in picture.info:
-        return "has a transparent colour, which would get lost: flatten it first"
+        raise _Unfit("has a transparent colour, which would get lost: flatten it first")
     if getattr(picture, "n_frames", 1) > 1:
-        return "has several frames or pages: make a picture of each"
-    return ""
+        raise _Unfit("has several frames or pages: make a picture of each")
 
 
-def _of_size(found: tuple[int, int, str], shape: tuple[int, int, int]) -> str:
+def _of_size(
+    found: tuple[int, int, str], shape: tuple[int, int, int], size: int
+) -> str:
     """Why a picture of another height, width or mode does not fit."""
     mode = "L" if shape[2] == 1 else "RGB"
+    advice = "convert it first"
+    if not size:
+        advice = f"resize and {advice}, or give --config.own.size={shape[0]}"
+        advice = advice if shape[0] == shape[1] else "resize and convert it first"
     return (
         f"is {describe(found[:2])} ({found[2]}); this model takes "
-        f"{describe(shape[:2])} ({mode}), 8 bits: resize and convert it first"
+        f"{describe(shape[:2])} ({mode}), 8 bits: {advice}"
     )
 
 

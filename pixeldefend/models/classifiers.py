@@ -223,7 +223,29 @@ class CNN(nn.Module):
         return nn.Dense(self.classes)(x)
 
 
-Classifier = ResNet | VGG | CNN
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """A classifier of somebody's own, of which only what it does is known.
+
+    Attributes:
+      name: two of a name are taken for the same.
+      classes: K.
+      function: logits `[B, K]` of levels `[B, H, W, C]`, `uint8` or floating.
+    """
+
+    name: str
+    classes: int
+    function: Callable[[chex.Array], chex.Array] = dataclasses.field(
+        repr=False, compare=False
+    )
+
+    def apply(self, variables: Any, images: chex.Array, *, train: bool) -> chex.Array:
+        """Logits, as of the others in inference mode; there are no variables."""
+        del variables, train
+        return self.function(images.astype(pixels.at_least_float32(images.dtype)))
+
+
+Classifier = ResNet | VGG | CNN | Own
 ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
     "resnet": ResNet,
     "vgg": VGG,
@@ -251,6 +273,8 @@ def make(architecture: str, **options: Any) -> Classifier:
 
 def describe(model: Classifier) -> dict[str, Any]:
     """What `make` needs to make `model` again; the axis belongs to the devices."""
+    if isinstance(model, Own):
+        return {"architecture": "own", "name": model.name, "classes": model.classes}
     names = {type_: name for name, type_ in ARCHITECTURES.items()}
     hidden = ("parent", "name", "axis_name")
     fields = [f.name for f in dataclasses.fields(model) if f.name not in hidden]

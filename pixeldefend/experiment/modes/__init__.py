@@ -177,14 +177,15 @@ def start(
         _check_whole(name, modes[name], config)
         if not 0 <= config.seed < 2**32:
             raise ValueError(f"seed must be from 0 to 2^32 - 1: {config.seed}")
-        data.check_name(config.dataset)
+        data.find(config.dataset, config.data_dir)
         parallel.check_platform()
         given = jax.tree.leaves(config.to_dict())
         files.prepare(text for text in (workdir, *given) if isinstance(text, str))
         if config.compilation_cache:
             parallel.enable_cache(config.compilation_cache)
         sections = _sections(name, modes[name], config)
-        folder = workdir or f"runs/{config.dataset}/{name}-{config_hash(sections)}"
+        run = f"{name}-{config_hash(sections)}"
+        folder = workdir or f"runs/{inputs.dataset(config)}/{run}"
         place = Workdir(folder, sections, modes[name].free)
     with place.at_work(), contextlib.ExitStack() as stack:
         if not processes.is_first():  # what it says the first one says as well
@@ -196,7 +197,7 @@ def start(
 def _check_whole(name: str, mode: Mode, config: inputs.Config) -> None:
     """Raises ValueError where a config of one's own lacks what a mode reads."""
     own = mode.section or name
-    wanted = ["dataset", "seed", "data_dir", "compilation_cache", own]
+    wanted = ["dataset", "seed", "own", "data_dir", "compilation_cache", own]
     kind = config[name].get("model", "") if mode.kinds and name in config else ""
     of_kind = [kind, *mode.kinds[kind]] if kind in mode.kinds else []
     wanted += [*mode.weights, *of_kind]
@@ -217,6 +218,8 @@ def _sections(name: str, mode: Mode, config: inputs.Config) -> dict:
     """The part of a config that a mode's results depend on."""
     whole = json.loads(config.to_json_best_effort())
     kept = {"mode": name, "dataset": config.dataset, "seed": config.seed}
+    if inputs.is_own(config):
+        kept["own"] = whole["own"]
     weights = mode.weights
     if mode.kinds:
         kind = inputs.kind(config, name)

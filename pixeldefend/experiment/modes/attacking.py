@@ -30,7 +30,7 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
     settings = config.attack
     weights = config.classifier.weights
     with user_errors():
-        model, variables, card = inputs.classifier(config)
+        model, variables, card = loaded = inputs.classifier(config)
         inputs.attack(settings.name, settings.preset, settings.eps)
         parallel.check_batch(settings.batch, "attack.batch")
         inputs.check_save_seconds(settings.save_seconds)
@@ -58,7 +58,7 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
         **{name: rows for name, rows in found.items() if name != "correct"},
         **({} if given.labels is None else {"labels": given.labels.astype(np.uint8)}),
     )
-    _tell(config, card, given, found, outcomes.seconds, folder, workdir.hash)
+    _tell(config, loaded, given, found, outcomes.seconds, folder, workdir.hash)
     store.tidy()  # only now is everything elsewhere
     print(f"results in {folder}")
 
@@ -145,7 +145,7 @@ class Outcomes:
 
 def _tell(
     config: inputs.Config,
-    card: dict,
+    loaded: zoo.Loaded,
     given: data.Input,
     found: dict[str, np.ndarray],
     seconds: float,
@@ -180,7 +180,7 @@ def _tell(
     figures = {key: accuracy(right) for key, right in correct.items()}
     provenance = measure.provenance(of, seconds)
     rows = [
-        identity(config, card, None if key == "clean" else name)
+        identity(config, loaded, None if key == "clean" else name)
         | measure.images(given)
         | cell
         | provenance
@@ -194,7 +194,7 @@ def _tell(
     )
 
 
-def identity(config: inputs.Config, card: dict, attack: str | None) -> dict:
+def identity(config: inputs.Config, loaded: zoo.Loaded, attack: str | None) -> dict:
     """The identity of a row; nothing stands between attacker and classifier."""
     weights = config.classifier.weights
     who = grid.Adversary(grid.CLEAN)
@@ -202,7 +202,6 @@ def identity(config: inputs.Config, card: dict, attack: str | None) -> dict:
         source = weights if attacks.ATTACKS[attack].looks else None
         preset = attacks.usual(attack, config.attack.preset)
         who = grid.Adversary(attack, preset, config.attack.eps, source)
-    loaded = zoo.Loaded(zoo.make(card), None, card)
-    settings = {"dataset": card["dataset"]}
+    settings = {"dataset": loaded.card["dataset"]}
     tools = Tools({weights: loaded}, {}, settings, config.seed, config.attack.batch)
     return measure.identity(tools, grid.Pipeline(weights), who)

@@ -24,7 +24,9 @@ from pixeldefend.experiment.train import Evaluate, adam
 from pixeldefend.models import classifiers
 
 
-def trainable_puvae(config: inputs.Config, plan: schedule.Plan) -> Trainable:
+def trainable_puvae(
+    config: inputs.Config, plan: schedule.Plan, training: dict[str, np.ndarray]
+) -> Trainable:
     """A PuVAE to be trained; the model state is the classifier that it is for."""
     classifier, variables, card = inputs.classifier(config)
     inputs.check_dataset(config, config.classifier.weights, card)
@@ -89,7 +91,9 @@ def trainable_puvae(config: inputs.Config, plan: schedule.Plan) -> Trainable:
     )
 
 
-def trainable_magnet(config: inputs.Config, plan: schedule.Plan) -> Trainable:
+def trainable_magnet(
+    config: inputs.Config, plan: schedule.Plan, training: dict[str, np.ndarray]
+) -> Trainable:
     """MagNet's autoencoders to be trained."""
     model = magnet.make(**config.magnet.model)
     told = {name: config.magnet[name] for name in ("noise", "diversity")}
@@ -160,12 +164,12 @@ def releasable(config: inputs.Config, card: dict) -> Releasable:
             "rmse": round(float(np.sqrt(np.mean(moved**2, (1, 2, 3))).mean()), 3),
             "classifier": classifier,
             "command": (
-                f"python main.py --config=configs/{config.dataset}.py --mode=evaluate"
+                f"{inputs.program(config)} --mode=evaluate"
                 f" --config.{kind}.weights={card['name']}"
                 f" --config.evaluate.attacks='()'"
                 f" --config.evaluate.rows=\"('{classifier} + {kind}',)\""
                 f" --config.evaluate.input={given.source} --config.evaluate.images=0"
-                f"{inputs.data_dir(given)}"
+                f"{inputs.data_dir(config, given)}"
             ),
         }, None
 

@@ -111,12 +111,11 @@ def _prepared(config: inputs.Config) -> tuple[Tools, dict[str, data.Input]]:
     tools = evaluating.tools_for(config, [row])
     _, _, card = tools.classifiers[config.classifier.weights]
     given = {
-        part: data.read_input(
-            config.dataset,
+        part: inputs.read(
+            config,
             inputs.source(config, settings[field], f"calibrate.{field}"),
             settings.images,
-            tuple(card["image_shape"]),
-            config.data_dir,
+            card["image_shape"],
         )
         for part, field in (("calibration", "input"), ("test", "test"))
     }
@@ -155,7 +154,7 @@ def _rows(
         figures = accuracy(out)
         yield (
             {
-                "dataset": config.dataset,
+                "dataset": inputs.dataset(config),
                 "detector": detector,
                 "weights": _weights(config, detector),
                 "sha256": model.card["sha256"][:8],

@@ -23,10 +23,13 @@ from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
 
-def trainable(config: inputs.Config, plan: schedule.Plan) -> Trainable:
+def trainable(
+    config: inputs.Config, plan: schedule.Plan, training: dict[str, np.ndarray]
+) -> Trainable:
     """A classifier to be trained; the average is of the batch statistics, too."""
     settings = config.classifier
-    model = classifiers.make(**settings.model)
+    classes = inputs.classes(config, training)
+    model = classifiers.make(**settings.model, classes=classes)
     recipe = classifier_training.Recipe(
         training=settings.training,
         delta=settings.delta,
@@ -70,8 +73,8 @@ def releasable(config: inputs.Config, card: dict) -> Releasable:
     def measure(split: str, given: data.Input) -> tuple[dict, None]:
         where = given.source
         command = (
-            f"python main.py --config=configs/{config.dataset}.py"
-            f" --config.classifier.weights={card['name']}{inputs.data_dir(given)}"
+            f"{inputs.program(config)} --config.classifier.weights={card['name']}"
+            f"{inputs.data_dir(config, given)}"
         )
         mapped = inputs.prediction_map(model, settings.batch)
         guesses, _ = report.run_batches(
@@ -114,7 +117,7 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
     settings = config.classify
     weights = config.classifier.weights
     with user_errors():
-        model, variables, card = inputs.classifier(config)
+        model, variables, card = loaded = inputs.classifier(config)
         parallel.check_batch(settings.batch, "classify.batch")
         given = inputs.chosen(config, "classify", card["image_shape"])
         if not given.own:
@@ -144,7 +147,7 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
     correct = guesses == given.labels
     files.write_arrays(folder / "correct" / f"{given.source}.npz", clean=correct)
     row = (
-        attacking.identity(config, card, None)
+        attacking.identity(config, loaded, None)
         | measure.images(given)
         | accuracy(correct)
         | measure.provenance(workdir.hash, seconds)

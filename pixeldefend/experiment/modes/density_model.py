@@ -26,10 +26,14 @@ from pixeldefend.experiment.train import adam
 from pixeldefend.experiment.workdir import Workdir, user_errors
 
 
-def trainable(config: inputs.Config, plan: schedule.Plan) -> Trainable:
-    """A PixelCNN++ to be trained."""
+def trainable(
+    config: inputs.Config, plan: schedule.Plan, training: dict[str, np.ndarray]
+) -> Trainable:
+    """A PixelCNN++ to be trained, for as many channels as the images have."""
     settings = config.pixelcnn.train
-    model = pixelcnn.PixelCNN(**config.pixelcnn.model)
+    shape = training["images"].shape[1:]
+    given = config.pixelcnn.model.to_dict()
+    model = pixelcnn.PixelCNN(**given | {"channels": given["channels"] or shape[2]})
     if settings.init_images < 1:
         raise ValueError(f"init_images must be at least 1: {settings.init_images}")
     return Trainable(
@@ -57,10 +61,13 @@ def releasable(config: inputs.Config, card: dict) -> Releasable:
         raise ValueError(f"release.reference must not be negative: {count}")
     model, params, _ = inputs.density_model(config)
     splits = {"train": count, "test": 0, "sample": 0}
-    return measured(card, model, params, batch=config.release.batch, splits=splits)
+    return measured(
+        config, card, model, params, batch=config.release.batch, splits=splits
+    )
 
 
 def measured(
+    config: inputs.Config,
     card: dict,
     model: pixelcnn.PixelCNN,
     params: Any,
@@ -71,7 +78,8 @@ def measured(
     """Bits/dim of a density model; the scores of training images are its reference.
 
     Args:
-      card: of the model; its name, and whose images they are.
+      config: says whose images they are.
+      card: of the model, with its name.
       model: the description.
       params: of the network.
       batch: images at a time, per device.
@@ -86,9 +94,10 @@ def measured(
         part = f" --config.score.count={count}" if count else ""
         figures = summaries.summary(bits) | {
             "command": (
-                f"python main.py --config=configs/{card['dataset']}.py --mode=score"
+                f"{inputs.program(config)} --mode=score"
                 f" --config.pixelcnn.weights={card['name']}"
-                f" --config.score.input={given.source}{inputs.data_dir(given)}{part}"
+                f" --config.score.input={given.source}"
+                f"{inputs.data_dir(config, given)}{part}"
             )
         }
         if split == "sample":

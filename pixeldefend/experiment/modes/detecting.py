@@ -144,9 +144,8 @@ def _calibration(config: inputs.Config, given: data.Input) -> data.Input:
     source = inputs.source(
         config, config.detect.calibration, "detect.calibration", "validation"
     )
-    shape = given.images.shape[1:]
     count = config.detect.calibration_images
-    return data.read_input(config.dataset, source, count, shape, config.data_dir)
+    return inputs.read(config, source, count, given.images.shape[1:])
 
 
 def _rate(rate: float) -> str:

@@ -13,6 +13,7 @@ from pixeldefend.experiment import (
     files,
     grid,
     measure,
+    own_classifier,
     parallel,
     report,
     tables,
@@ -43,7 +44,7 @@ def evaluate(config: inputs.Config, workdir: Workdir) -> None:
     measure.make(bench, layout)
     rows = list(measure.rows(bench, layout, workdir.hash))
     rows = [row | {"table_seconds": round(bench.seconds, 1)} for row in rows]
-    table = tables.Table(layout, rows, config.dataset)
+    table = tables.Table(layout, rows, inputs.dataset(config))
     with files.whole_file(folder / "table.md") as temporary:
         temporary.write_text(table.show(report.markdown_table) + "\n")
     write_rows(folder / "rows.jsonl", rows)
@@ -110,11 +111,12 @@ def tools_for(
     if any("purify_adaptive" in row.defences for row in pipelines):
         card = models["density_model"].card
         threshold = inputs.threshold(threshold, config.pixelcnn.weights, card)
-    settings = config.to_dict()
+    settings = config.to_dict() | {"dataset": inputs.dataset(config)}
     settings["purify"]["threshold"] = threshold
     names = dict.fromkeys([*(row.classifier for row in pipelines), *sources])
     for name in names:  # before the long reading of those that are there
-        zoo.find_released(name)
+        if not own_classifier.is_named(name):
+            zoo.find_released(name)
     loaded = {name: _classifier(config, name) for name in names}
     every = [*loaded.values(), *models.values()]
     shapes = {tuple(one.card["image_shape"]) for one in every}
@@ -179,9 +181,11 @@ def _validation_scores(
             f"the thresholds of {weights} are of puvae.samples and puvae.noise "
             f"{known}, not {draws}: --mode=calibrate makes others"
         )
-    asks = any(one.temperature for one in magnet.DETECTORS[config.dataset])
     known = told.get("classifier", "one that is not told")
-    if detector == "reject_magnet" and asks and known != classifier:
+    if detector == "reject_magnet" and known != classifier:
+        model = inputs.autoencoder(config, "magnet").model
+        if not any(one.temperature for one in magnet.detectors_of(model)):
+            return scores  # which do not ask a classifier
         raise ValueError(
             f"the thresholds of {weights} are for {known}, not "
             f"{classifier}: --mode=calibrate makes others"
@@ -190,7 +194,7 @@ def _validation_scores(
 
 
 def _classifier(config: inputs.Config, name: str) -> zoo.Loaded:
-    found = inputs.classifier_named(name)
+    found = inputs.classifier_named(config, name)
     inputs.check_dataset(config, name, found.card)
     if "training" not in found.card.get("training", {}):
         raise ValueError(f"the card of {name} does not say how it was trained")
@@ -200,8 +204,7 @@ def _classifier(config: inputs.Config, name: str) -> zoo.Loaded:
 def _images(config: inputs.Config, tools: Tools, source: str, count: int) -> data.Input:
     """The first images of a source, with labels that all classifiers know."""
     first = next(iter(tools.classifiers.values()))
-    shape = tuple(first.card["image_shape"])
-    given = data.read_input(config.dataset, source, count, shape, config.data_dir)
+    given = inputs.read(config, source, count, first.card["image_shape"])
     if given.labels is None:
         raise ValueError(
             f"{source} has no labels, so there is no accuracy: give an "

@@ -28,6 +28,7 @@ def import_weights(config: inputs.Config, workdir: Workdir) -> None:
         card["image_shape"] = list(_image_shape(config, model))
         card["training"] = told
         found = density_model.measured(
+            config,
             card,
             model,
             params,

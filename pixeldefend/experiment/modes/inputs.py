@@ -14,6 +14,7 @@ from pixeldefend.experiment import (
     data,
     files,
     foreign,
+    own_classifier,
     parallel,
     processes,
     schedule,
@@ -36,11 +37,32 @@ def chosen(config: Config, mode: str, shape: Sequence[int]) -> data.Input:
     count = settings.count
     if count == -1:
         count = 128 if settings.input in ("sample", *data.SPLITS) else 0
-    given = data.read_input(
-        config.dataset, settings.input, count, tuple(shape), config.data_dir
-    )
+    given = read(config, settings.input, count, shape)
     files.check_name(f"{given.source}.npz")
     return given
+
+
+def read(config: Config, source: str, count: int, shape: Sequence[int]) -> data.Input:
+    """The first images of a source; see `data.read_input`."""
+    return data.read_input(
+        config.dataset, source, count, tuple(shape), config.data_dir, **config.own
+    )
+
+
+def dataset(config: Config) -> str:
+    """The name of the data set, for cards and rows."""
+    return data.name_of(config.dataset, config.data_dir)
+
+
+def is_own(config: Config) -> bool:
+    """Whether the data set is the user's own."""
+    return data.find(config.dataset, config.data_dir) is not None
+
+
+def program(config: Config) -> str:
+    """The beginning of a command with the same data set."""
+    own = f"custom.py:{config.dataset}" if is_own(config) else f"{config.dataset}.py"
+    return f"python main.py --config=configs/{own}"
 
 
 def source(
@@ -55,7 +77,7 @@ def source(
         raise ValueError(f"{field} is empty: auto, sample, a split, a file or a folder")
     if given != "auto":
         return given
-    return split if config.data_dir else "sample"
+    return split if config.data_dir or is_own(config) else "sample"
 
 
 def tell_source(config: Config, given: data.Input) -> None:
@@ -68,9 +90,10 @@ def tell_source(config: Config, given: data.Input) -> None:
         )
 
 
-def data_dir(given: data.Input) -> str:
+def data_dir(config: Config, given: data.Input) -> str:
     """What a command needs besides to read the same images again."""
-    return "" if given.source == "sample" else " --config.data_dir=DATA_DIR"
+    known = given.source != "sample" and not is_own(config)
+    return " --config.data_dir=DATA_DIR" if known else ""
 
 
 def remove_results(folder: epath.Path, names: Sequence[str]) -> None:
@@ -103,9 +126,25 @@ def _is_inside(name: Any) -> bool:
 
 
 def split(config: Config, name: str) -> dict[str, np.ndarray]:
-    """A whole split as `images` and `labels`."""
-    images, labels = data.load(config.dataset, name, config.data_dir)
-    return {"images": images, "labels": labels}
+    """A whole split as `images` and, where there are any, `labels`."""
+    images, labels = data.load(config.dataset, name, config.data_dir, **config.own)
+    return {"images": images} | ({} if labels is None else {"labels": labels})
+
+
+def classes(config: Config, training: dict[str, np.ndarray]) -> int:
+    """How many classes the data set has, by its training images.
+
+    Raises:
+      ValueError: it has no labels.
+    """
+    if not is_own(config):
+        return data.CLASSES
+    if "labels" not in training:
+        raise ValueError(
+            f"{config.dataset} has no labels: put its pictures into a folder for each "
+            "class"
+        )
+    return int(training["labels"].max()) + 1
 
 
 def kind(config: Config, mode: str) -> str:
@@ -191,11 +230,18 @@ def defence_model(config: Config, kind: str) -> zoo.Loaded:
 
 def classifier(config: Config) -> zoo.Loaded:
     """The classifier of a config."""
-    return classifier_named(config.classifier.weights)
+    return classifier_named(config, config.classifier.weights)
 
 
-def classifier_named(weights: str) -> zoo.Loaded:
-    """A classifier by its weights; ValueError where they are of another model."""
+def classifier_named(config: Config, weights: str) -> zoo.Loaded:
+    """A classifier by its weights, or by `module:object`.
+
+    Raises:
+      ValueError: weights of another model, or an object that is no classifier.
+    """
+    if own_classifier.is_named(weights):
+        shape = data.image_shape(config.dataset, config.data_dir, **config.own)
+        return own_classifier.load(weights, dataset(config), shape)
     found = zoo.load_released(weights)
     if found.card["kind"] != "classifier":
         raise ValueError(f"{weights} is no classifier")
@@ -326,8 +372,8 @@ def release_folder(config: Config, weights: str, card: dict) -> epath.Path:
 
 def check_dataset(config: Config, weights: str, card: dict) -> None:
     """Raises ValueError where a model belongs to another data set than the config's."""
-    if card["dataset"] != config.dataset:
+    if card["dataset"] != dataset(config):
         raise ValueError(
             f"{weights} was trained on {card['dataset']}; use the config of that data "
-            f"set, not of {config.dataset}"
+            f"set, not of {dataset(config)}"
         )

@@ -49,14 +49,17 @@ def write(
     settings = config.release
     card["note"] = settings.note
     card["name"] = f"{folder.parent.name}/{folder.name}"
-    shape = tuple(card["image_shape"])
 
     def read(split: str, count: int) -> data.Input:
         source = "sample" if settings.on_sample else split
-        return data.read_input(config.dataset, source, count, shape, config.data_dir)
+        return inputs.read(config, source, count, card["image_shape"])
 
     with user_errors():
-        splits = {split: read(split, count) for split, count in found.splits.items()}
+        splits = {
+            split: read(split, count)
+            for split, count in found.splits.items()
+            if split != "sample" or not inputs.is_own(config)
+        }
     scores = {}
     card["figures"] = {}
     for split, given in splits.items():

@@ -33,8 +33,8 @@ def train(config: inputs.Config, workdir: Workdir) -> None:
         kind = inputs.kind(config, "train")
         settings = config[kind].train
         plan = inputs.plan(config, settings)
-        trainable = _TRAINABLES[kind](config, plan)
         training, held_out = inputs.training_splits(config, settings, plan)
+        trainable = _TRAINABLES[kind](config, plan, training)
         _check_labels(training, trainable.model)
         shape = training["images"].shape[1:]
         abstract = zoo.abstract_params(kind, trainable.model, shape)
@@ -48,7 +48,7 @@ def train(config: inputs.Config, workdir: Workdir) -> None:
     last, line = _fit(trainable, variables, training, held_out, plan, folder, begun)
     card = {
         "kind": kind,
-        "dataset": config.dataset,
+        "dataset": inputs.dataset(config),
         "image_shape": list(shape),
         "training": _told_on_card(settings, last.params, line, trainable.told),
     }
@@ -57,7 +57,7 @@ def train(config: inputs.Config, workdir: Workdir) -> None:
 
 
 # By kind of model; each checks what the user gave for it.
-_TRAINABLES: dict[str, Callable[[inputs.Config, schedule.Plan], Trainable]] = {
+_TRAINABLES: dict[str, Callable[[inputs.Config, schedule.Plan, dict], Trainable]] = {
     "pixelcnn": density_model.trainable,
     "classifier": classifier.trainable,
     "puvae": autoencoders.trainable_puvae,
@@ -68,6 +68,8 @@ _TRAINABLES: dict[str, Callable[[inputs.Config, schedule.Plan], Trainable]] = {
 def _check_labels(training: dict[str, np.ndarray], model: Any) -> None:
     """Raises ValueError for labels beyond the classes of a model that has any."""
     classes = getattr(model, "classes", 0)
+    if classes and "labels" not in training:
+        raise ValueError(f"classes is {classes}, but the images have no labels")
     if classes and training["labels"].max() >= classes:
         raise ValueError(
             f"classes is {classes}, but there are labels up to "
