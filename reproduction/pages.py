@@ -1,4 +1,4 @@
-"""Fills README.md and RESULTS.md with the numbers under `results/` and on the cards.
+"""Fills the pages with the numbers under `results/` and on the cards.
 
   python -m reproduction.pages            # writes
   python -m reproduction.pages --check    # compares, and says what differs
@@ -19,7 +19,16 @@ from reproduction import released_tables as released
 from reproduction import thesis_tables as thesis
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ("README.md", "RESULTS.md")
+PAGES = (
+    "README.md",
+    "RESULTS.md",
+    "docs/attacks.md",
+    "docs/autoencoders.md",
+    "docs/detection.md",
+    "docs/evaluation.md",
+    "docs/models.md",
+    "docs/purifying.md",
+)
 _CHECK = flags.DEFINE_bool("check", False, "compare instead of writing")
 _PLACE = re.compile(r"(<!-- begin: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -3,7 +3,7 @@
 import os
 
 # Most of a test's time is compilation, so LLVM is told to take it lightly; test_package
-# runs what the README shows as a user does.
+# runs what the pages show as a user does.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"

@@ -1,4 +1,4 @@
-"""The installed wheel, from a project elsewhere: what the README promises importers."""
+"""The installed wheel, from a project elsewhere: what the pages promise importers."""
 
 import os
 import pathlib
@@ -12,8 +12,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def _snippet(name):
-    text = (ROOT / "README.md").read_text()
+def _snippet(page, name):
+    text = (ROOT / page).read_text()
     found = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", text, re.S)
     return found.group(1)
 
@@ -51,9 +51,9 @@ def _run(script, site, folder):
     )
 
 
-def test_the_readme_snippet_runs_as_one_program_from_the_wheel(site, tmp_path):
+def test_the_whole_defence_runs_as_one_program_from_the_wheel(site, tmp_path):
     script = (
-        _snippet("snippet")
+        _snippet("docs/python.md", "snippet")
         + f"""
 import numpy as np
 assert pixeldefend.__file__.startswith({str(site)!r}), pixeldefend.__file__
@@ -73,8 +73,8 @@ assert pixeldefend.load_reference("cifar10/pixelcnn").ndim == 1
 
 
 @pytest.mark.slow
-def test_the_readme_attack_runs_in_five_lines_from_the_wheel(site, tmp_path):
-    lines = _snippet("attack")
+def test_an_attack_runs_in_five_lines_from_the_wheel(site, tmp_path):
+    lines = _snippet("docs/attacks.md", "attack")
     assert len([line for line in lines.splitlines() if line]) == 5
     assert lines.count("import ") == 1 and "import jax, pixeldefend as pd" in lines
     script = (
@@ -92,9 +92,9 @@ assert attack._cache_size() == 1, "another eps compiled again"
 
 
 @pytest.mark.slow
-def test_the_readme_serves_from_the_wheel(site, tmp_path):
+def test_the_package_serves_from_the_wheel(site, tmp_path):
     script = (
-        _snippet("serving")
+        _snippet("docs/python.md", "serving")
         + """
 moved = np.abs(purified - images) * 255
 assert purified.dtype == np.float32 and purified.shape == (6, 1, 28, 28)
@@ -102,6 +102,30 @@ assert 8 < moved.max() <= 32.01
 np.testing.assert_array_equal(found.images, purified)
 assert found.bits_per_dim.shape == found.p_values.shape == (6,)
 assert np.mean(found.suspicious) < 1
+"""
+    )
+    _run(script, site, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_readme_defends_a_classifier_from_the_wheel(site, tmp_path):
+    script = (
+        """
+import numpy as np
+import pixeldefend
+levels = pixeldefend.data.sample("cifar10")[0][:3]
+images = np.float32(levels.transpose(0, 3, 1, 2) / 255)
+seen = []
+def classifier(images):
+    seen.append(images)
+    return images.mean((2, 3))
+"""
+        + _snippet("README.md", "your classifier")
+        + """
+(purified,) = seen
+moved = np.abs(purified - images) * 255
+assert purified.dtype == np.float32 and 8 < moved.max() <= 16.01
+np.testing.assert_array_equal(logits, purified.mean((2, 3)))
 """
     )
     _run(script, site, tmp_path)
