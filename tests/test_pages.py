@@ -1,10 +1,13 @@
-"""README and RESULTS hold the numbers of `results/` and of the cards, and no others."""
+"""The pages hold the numbers of `results/` and of the cards, and no others."""
 
 import re
 
 import pytest
 
 from reproduction import measured, pages
+
+_ALL = ["README.md", "RESULTS.md"]
+_ALL += [f"docs/{page.name}" for page in (pages.ROOT / "docs").glob("*.md")]
 
 
 @pytest.mark.parametrize("name", pages.PAGES)
@@ -84,6 +87,36 @@ def test_templates_name_fields_and_what_is_derived_from_them():
         measured.told("{missing}", row)
     columns = {"share": "{accuracy:.1%}", "n": lambda row: row["n"] + 1}
     assert measured.table([row], columns).splitlines()[2] == "| 50.0 % | 12346 |"
+
+
+def _anchors(page):
+    """Of a page's headings, as they are linked to."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("name", sorted(_ALL))
+def test_links_lead_somewhere(name):
+    page = pages.ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        to = page.parent / path if path else page
+        assert to.exists(), link
+        assert not anchor or anchor in _anchors(to), link
+
+
+def test_the_readme_is_one_page_that_leads_to_all_others():
+    text = (pages.ROOT / "README.md").read_text()
+    assert len(text.encode()) <= 8192
+    for name in _ALL:
+        assert name == "README.md" or f"]({name})" in text, name
+
+
+@pytest.mark.parametrize("name", sorted({*_ALL} - {*pages.PAGES}))
+def test_pages_that_are_not_filled_have_no_places(name):
+    assert "<!-- begin" not in (pages.ROOT / name).read_text()
 
 
 def test_every_place_is_on_a_page_and_known():
