@@ -41,7 +41,7 @@ from pixeldefend.attacks.outcome import (
     check_logits,
     predicted,
 )
-from pixeldefend.attacks.presets import ATTACKS, named, stops, usual
+from pixeldefend.attacks.presets import ATTACKS, Known, named, stops, usual
 from pixeldefend.attacks.projected_gradient import bim, fgm, fgsm, pgd
 from pixeldefend.attacks.rounding import cut
 from pixeldefend.attacks.saliency import saliency_map
@@ -51,6 +51,7 @@ __all__ = [
     "ATTACKS",
     "AutoInfo",
     "Info",
+    "Known",
     "LogitsFn",
     "PARTS",
     "apgd",

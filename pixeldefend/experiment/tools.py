@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pixeldefend import keys
+from pixeldefend import attacks, keys
 from pixeldefend.defences import DEFENCES, base
 from pixeldefend.experiment.adversaries import Target
 from pixeldefend.experiment.grid import Pipeline
@@ -80,9 +80,9 @@ def compute(
     return defence.compute(params, images, key)
 
 
-def _is_own(kind: type[base.Defence]) -> bool:
-    """Whether a defence is somebody's own, not of this package."""
-    return kind.__module__.partition(".")[0] != "pixeldefend"
+def _is_own(made: Any) -> bool:
+    """Whether a class or function is somebody's own, not of this package."""
+    return made.__module__.partition(".")[0] != "pixeldefend"
 
 
 def check_defence(
@@ -121,16 +121,18 @@ def check_defence(
 
 
 def source_of(words: Any) -> list[str]:
-    """The source of defences of somebody's own, for a fingerprint: an edited one gives
-    other results under the same name."""
+    """The source of somebody's own defences and attacks (by name), for a fingerprint:
+    an edited one gives other results under the same name."""
     found = []
     for word in words:
         if isinstance(word, Target):
             found += source_of(word.defences)
         elif isinstance(word, tuple):
             found += source_of(word)
-        kind = type(word)
-        if isinstance(word, base.Defence) and _is_own(kind):
+        made = type(word) if isinstance(word, base.Defence) else None
+        if isinstance(word, str) and word in attacks.ATTACKS:
+            made = attacks.ATTACKS[word].function
+        if made is not None and _is_own(made):
             with contextlib.suppress(OSError, TypeError):  # typed at a prompt
-                found.append(inspect.getsource(kind))
+                found.append(inspect.getsource(made))
     return found

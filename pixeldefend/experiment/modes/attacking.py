@@ -20,7 +20,7 @@ from pixeldefend.experiment import (
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.store import Store, Unfinished
-from pixeldefend.experiment.tools import Tools
+from pixeldefend.experiment.tools import Tools, source_of
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
@@ -48,7 +48,11 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
     inputs.remove_results(folder, [images, f"correct/{given.source}.npz", "rows.jsonl"])
     store = Store(folder)
     unfinished = inputs.unfinished(
-        store, workdir.hash, given, variables, settings.save_seconds
+        store,
+        (workdir.hash, source_of((settings.name,))),
+        given,
+        variables,
+        settings.save_seconds,
     )
     found = outcomes(variables, given, settings.eps, unfinished)
     files.write_arrays(

@@ -82,7 +82,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     }
     unfinished = inputs.unfinished(
         store,
-        (workdir.hash, job.defences, source_of(job.defences)),
+        (workdir.hash, job.defences, source_of((*job.defences, config.purify.attack))),
         job.given,
         variables,
         settings.save_seconds,
