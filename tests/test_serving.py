@@ -183,8 +183,25 @@ def test_what_cannot_be_differentiated_is_told(purifier, toy):
         purifier.pull_back(floating, [1])
     with pytest.raises(ValueError, match="gradient must be one of bpda, straight"):
         purifier.pull_back(floating, floating, gradient="none")
-    with pytest.raises(TypeError, match="traced: within jit or grad call pixeldefend"):
+    with pytest.raises(TypeError, match="traced: within jit or grad call Purifier.t"):
         jax.jit(purifier)(floating)
+
+
+def test_within_a_program_it_purifies_the_same(toy):
+    purifier = _purifier(toy, layout="NCHW", range=(-1, 1))
+    images = (toy.levels[:3].transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)
+    outside = 1.5 * images
+    for given in (images, np.clip(outside, -1, 1)):
+        expected = purifier(given)
+        found = jax.jit(purifier.traced)(given)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_array_equal(jax.jit(purifier.traced)(outside), found)
+    for gradient in ("bpda", "straight_through"):
+        seen = functools.partial(purifier.traced, gradient=gradient)
+        _, back = jax.vjp(jax.jit(seen), images)
+        pulled = purifier.pull_back(images, expected, gradient=gradient)
+        np.testing.assert_allclose(back(expected)[0], pulled, rtol=1e-4, atol=1e-6)
 
 
 def test_levels_are_checked_as_everywhere(purifier, toy):

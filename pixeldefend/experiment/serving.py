@@ -25,6 +25,7 @@ class _Served:
     Attributes:
       defence: what is done, as `judge` and `behind` take it.
       params: with what.
+      options: what the same is made from again.
     """
 
     def __init__(
@@ -58,8 +59,7 @@ class _Served:
           TypeError, ValueError: it is no density model of images alone, or a setting
             cannot be.
         """
-        # What `__reduce__` makes it again from.
-        self._options = {
+        self.options = {
             "weights": weights,
             "eps": eps,
             "grades": grades,
@@ -95,13 +95,11 @@ class _Served:
             parallel.enable_cache()
 
     def __repr__(self) -> str:
-        options = ", ".join(
-            f"{name}={value!r}" for name, value in self._options.items()
-        )
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"{type(self).__name__}({options})"
 
     def __reduce__(self) -> tuple:
-        return functools.partial(type(self), **self._options), ()
+        return functools.partial(type(self), **self.options), ()
 
     def __deepcopy__(self, _: dict) -> "_Served":
         return self  # nothing in it changes
@@ -174,8 +172,10 @@ class _Served:
         """From the layout of images to `[N, H, W, C]`, or `back`."""
         if self._layout == "NHWC":
             return images
-        axes = (0, 3, 1, 2) if back else (0, 2, 3, 1)
-        return np.ascontiguousarray(images.transpose(axes))
+        turned = images.transpose((0, 3, 1, 2) if back else (0, 2, 3, 1))
+        return (
+            np.ascontiguousarray(turned) if isinstance(turned, np.ndarray) else turned
+        )
 
 
 class Purifier(_Served):
@@ -208,6 +208,28 @@ class Purifier(_Served):
         given, restore = _opened("images", images)
         found = self._computed(given)
         return restore(self._from_levels(found["images"], given.dtype))
+
+    def traced(self, images: jax.Array, *, gradient: str = "bpda") -> jax.Array:
+        """Purified images within a program of JAX, which may be differentiated.
+
+        Nothing is checked, padded or cut: the program is for as many images as there
+        are, and those outside the range are clipped.
+
+        Args:
+          images: floating, as for `__call__`.
+          gradient: see `Defence.view`.
+
+        Returns:
+          As `images`.
+        """
+        share = (self._turned(images) - self._black) / (self._white - self._black)
+        levels = pixels.from_fractions(share.astype(jnp.float32))
+        whole = jnp.clip(jnp.round(levels), 0, pixels.LEVELS - 1)
+        levels = levels + jax.lax.stop_gradient(whole - levels)
+        found = self.defence.view(self.params, levels, None, gradient)
+        share = found / (pixels.LEVELS - 1)
+        moved = self._black + share * (self._white - self._black)
+        return self._turned(moved, back=True).astype(images.dtype)
 
     def pull_back(
         self, images: Any, towards: Any, *, gradient: str = "straight_through"
@@ -314,7 +336,7 @@ class Screener(_Served):
                 f"{weights} has no reference.npy, so there are no p-values (the mode "
                 "release makes one)"
             )
-        self.rejects = self._options["rejects"] = rejects
+        self.rejects = self.options["rejects"] = rejects
         self._arguments = self._arguments | {"reference": jnp.asarray(reference)}
 
     def __call__(self, images: Any) -> Screened:
@@ -348,8 +370,8 @@ def _opened(name: str, images: Any) -> tuple[np.ndarray, Callable[[np.ndarray], 
         return images, lambda found: found
     if isinstance(images, jax.core.Tracer):
         raise TypeError(
-            f"{name} are traced: within jit or grad call pixeldefend.purify or "
-            "pixeldefend.behind"
+            f"{name} are traced: within jit or grad call Purifier.traced, "
+            "pixeldefend.purify or pixeldefend.behind"
         )
     if isinstance(images, jax.Array):
 
