@@ -3,6 +3,7 @@
 import difflib
 import errno
 import functools
+import importlib.util
 import io
 import logging as standard_logging
 import os
@@ -32,6 +33,9 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes, as a launcher started it."
 )
 _EXAMPLE = "for example --config=configs/cifar10.py"
+_CONFIG_FLAGS = ("--config", "-config")
+# A link in a checkout, and a folder where the package is installed.
+CONFIGS = pathlib.Path(__file__).parent / "configs"
 _HELP = re.compile(r"--?(h|help|helpshort|helpfull)$")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _REFUSED = re.compile(r"flag --(?:no)?(?:config\.)?([\w.]+)=.*?: (expected .*)", re.S)
@@ -84,6 +88,7 @@ def parse(
       known: the modes that there are, by name, for the help.
     """
     try:
+        arguments = _located(arguments)
         given = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
         config = _load(given)
         if any(map(_HELP.match, given[1:])):
@@ -109,6 +114,26 @@ def parse(
     return rest
 
 
+def _located(arguments: list[str]) -> list[str]:
+    """The same with the file of a config that is given by name, as `cifar10:smoke`."""
+    # What is installed elsewhere has no folder `configs` beside it.
+    if importlib.util.find_spec("configs") is None:
+        sys.modules["configs"] = importlib.import_module("pixeldefend.configs")
+    found = list(arguments)
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        alone = i and arguments[i - 1] in _CONFIG_FLAGS
+        if not alone and not (equals and flag in _CONFIG_FLAGS):
+            continue
+        value = argument if alone else value
+        name, colon, variant = value.partition(":")
+        path = CONFIGS / f"{name}.py"
+        if name.isidentifier() and path.is_file() and not pathlib.Path(name).is_file():
+            value = f"{path}{colon}{variant}"
+        found[i] = value if alone else f"{flag}={value}"
+    return found
+
+
 def _load(arguments: list[str]) -> ml_collections.ConfigDict | None:
     """The config as its file has it; None where none is asked for.
 
@@ -118,7 +143,7 @@ def _load(arguments: list[str]) -> ml_collections.ConfigDict | None:
     named = None
     for argument, following in zip(arguments[1:], [*arguments[2:], ""], strict=True):
         flag, equals, value = argument.partition("=")
-        if flag in ("--config", "-config"):
+        if flag in _CONFIG_FLAGS:
             named = value if equals else following
     if named is None:
         return None
@@ -144,9 +169,8 @@ def _load(arguments: list[str]) -> ml_collections.ConfigDict | None:
 
 
 def _default() -> ml_collections.ConfigDict | None:
-    """The config that all others are made from, if it is at hand."""
-    path = "configs/default.py"
-    return _load(["", f"--config={path}"]) if pathlib.Path(path).is_file() else None
+    """The config that all others are made from."""
+    return _load(["", f"--config={CONFIGS / 'default.py'}"])
 
 
 def _check_fields(

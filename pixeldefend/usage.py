@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_DEFAULT = "configs/default.py"  # which says what every field means
+# Says what every field means.
+_DEFAULT = pathlib.Path(__file__).parent / "configs/default.py"
 _USAGE = """\
-usage: {program} --config=FILE[:VARIANT] --mode=MODE [OPTION...]
+usage: {program} --config=NAME[:VARIANT] --mode=MODE [OPTION...]
 
 options:
-  --config=FILE         with the fields below, for example configs/cifar10.py
+  --config=NAME         cifar10, fashion_mnist, mnist, custom:DATA or a file, with the
+                        fields below
   --config.FIELD=VALUE  another value of a field
   --mode=MODE           what to do, see below; list shows it as well
   --workdir=FOLDER      for results; default runs/DATASET/MODE-HASH

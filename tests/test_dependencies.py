@@ -20,7 +20,7 @@ PURE = {
     "attacks": {"pixels"},
     "defences": {"pixels", "keys", "models", "density", "attacks"},
 }
-EFFECTS = {"cli", "usage", "experiment", "adapters"}
+EFFECTS = {"__main__", "cli", "usage", "experiment", "adapters"}
 PACKAGES = {"jax", "flax", "optax", "chex", "numpy", "scipy"}
 
 

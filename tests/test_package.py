@@ -142,3 +142,35 @@ def test_the_wheel_carries_samples_and_models(site):
             for n in names
         )
     assert not any(n.startswith(("tests/", "configs/")) for n in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [["bin/pixeldefend"], ["-m", "pixeldefend"]])
+def test_the_program_has_its_configs_with_it(site, tmp_path, program):
+    (tmp_path / "fashion_mnist").mkdir()  # a folder is no config
+    environment = os.environ | {"PYTHONPATH": str(site), "XLA_FLAGS": ""}
+    script = str(site / program[0]) if len(program) == 1 else program[0]
+    command = [sys.executable, script, *program[1:]]
+
+    def run(*options):
+        return subprocess.run(
+            [*command, *options],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    done = run("--config=fashion_mnist:smoke", "--mode=classify", "--workdir=out")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "results in out" in done.stdout
+    told = run("--config", "mnist", "--help").stdout
+    assert "pixelcnn.weights" in told and "mnist/pixelcnn" in told
+    assert "levels, the defence's" in told  # what the default config remarks
+    done = run("--config=cifar11", "--mode=classify")
+    assert done.returncode == 2 and "no config file cifar11" in done.stderr
+    # A config of one's own, made of the default one as those here are.
+    text = "from configs import mnist\n\n\ndef get_config():\n"
+    (tmp_path / "own.py").write_text(f"{text}    return mnist.get_config('smoke')\n")
+    done = run("--config=own.py", "--mode=classify", "--workdir=own")
+    assert done.returncode == 0, done.stderr[-2000:]
