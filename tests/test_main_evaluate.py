@@ -108,6 +108,9 @@ def test_evaluate_smoke(models, whole):
     folder, printed = whole
     assert "grey-box" in printed and "strongest" in printed
     assert "Transferred: made on" in printed and (folder / "table.md").exists()
+    tex = (folder / "table.tex").read_text()
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") > 1
+    assert r"Transferred: made on" in tex and "fashion_" not in tex
     rows = _rows(folder)
     assert not (folder / "parts").exists()
     # 5 rows: clean, 4 attacks, all of those but RAND made elsewhere (except for

@@ -115,3 +115,19 @@ def test_the_host_has_a_device_of_its_own():
     with parallel.on_host():
         assert jnp.zeros(1).devices().pop().platform == "cpu"
     assert parallel.steps_per_call(0) == 1 and parallel.steps_per_call(7) == 7
+
+
+def test_a_gpu_that_jax_does_not_see_is_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(parallel, "_GPU", tmp_path)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    parallel.warn_of_idle_gpu()
+    assert (
+        'this machine has a GPU, and JAX works on its CPU: pip install "jax[cuda12'
+        in (capsys.readouterr().err)
+    )
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    parallel.warn_of_idle_gpu()
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(parallel, "_GPU", tmp_path / "none")
+    parallel.warn_of_idle_gpu()
+    assert not capsys.readouterr().err

@@ -11,3 +11,23 @@ def test_time_left_counts_only_what_this_run_did(monkeypatch, capsys):
     progress.update(0.6, "fast")
     # A tenth in half a minute: four tenths are two minutes.
     assert "60%  0:30 gone, 2:00 left  fast" in capsys.readouterr().out
+
+
+def test_a_long_compilation_is_told(capsys):
+    with report.compiling("scoring", patience=0.01):
+        time.sleep(0.2)
+    assert capsys.readouterr().out.startswith("scoring: compiling, which can take")
+    with report.compiling("scoring", patience=1.0):
+        pass
+    time.sleep(1.2)
+    assert not capsys.readouterr().out
+
+
+def test_latex_has_its_signs():
+    found = report.latex_table(["", "a_b"], [["x & y", "50 %"], ["#", "1 ± 2"]])
+    assert found.splitlines()[2:6] == [
+        r" & a\_b \\",
+        r"\midrule",
+        r"x \& y & 50 \% \\",
+        r"\# & 1 $\pm$ 2 \\",
+    ]

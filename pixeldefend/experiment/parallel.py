@@ -9,6 +9,8 @@ import contextlib
 import functools
 import operator
 import os
+import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,6 +23,7 @@ from pixeldefend.experiment import files, interruption, processes
 
 AXIS = "devices"
 _LARGEST_BATCH = 2**20
+_GPU = pathlib.Path("/dev/nvidia0")
 
 
 def initialize() -> None:
@@ -50,6 +53,17 @@ def check_platform() -> None:
             f"JAX finds no device for JAX_PLATFORMS={asked or ''}: unset it, or set "
             "JAX_PLATFORMS=cpu"
         ) from error
+
+
+def warn_of_idle_gpu() -> None:
+    """Says so on a machine with an NVIDIA GPU of which JAX knows nothing."""
+    asked = os.environ.get("JAX_PLATFORMS")
+    if jax.default_backend() == "cpu" and not asked and _GPU.exists():
+        print(
+            "this machine has a GPU, and JAX works on its CPU: pip install "
+            '"jax[cuda12]", or set JAX_PLATFORMS=cpu to hear no more of it',
+            file=sys.stderr,
+        )
 
 
 def check_batch(batch: int, field: str = "batch") -> int:

@@ -1,6 +1,9 @@
 """What a person sees while a mode runs: progress and tables."""
 
+import contextlib
+import functools
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -78,13 +81,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def latex_text(text: str) -> str:
+    """A text as LaTeX has to have it."""
+    signs = {"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "#": r"\#"}
+    return text.translate(str.maketrans(signs))
+
+
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The same for LaTeX, with the rules of booktabs."""
-    signs = {"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "#": r"\#"}
-    table_of_signs = str.maketrans(signs)
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(str(c).translate(table_of_signs) for c in cells) + r" \\"
+        return " & ".join(latex_text(str(cell)) for cell in cells) + r" \\"
 
     body = [line(header), r"\midrule", *map(line, rows)]
     columns = "l" + "r" * (len(header) - 1)
@@ -109,11 +116,25 @@ def run_batches(
     Raises:
       interruption.Interrupted: the run was asked to stop.
     """
-    mapped.compile(variables, *arrays)
+    with compiling(what):
+        mapped.compile(variables, *arrays)
     begun = time.perf_counter()
     results = list(batches(mapped, what, variables, *arrays))
     whole = parallel.whole(results, len(arrays[0]))
     return whole, time.perf_counter() - begun
+
+
+@contextlib.contextmanager
+def compiling(what: str, patience: float = 5.0) -> Iterator[None]:
+    """Says so where compiling `what` takes more seconds than `patience`."""
+    line = f"{what}: compiling, which can take minutes; it is kept for the next time"
+    timer = threading.Timer(patience, functools.partial(print, line, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def batches(

@@ -258,7 +258,8 @@ class Unfinished:
             print(f"{what}: going on after {self.done} of {count} images")
         for found in self.results if each is not None and processes.is_first() else ():
             each(*found)
-        mapped.compile(variables, *arrays)
+        with report.compiling(what):
+            mapped.compile(variables, *arrays)
         begun = time.perf_counter()
         rows = self.missing(count)
         try:

@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 
+from etils import epath
+
 from pixeldefend import attacks
-from pixeldefend.experiment import grid, published, report
+from pixeldefend.experiment import files, grid, published, report
 from pixeldefend.experiment.rows import WORST
 
 STRONGEST = "strongest"  # of the paper's five attacks, where all of them are there
@@ -195,7 +197,7 @@ class Table:
         """All tables, one for each eps, own attacks first.
 
         Args:
-          form: `report.table` for a terminal, `report.markdown_table` for a page.
+          form: `report.table`, `report.markdown_table` or `report.latex_table`.
         """
         found = []
         for eps in self.layout.eps:
@@ -204,8 +206,23 @@ class Table:
                 header, lines = self.lines(eps, source)
                 if any(cell for line in lines for cell in line[1:]):
                     title = f"Transferred: made on {source}, eps {eps:g}"
+                    if form is report.latex_table:
+                        title = report.latex_text(title)
                     found.append(f"{title}\n\n{form(header, lines)}")
         return "\n\n".join(found)
+
+
+def write(folder: epath.Path, show: Callable[[Callable[..., str]], str]) -> None:
+    """Writes a table into `folder` for pages (`table.md`) and papers (`table.tex`).
+
+    Args:
+      folder: of the run.
+      show: as `Table.show`.
+    """
+    forms = {"md": report.markdown_table, "tex": report.latex_table}
+    for ending, form in forms.items():
+        with files.whole_file(folder / f"table.{ending}") as temporary:
+            temporary.write_text(show(form) + "\n")
 
 
 def _looks(column: grid.Column) -> bool:

@@ -21,7 +21,8 @@ RESULTS = frozenset(
     "adversarial calibration checkpoints correct detection.npz figures figures.json "
     "metrics.jsonl model parts predictions predictions.npz purified purifiers.npz "
     "rows.jsonl samples.npz samples.png scores scores.npz searches sweep.npz table.md "
-    "test threshold.json verdict.md verdict.npz verdict.tex written.json".split()
+    "table.tex test threshold.json verdict.md verdict.npz verdict.tex "
+    "written.json".split()
 )
 
 

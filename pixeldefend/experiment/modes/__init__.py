@@ -179,6 +179,7 @@ def start(
             raise ValueError(f"seed must be from 0 to 2^32 - 1: {config.seed}")
         data.find(config.dataset, config.data_dir)
         parallel.check_platform()
+        parallel.warn_of_idle_gpu()
         given = jax.tree.leaves(config.to_dict())
         files.prepare(text for text in (workdir, *given) if isinstance(text, str))
         if config.compilation_cache:

@@ -10,12 +10,10 @@ from pixeldefend import attacks
 from pixeldefend.defences import DEFENCES, magnet, reject
 from pixeldefend.experiment import (
     data,
-    files,
     grid,
     measure,
     own_classifier,
     parallel,
-    report,
     tables,
     zoo,
 )
@@ -45,8 +43,7 @@ def evaluate(config: inputs.Config, workdir: Workdir) -> None:
     rows = list(measure.rows(bench, layout, workdir.hash))
     rows = [row | {"table_seconds": round(bench.seconds, 1)} for row in rows]
     table = tables.Table(layout, rows, inputs.dataset(config))
-    with files.whole_file(folder / "table.md") as temporary:
-        temporary.write_text(table.show(report.markdown_table) + "\n")
+    tables.write(folder, table.show)
     write_rows(folder / "rows.jsonl", rows)
     bench.tidy()
     print(f"\n{table.show()}\n\n{_legend(given, rows)}\nresults in {folder}")

@@ -14,8 +14,8 @@ from pixeldefend.experiment import (
     grid,
     measure,
     parallel,
-    report,
     sweeps,
+    tables,
 )
 from pixeldefend.experiment.modes import evaluating, inputs
 from pixeldefend.experiment.rows import write_rows
@@ -42,8 +42,7 @@ def sweep(config: inputs.Config, workdir: Workdir) -> None:
     rows += [_evaded(config, row, eps, bench, workdir.hash) for row, eps in evading]
     rows = [row | {"table_seconds": round(bench.seconds, 1)} for row in rows]
     write_rows(folder / "rows.jsonl", rows)
-    with files.whole_file(folder / "table.md") as temporary:
-        temporary.write_text(report.markdown_table(*sweeps.lines(rows)) + "\n")
+    tables.write(folder, lambda form: form(*sweeps.lines(rows)))
     arrays = _examples(config, layout, bench, tools, given)
     files.write_arrays(folder / "sweep.npz", **arrays)
     bench.tidy()
