@@ -72,6 +72,12 @@ def graded_eps(
     return radius[jnp.sum(passed.astype(jnp.int32), 1)]
 
 
+def compressed(images: chex.Array, *, quality: chex.Array) -> chex.Array:
+    """Floating levels `[B, H, W, C]` after JPEG of `quality [B]`, 0 for none."""
+    found = compression.compress(images, quality=jnp.maximum(quality, 1))
+    return jnp.where((quality > 0)[:, None, None, None], found, images)
+
+
 def _seen_bits(
     model: pixelcnn.PixelCNN, params: base.Params, images: chex.Array
 ) -> chex.Array:
@@ -171,7 +177,7 @@ class PurifyGraded(purification.Purify):
         at_grade = params | {"eps": params["eps"][grade]}
         computed = super().compute(at_grade, images, key)
         purified = computed["images"].astype(jnp.float32)
-        found = base.whole(self._compressed(purified, params["quality"][grade]))
+        found = base.whole(compressed(purified, quality=params["quality"][grade]))
         log_probs = likelihood.log_prob(self.density_model, params["params"], found)
         return computed | {"images": found, "log_probs": log_probs}
 
@@ -194,11 +200,11 @@ class PurifyGraded(purification.Purify):
         grade = self._grade(params, images)
         at_grade = params | {"eps": params["eps"][grade]}
         purified = super().view(at_grade, images, key, gradient)
-        compressed = self._compressed(purified, params["quality"][grade])
+        found = compressed(purified, quality=params["quality"][grade])
         if gradient == "expectation":
-            return compressed
-        onto = images if gradient == "bpda" else compressed
-        levels = jnp.round(jax.lax.stop_gradient(compressed))
+            return found
+        onto = images if gradient == "bpda" else found
+        levels = jnp.round(jax.lax.stop_gradient(found))
         return base.straight_through(onto, levels)
 
     def _grade(self, params: base.Params, images: chex.Array) -> chex.Array:
@@ -206,11 +212,6 @@ class PurifyGraded(purification.Purify):
         bits = _seen_bits(self.density_model, params, images)
         grades = jnp.arange(len(params["eps"]), dtype=jnp.int32)
         return graded_eps(bits, thresholds=params["thresholds"], eps=grades)
-
-    def _compressed(self, images: chex.Array, quality: chex.Array) -> chex.Array:
-        """Floating levels after JPEG, where there is a quality above 0."""
-        found = compression.compress(images, quality=jnp.maximum(quality, 1))
-        return jnp.where((quality > 0)[:, None, None, None], found, images)
 
 
 def read_grades(grades: Any) -> dict[str, np.ndarray]:

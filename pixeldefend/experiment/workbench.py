@@ -151,8 +151,8 @@ class Workbench:
             preset = dict(attacks.ATTACKS[adversary.attack].presets[adversary.preset])
         images, labels = (a[:count] for a in (self.given.images, self.given.labels))
         arrays = (images, labels.astype(np.int32), np.arange(count, dtype=np.uint32))
-        name = _slug(adversary) + "-search" * (function is adversaries.searched)
-        return self._once(
+        name = slug(adversary) + "-search" * (function is adversaries.searched)
+        return self.once(
             "adversarial",
             name,
             what,
@@ -221,9 +221,9 @@ class Workbench:
         several = (f"draw{draw}",) if draw else ()
         asked = (classifier,) if by.asks_classifier else ()
         detects = by.detects
-        return self._once(
+        return self.once(
             "scores" if detects else "purified",
-            " ".join((_slug(adversary), *before, "by", by.name, *asked, *several)),
+            " ".join((slug(adversary), *before, "by", by.name, *asked, *several)),
             f"{by.name}: {' + '.join((str(adversary), *before))}",
             compute,
             (by, before, (self.tools.seed + draw) % 2**32),
@@ -281,9 +281,9 @@ class Workbench:
         if images is None:
             images = self.shown(adversary, row.defences, row.classifier).passed.images
         model, variables, _ = self.tools.classifiers[row.classifier]
-        return self._once(
+        return self.once(
             "predictions",
-            f"{row} {_slug(adversary)}" + f" draw{draw}" * (draw > 0),
+            f"{row} {slug(adversary)}" + f" draw{draw}" * (draw > 0),
             f"{row}: {adversary}",
             adversaries.classes,
             (model,),
@@ -319,7 +319,7 @@ class Workbench:
             self._maps[key] = parallel.BatchMap(bound, batch)
         return self._maps[key]
 
-    def _once(
+    def once(
         self,
         kind: str,
         name: str,
@@ -350,7 +350,7 @@ class Workbench:
         )
 
 
-def _slug(adversary: Adversary) -> str:
+def slug(adversary: Adversary) -> str:
     """A name for files; what else a set depends on is in their fingerprint."""
     if adversary.attack == CLEAN:
         words = [CLEAN]
