@@ -202,7 +202,8 @@ def _purify() -> ml_collections.ConfigDict:
     purify.defence = "auto"
     purify.eps = 16  # levels, the defence's
     # purify_graded: the bits/dim from which on an eps holds (the first from 0), that
-    # eps (the largest: purify.eps), and the quality of JPEG afterwards, if any.
+    # eps (the largest: purify.eps), and the quality of JPEG afterwards, if any; see
+    # `calibrate`, which finds some.
     purify.grades = ()
     # bits/dim below which an image is left alone (adaptive); 0: purify every image; -1:
     # the one on the density model's card.
@@ -267,16 +268,25 @@ def _reject() -> ml_collections.ConfigDict:
 
 
 def _calibrate() -> ml_collections.ConfigDict:
-    """The thresholds of defences that have one, on validation images."""
+    """The thresholds of defences that have one, or grades, on validation images."""
     calibrate = ml_collections.ConfigDict()
     # reject_p_value, reject_rmse, reject_magnet, by the scores of clean images; or
-    # purify_adaptive alone, under the attacks of `evaluate` on the classifier.
+    # purify_adaptive or purify_graded alone, under the attacks of `evaluate` on the
+    # classifier.
     calibrate.defences = ("reject_p_value", "reject_rmse", "reject_magnet")
     calibrate.input = "validation"  # as for evaluate
     calibrate.test = "test"  # images on which the rates are checked, likewise
     calibrate.images = 0  # at most, the first, of both; 0: all
     calibrate.rates = (0.001, 0.01, 0.03)  # of false positives, to be checked
-    calibrate.keep = False  # keep what was found beside the weights
+    calibrate.keep = False  # keep what was found beside the weights; not grades
+    # purify_graded: how many grades at most, the eps that one may have (levels), and
+    # the qualities of JPEG afterwards, 0 for none.
+    calibrate.grades = 3
+    calibrate.eps = (8, 12, 16, 24)
+    calibrate.qualities = (0, 95, 90, 85, 80, 75, 70, 60, 50)
+    # Grades are of the highest mean accuracy, in which that of clean images has this
+    # share; every attack of every eps has the same of the rest.
+    calibrate.clean_share = 0.5
     return calibrate
 
 

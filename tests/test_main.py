@@ -349,6 +349,8 @@ def _mistakes(folder):
     classifier, kind = "--config.classifier.", "--config.train.model=classifier"
     pixelcnn = f"{classifier}weights=fashion_mnist/pixelcnn"
     alone = ["--config.calibrate.defences=('purify_adaptive',)"]
+    grades = "--config.calibrate.defences=('purify_graded',)"
+    of = "--config.calibrate."
     write = lambda name, **arrays: np.savez(folder / name, **arrays)  # noqa: E731
     write("floats.npz", images=np.zeros((2, 28, 28, 1), np.float32))
     write("size.npz", images=np.zeros((2, 32, 32, 1), np.uint8))
@@ -518,6 +520,27 @@ def _mistakes(folder):
             "calibrate",
             [*alone, "--config.calibrate.input=test"],
             "needs --config.data",
+        ),
+        (
+            "calibrate",
+            [*alone, "--config.evaluate.attacks=('bim through=bpda',)"],
+            "leave through= out",
+        ),
+        ("calibrate", [grades, f"{of}input=test"], "needs --config.data"),
+        ("calibrate", [grades, "--config.evaluate.attacks=()"], "attacks is empty"),
+        ("calibrate", [grades, f"{classifier}weights=a + purify"], "takes no defences"),
+        ("calibrate", [grades, f"{of}eps=()"], "calibrate.eps must be whole numbers"),
+        ("calibrate", [grades, f"{of}eps=(8, 256)"], "from 0 to 255"),
+        ("calibrate", [grades, f"{of}eps=(8, 8)"], "each once: (8, 8)"),
+        ("calibrate", [grades, f"{of}qualities=(101,)"], "calibrate.qualities must be"),
+        ("calibrate", [grades, f"{of}qualities=(75.5,)"], "whole numbers from 0 to"),
+        ("calibrate", [grades, f"{of}grades=0"], "grades must be from 1 to 9: 0"),
+        ("calibrate", [grades, f"{of}clean_share=nan"], "clean_share must be from 0"),
+        ("calibrate", [grades, f"{of}keep=true"], "not on a card"),
+        (
+            "calibrate",
+            [f"{of}defences=('reject_rmse', 'purify_graded')"],
+            "purify_graded must stand alone",
         ),
         ("purify", [f"--config.pixelcnn.weights={folder}/misfit"], "weights"),
         ("purify", [f"--workdir={folder}/size.npz"], "is a file"),

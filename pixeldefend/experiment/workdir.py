@@ -19,9 +19,10 @@ from pixeldefend.experiment.lock import Lock
 # All that modes write in a workdir, besides its `config.json` and what is hidden.
 RESULTS = frozenset(
     "adversarial calibration checkpoints correct detection.npz figures figures.json "
-    "metrics.jsonl model parts predictions predictions.npz purified purifiers.npz "
-    "rows.jsonl samples.npz samples.png scores scores.npz searches sweep.npz table.md "
-    "table.tex test threshold.json verdict.md verdict.npz verdict.tex "
+    "grades.json metrics.jsonl model parts predictions predictions.npz purified "
+    "purifiers.npz rows.jsonl samples.npz samples.png scores scores.npz searches "
+    "sweep.npz table.md table.tex test threshold.json verdict.md verdict.npz "
+    "verdict.tex "
     "written.json".split()
 )
 

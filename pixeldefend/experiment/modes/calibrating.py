@@ -1,4 +1,4 @@
-"""The mode `calibrate`: the thresholds of defences that have one."""
+"""The mode `calibrate`: the thresholds of detectors; others have files of their own."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ import numpy as np
 
 from pixeldefend.defences import DEFENCES, reject
 from pixeldefend.experiment import data, grid, measure, parallel, report, zoo
-from pixeldefend.experiment.modes import evaluating, inputs, thresholds
+from pixeldefend.experiment.modes import evaluating, grades, inputs, thresholds
 from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.tools import SECTIONS, Tools
 from pixeldefend.experiment.workbench import Workbench
@@ -17,11 +17,12 @@ from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
 
 
 def calibrate(config: inputs.Config, workdir: Workdir) -> None:
-    """Finds thresholds of detectors, or of purify_adaptive, on validation images."""
+    """Finds thresholds or grades of defences that have them, on validation images."""
     settings = config.calibrate
     if "purify_adaptive" in settings.defences:
-        thresholds.choose(config, workdir)
-        return
+        return thresholds.choose(config, workdir)
+    if "purify_graded" in settings.defences:
+        return grades.choose(config, workdir)
     with user_errors():
         _check(settings)
         tools, given = _prepared(config)

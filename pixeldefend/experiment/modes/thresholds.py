@@ -3,6 +3,7 @@
 import numpy as np
 
 from pixeldefend.experiment import (
+    data,
     files,
     grid,
     measure,
@@ -12,6 +13,7 @@ from pixeldefend.experiment import (
     zoo,
 )
 from pixeldefend.experiment.modes import evaluating, inputs
+from pixeldefend.experiment.tools import Tools
 from pixeldefend.experiment.workbench import Workbench
 from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
 
@@ -22,26 +24,12 @@ def choose(config: inputs.Config, workdir: Workdir) -> None:
     """Chooses the threshold of purify_adaptive on validation images."""
     settings, classifier = config.calibrate, config.classifier.weights
     with user_errors():
-        if len(settings.defences) > 1:
-            raise ValueError("calibrate.defences: purify_adaptive must stand alone")
-        if " + " in classifier:
-            raise ValueError(f"classifier.weights takes no defences: {classifier}")
-        layout = grid.read(
-            (classifier, f"{classifier} + purify"),
-            config.evaluate.attacks,
-            config.evaluate.eps_attack,
-        )
-        if not layout.columns:
-            raise ValueError("evaluate.attacks is empty: nothing to be safe from")
-        tools, given = evaluating.prepared(
-            config, layout, 0.0, settings.input, settings.images
-        )
+        layout, tools, given = prepared(config, "purify_adaptive")
         place = zoo.find_released(config.pixelcnn.weights)
         if settings.keep:
             zoo.check_writable(place)
     folder = workdir.open()
-    if given.source in ("test", "sample"):
-        print("these are test images: choose on them only to try the code")
+    tell_test_images(given)
     bench = Workbench(folder, given, tools)
     measure.make(bench, layout)
     curve = _curve(layout, bench)
@@ -72,6 +60,49 @@ def choose(config: inputs.Config, workdir: Workdir) -> None:
         f"({given.source}) in front of {classifier} (grey-box attacks)"
     )
     print(f"results in {folder / 'threshold.json'}")
+
+
+def prepared(
+    config: inputs.Config, defence: str
+) -> tuple[grid.Grid, Tools, data.Input]:
+    """What a defence is calibrated with: the classifier by itself and purified, under
+    the attacks of `evaluate`, the models for that, and images.
+
+    Args:
+      config: whose settings are taken.
+      defence: which, alone, `calibrate.defences` must name.
+
+    Raises:
+      ValueError, TypeError, OSError: as for `evaluating.prepared`.
+    """
+    settings, classifier = config.calibrate, config.classifier.weights
+    if len(settings.defences) > 1:
+        raise ValueError(f"calibrate.defences: {defence} must stand alone")
+    if " + " in classifier:
+        raise ValueError(f"classifier.weights takes no defences: {classifier}")
+    layout = grid.read(
+        (classifier, f"{classifier} + purify"),
+        config.evaluate.attacks,
+        config.evaluate.eps_attack,
+    )
+    if not layout.columns:
+        raise ValueError("evaluate.attacks is empty: nothing to be safe from")
+    for column in layout.columns:
+        if column.gradient:
+            raise ValueError(
+                f"evaluate.attacks: {column} sees a purifier; calibrate attacks the "
+                "classifier alone: leave through= out"
+            )
+    tools, given = evaluating.prepared(
+        config, layout, 0.0, settings.input, settings.images
+    )
+    return layout, tools, given
+
+
+def tell_test_images(given: data.Input) -> None:
+    """Says so where images are not for choosing."""
+    if given.source in ("test", "sample"):
+        print("these are test images: choose on them only to try the code")
 
 
 def _curve(layout: grid.Grid, bench: Workbench) -> dict:
