@@ -34,6 +34,7 @@ from pixeldefend.density.pixelcnn import PixelCNN, apply, init
 from pixeldefend.density.published_weights import import_pixelcnn
 from pixeldefend.detection import p_values
 from pixeldefend.experiment import data
+from pixeldefend.experiment.hub import export_weights
 from pixeldefend.experiment.judging import judge
 from pixeldefend.experiment.parallel import enable_cache
 from pixeldefend.experiment.serving import Purifier, Screener
@@ -64,6 +65,7 @@ __all__ = [
     "defences",
     "detection",
     "enable_cache",
+    "export_weights",
     "graded_eps",
     "import_pixelcnn",
     "init",

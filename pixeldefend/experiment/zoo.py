@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from pixeldefend.density import pixelcnn
-from pixeldefend.experiment import files, foreign, processes
+from pixeldefend.experiment import files, foreign, processes, tensors
 from pixeldefend.experiment.checkpoints import (
     UnreadableError,
     fingerprint,
@@ -41,6 +41,7 @@ _KINDS = {
 }
 KINDS = tuple(_KINDS)
 _WIDEST = 1024  # image
+_TOLD = ("card.json", "README.md")  # what is written of a model, not the model
 # What modes read of a card, where it is there, and of which types it has to be.
 _CARD = {
     "dataset": (str,),
@@ -111,20 +112,20 @@ def save_released(
 
 
 def file_hashes(folder: epath.Path) -> dict[str, str]:
-    """SHA-256 of every file of a model but its card, by path within `folder`."""
+    """SHA-256 of every file of a model but its cards, by path within `folder`."""
     found = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             inner = file_hashes(path).items()
             found |= {f"{path.name}/{name}": digest for name, digest in inner}
-        elif path.name == "card.json" or path.name.startswith("."):
+        elif path.name in _TOLD or path.name.startswith("."):
             continue
         elif path.is_file():  # whatever else there is, no model of ours has
             found[path.name] = foreign.sha256(path)
     return found
 
 
-def _check_files(folder: epath.Path, card: dict, part: str) -> None:
+def check_files(folder: epath.Path, card: dict, part: str) -> None:
     """Compares files with the card; one written before cards had hashes passes.
 
     A restore from damaged files fails too, but in a dozen ways, some of them in threads
@@ -133,7 +134,7 @@ def _check_files(folder: epath.Path, card: dict, part: str) -> None:
     Args:
       folder: of the model.
       card: its.
-      part: "weights" or the name of one file.
+      part: a folder of it, such as "weights", or the name of one file.
 
     Raises:
       FileNotFoundError: `part` is missing.
@@ -262,17 +263,31 @@ def load_released(name: str) -> Loaded:
     except Exception as error:  # flax and JAX raise many kinds for odd sizes
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{folder / 'card.json'} does not fit: {reason}") from error
+    return Loaded(model, _load_params(folder, card, like), card)
+
+
+def _load_params(folder: epath.Path, card: dict, like: Any) -> Any:
+    """The parameters in `folder`, from orbax's files or else from safetensors.
+
+    Raises:
+      FileNotFoundError: neither is there.
+      ValueError: they are damaged or do not fit; see `load_released`.
+    """
+    ours = (folder / "weights").exists() or not (folder / tensors.NAME).exists()
+    path = folder / ("weights" if ours else tensors.NAME)
+    # Before its hash, since it says which of its arrays does not fit.
+    params = None if ours else tensors.load(path, like)
     try:
-        _check_files(folder, card, "weights")
+        check_files(folder, card, path.name)
     except ValueError as error:
         raise UnreadableError(
-            f"cannot read the checkpoint {folder / 'weights'}: {error}; it is damaged "
+            f"cannot read the checkpoint {path}: {error}; it is damaged "
             "or of another model: install or make it anew"
         ) from error
-    params = load_weights(folder / "weights", like)
+    params = load_weights(path, like) if ours else params
     if card.get("sha256") != fingerprint(params):
-        raise unreadable(folder / "weights", "they are not the ones of the card")
-    return Loaded(model, params, card)
+        raise unreadable(path, "they are not the ones of the card")
+    return params
 
 
 def save_validation(folder: epath.PathLike, scores: np.ndarray, told: dict) -> None:
@@ -351,7 +366,7 @@ def _load_scores(
             raise ValueError(f"{folder}: {name} is missing, of which the card tells")
         return None
     try:
-        _check_files(folder, card, name)
+        check_files(folder, card, name)
         scores = foreign.read_arrays(path, ["scores"], check_header)["scores"]
         check(scores)
     except (ValueError, OSError) as error:

@@ -18,6 +18,7 @@ from pixeldefend.experiment import (
     parallel,
     processes,
     schedule,
+    tensors,
     zoo,
 )
 from pixeldefend.experiment.store import Store, Unfinished, fingerprint
@@ -359,6 +360,8 @@ def release_folder(config: Config, weights: str, card: dict) -> epath.Path:
     if not to:
         raise ValueError("release.to is missing: the folder for the released model")
     folder = files.output_folder(to, "release.to")
+    if (folder / tensors.NAME).exists():  # beside which ours would not be told apart
+        raise ValueError(f"release.to {to} holds {tensors.NAME}: name another folder")
     there = zoo.load_card(folder) if (folder / "card.json").exists() else card
     if there["kind"] != card["kind"]:
         raise ValueError(
