@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = _train()
     config.release = _release()
     config.import_ = _import_()
+    config.export = _export()
     config.sample = _sample()
     return config
 
@@ -496,6 +497,18 @@ def _import_() -> ml_collections.ConfigDict:
     return import_
 
 
+def _export() -> ml_collections.ConfigDict:
+    """A program that runs without this package; its eps is that of `purify`."""
+    export = ml_collections.ConfigDict()
+    # purify: purified images; score: bits/dim and p-values; defence: purified images
+    # and the classifier's logits of them.
+    export.what = "purify"
+    export.to = ""  # folder
+    export.platforms = ("cpu", "cuda")  # that it is for; neither has to be here
+    export.batch = 0  # images at a time; 0: any number
+    return export
+
+
 def _sample() -> ml_collections.ConfigDict:
     """Samples of the density model."""
     sample = ml_collections.ConfigDict()
@@ -563,6 +576,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.release.on_sample, config.release.batch = True, 64
     config.release.to = "runs/smoke/pixelcnn"
     config.import_.count = 8
+    config.export.to = "runs/smoke/export"
     return config
 
 

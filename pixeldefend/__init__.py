@@ -34,6 +34,7 @@ from pixeldefend.density.pixelcnn import PixelCNN, apply, init
 from pixeldefend.density.published_weights import import_pixelcnn
 from pixeldefend.detection import p_values
 from pixeldefend.experiment import data
+from pixeldefend.experiment.artefacts import export
 from pixeldefend.experiment.hub import export_weights
 from pixeldefend.experiment.judging import judge
 from pixeldefend.experiment.parallel import enable_cache
@@ -65,6 +66,7 @@ __all__ = [
     "defences",
     "detection",
     "enable_cache",
+    "export",
     "export_weights",
     "graded_eps",
     "import_pixelcnn",

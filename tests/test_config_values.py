@@ -14,7 +14,7 @@ from published import as_tensorflow
 
 from configs import mnist
 from pixeldefend import cli, usage
-from pixeldefend.experiment import modes, report, zoo
+from pixeldefend.experiment import artefacts, modes, report, zoo
 from pixeldefend.experiment.workdir import Workdir
 
 SECONDS = 10
@@ -116,6 +116,7 @@ def _arguments(folder, published, name, kind):
         f"--workdir={folder}/w",
         f"--config.release.to={folder}/released",
         f"--config.import_.weights={published}",
+        f"--config.export.to={folder}/exported",
         *([f"--config.{name}.model={kind}"] if kind else []),
     ]
 
@@ -129,6 +130,7 @@ def only_checks(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "run_batches", _begin)
     monkeypatch.setattr(cli.interruption, "listen", lambda leave: None)
     monkeypatch.setattr(zoo, "save_released", _begin)
+    monkeypatch.setattr(artefacts, "write", _begin)
     for name in ("load_released", "load_reference", "load_validation"):
         monkeypatch.setattr(zoo, name, functools.cache(getattr(zoo, name)))
     before = signal.signal(signal.SIGALRM, _alarm)

@@ -348,6 +348,7 @@ def _mistakes(folder):
     """(mode, options, part of the message) for each way to get it wrong."""
     classifier, kind = "--config.classifier.", "--config.train.model=classifier"
     pixelcnn = f"{classifier}weights=fashion_mnist/pixelcnn"
+    exported = f"--config.export.to={folder}/exported"
     alone = ["--config.calibrate.defences=('purify_adaptive',)"]
     grades = "--config.calibrate.defences=('purify_graded',)"
     of = "--config.calibrate."
@@ -580,6 +581,33 @@ def _mistakes(folder):
                 f"--config.release.to={folder}",
             ],
             "no file of weights",
+        ),
+        ("export", [], "export.to is missing"),
+        ("export", [f"--config.export.to={folder}/size.npz/a"], "lies below"),
+        ("export", [exported, "--config.export.what=magnet"], "what must be one of"),
+        ("export", [exported, "--config.export.platforms=()"], "must be some of cpu,"),
+        (
+            "export",
+            [exported, "--config.export.platforms=('cpu', 'tpu')"],
+            "export.platforms must be some of cpu, cuda: ('cpu', 'tpu')",
+        ),
+        ("export", [exported, "--config.export.batch=-1"], "export.batch must be at"),
+        ("export", [exported, "--config.purify.eps=256"], "between 0 and 255"),
+        ("export", [exported, "--config.pixelcnn.weights=cifar10/vgg"], "no PixelCNN"),
+        (
+            "export",
+            [exported, "--config.pixelcnn.weights=cifar10/pixelcnn"],
+            "was trained on cifar10",
+        ),
+        (
+            "export",
+            [exported, "--config.export.what=defence", pixelcnn],
+            "is no classifier",
+        ),
+        (
+            "export",
+            [exported, "--config.export.what=defence", f"{classifier}weights="],
+            "no model ''",
         ),
         ("train", ["--config.train.model=cnn"], "train.model must be one of pixelcnn"),
         (

@@ -128,6 +128,11 @@ def window_for(eps: int) -> int:
     return next(window for window in decode.WINDOWS if window >= needed)
 
 
+def largest_eps(window: int) -> int:
+    """The largest eps that a window of the scan serves; the inverse of `window_for`."""
+    return pixels.LEVELS - 1 if window >= pixels.LEVELS else (window - 1) // 2
+
+
 def _needed(eps: chex.Array | int) -> int:
     """How many levels the largest of the known `eps` allows."""
     return min(2 * int(np.max(np.asarray(eps), initial=0)) + 1, pixels.LEVELS)

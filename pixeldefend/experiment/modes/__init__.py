@@ -20,6 +20,7 @@ from pixeldefend.experiment.modes.classifier import classify
 from pixeldefend.experiment.modes.density_model import sample, score
 from pixeldefend.experiment.modes.detecting import detect
 from pixeldefend.experiment.modes.evaluating import evaluate
+from pixeldefend.experiment.modes.exporting import export
 from pixeldefend.experiment.modes.importing import import_weights
 from pixeldefend.experiment.modes.judging import judge
 from pixeldefend.experiment.modes.main_job import purify
@@ -136,6 +137,11 @@ MODES = {
         weights=(),
         reads={"release": ("to", "note", "on_sample", "batch")},
         section="import_",  # the other is a word of Python's
+    ),
+    "export": Mode(
+        export,
+        weights=("pixelcnn", "classifier"),
+        reads={"purify": ("eps",)},
     ),
 }
 # What used to be modes, and what to say instead. Those that reproduce the papers'
