@@ -498,14 +498,17 @@ def _import_() -> ml_collections.ConfigDict:
 
 
 def _export() -> ml_collections.ConfigDict:
-    """A program that runs without this package; its eps is that of `purify`."""
+    """What others take away; the eps of programs is that of `purify`."""
     export = ml_collections.ConfigDict()
-    # purify: purified images; score: bits/dim and p-values; defence: purified images
-    # and the classifier's logits of them.
+    # Programs that run without this package: purify (purified images), score (bits/dim
+    # and p-values), defence (purified images and the classifier's logits of them); or
+    # weights, in the layout of Hugging Face's hub.
     export.what = "purify"
     export.to = ""  # folder
     export.platforms = ("cpu", "cuda")  # that it is for; neither has to be here
     export.batch = 0  # images at a time; 0: any number
+    export.model = "pixelcnn"  # whose weights, as for train
+    export.license = "apache-2.0"  # of the weights, as the hub calls it
     return export
 
 

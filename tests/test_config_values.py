@@ -14,7 +14,7 @@ from published import as_tensorflow
 
 from configs import mnist
 from pixeldefend import cli, usage
-from pixeldefend.experiment import artefacts, modes, report, zoo
+from pixeldefend.experiment import artefacts, hub, modes, report, zoo
 from pixeldefend.experiment.workdir import Workdir
 
 SECONDS = 10
@@ -131,6 +131,7 @@ def only_checks(monkeypatch, tmp_path):
     monkeypatch.setattr(cli.interruption, "listen", lambda leave: None)
     monkeypatch.setattr(zoo, "save_released", _begin)
     monkeypatch.setattr(artefacts, "write", _begin)
+    monkeypatch.setattr(hub, "write", _begin)
     for name in ("load_released", "load_reference", "load_validation"):
         monkeypatch.setattr(zoo, name, functools.cache(getattr(zoo, name)))
     before = signal.signal(signal.SIGALRM, _alarm)

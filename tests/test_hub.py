@@ -13,7 +13,7 @@ import safetensors.numpy
 from processes import ROOT
 
 import pixeldefend
-from configs import cifar10
+from configs import cifar10, mnist
 from pixeldefend.experiment import checkpoints, modes, tensors, zoo
 
 
@@ -218,6 +218,19 @@ def test_nothing_else_is_written_over(there, message, toy, tmp_path):
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(
         there, "mine"
     )
+
+
+def test_the_mode_writes_a_model_of_any_kind(tmp_path, capsys):
+    config = mnist.get_config("smoke")
+    config.compilation_cache = ""
+    config.export.what, config.export.model = "weights", "magnet"
+    config.export.to, config.export.license = str(tmp_path / "to"), "mit"
+    modes.start("export", config, str(tmp_path / "run"))
+    assert f"mnist/magnet written to {tmp_path / 'to'}" in capsys.readouterr().out
+    found = zoo.load_released(str(tmp_path / "to")).params
+    _same(found, zoo.load_released("mnist/magnet").params)
+    assert "license: mit\n" in (tmp_path / "to/README.md").read_text()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_license_is_a_word_of_the_hubs(toy, tmp_path):

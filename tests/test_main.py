@@ -609,6 +609,31 @@ def _mistakes(folder):
             [exported, "--config.export.what=defence", f"{classifier}weights="],
             "no model ''",
         ),
+        (
+            "export",
+            [exported, "--config.export.what=weights", "--config.export.license=Mine"],
+            "license must be as",
+        ),
+        (
+            "export",
+            [exported, "--config.export.what=weights", "--config.export.model=cnn"],
+            "export.model must be one of pixelcnn",
+        ),
+        (
+            "export",
+            [
+                exported,
+                "--config.export.what=weights",
+                "--config.export.model=classifier",
+                pixelcnn,
+            ],
+            "is no classifier, but a pixelcnn",
+        ),
+        (
+            "export",
+            [f"--config.export.to={folder}/other", "--config.export.what=weights"],
+            "holds config.json; name another",
+        ),
         ("train", ["--config.train.model=cnn"], "train.model must be one of pixelcnn"),
         (
             "train_pixelcnn",

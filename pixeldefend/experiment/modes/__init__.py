@@ -141,6 +141,7 @@ MODES = {
     "export": Mode(
         export,
         weights=("pixelcnn", "classifier"),
+        kinds={kind: (kind,) for kind in zoo.KINDS},
         reads={"purify": ("eps",)},
     ),
 }

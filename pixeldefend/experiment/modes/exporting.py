@@ -1,19 +1,27 @@
-"""The mode `export`: a defence as a program that runs without this package."""
+"""The mode `export`: a defence as a program, or a model in the hub's layout."""
 
 import time
 
-from pixeldefend.experiment import artefacts, files, zoo
+from pixeldefend.experiment import artefacts, files, hub, zoo
 from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.workdir import Workdir, user_errors
 
+WHAT = (*artefacts.WHAT, "weights")
+
 
 def export(config: inputs.Config, workdir: Workdir) -> None:
-    """Writes a defence, `export.what`, as a program that runs without this package."""
+    """Writes what others take away, `export.what`: a program, or weights for a hub."""
     del workdir  # all that is written goes to export.to
     settings = config.export
     with user_errors():
         if not settings.to:
             raise ValueError("export.to is missing: the folder for what is exported")
+        if settings.what not in WHAT:
+            known = ", ".join(WHAT)
+            raise ValueError(f"export.what must be one of {known}: {settings.what!r}")
+    if settings.what == "weights":
+        return _weights(config)
+    with user_errors():
         folder = files.output_folder(settings.to, "export.to")
         made = _artefact(config)
     begun = time.perf_counter()
@@ -24,6 +32,21 @@ def export(config: inputs.Config, workdir: Workdir) -> None:
         f"s: {folder / artefacts.PROGRAM}; {folder / artefacts.TOLD} tells how to call "
         "it"
     )
+
+
+def _weights(config: inputs.Config) -> None:
+    """The model of `export.model`, of any kind."""
+    settings = config.export
+    with user_errors():
+        kind = inputs.kind(config, "export")
+        weights = config[kind].weights
+        found = zoo.load_released(weights)
+        if found.card["kind"] != kind:
+            raise ValueError(f"{weights} is no {kind}, but a {found.card['kind']}")
+        inputs.check_dataset(config, weights, found.card)
+        folder = hub.check(settings.to, "export.to", settings.license)
+    hub.write(folder, weights, found, settings.license)
+    print(f"{weights} written to {folder}")
 
 
 def _artefact(config: inputs.Config) -> artefacts.Artefact:
