@@ -276,7 +276,7 @@ def test_every_name_that_a_mode_writes_is_known():
                     found.add(pathlib.PurePath(node.right.value).parts[0])
     models = {"card.json", "weights", "reference.npy", "validation.npy"}
     # Of a model or a data set.
-    models |= {"commit_success.txt", "validation.npz", "dataset_info.json"}
+    models |= {"commit_success.txt", "validation.npz", "dataset_info.json", "README.md"}
     assert found >= {"rows.jsonl", "checkpoints", "samples.png"}
     assert found - models <= workdir.RESULTS | {"config.json", "lock.json"}
 

@@ -80,7 +80,7 @@ def _local(path: epath.Path) -> Iterator[epath.Path]:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield path.copy(epath.Path(folder) / path.name)
+        yield path.copy(files.expanded(folder) / path.name)
 
 
 def _check(told: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
