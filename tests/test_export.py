@@ -11,12 +11,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from jax import export
 from processes import ROOT
 
 import pixeldefend
 from configs import fashion_mnist
-from pixeldefend.experiment import modes, zoo
+from pixeldefend.experiment import artefacts, modes, zoo
 from pixeldefend.models import classifiers, convolution
 
 # Run by a Python that finds neither the source nor what it is built on.
@@ -252,3 +253,16 @@ np.savez("here.npz", images=purified, logits=logits)
         np.testing.assert_allclose(
             found["logits [4, 32]"], expected["logits"], atol=1e-5, rtol=1e-5
         )
+
+
+def test_a_program_that_calls_python_is_refused(toy, tmp_path):
+    """As a torch network does."""
+
+    def function(images, eps):
+        told = jax.ShapeDtypeStruct(images.shape, images.dtype)
+        return {"images": jax.pure_callback(np.asarray, told, images)}
+
+    made = artefacts.Artefact("purify", function, (4, 6, 3), 3, ("cpu",), 2, {})
+    with pytest.raises(ValueError, match="a torch network makes it do"):
+        artefacts.write(epath.Path(tmp_path), made)
+    assert not list(tmp_path.iterdir())

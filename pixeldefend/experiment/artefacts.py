@@ -209,7 +209,11 @@ def _as_inputs(params: Any) -> Any:
 
 
 def write(folder: epath.Path, made: Artefact) -> dict:
-    """Traces the program and writes it; returns what `defence.json` tells."""
+    """Traces the program and writes it; returns what `defence.json` tells.
+
+    Raises:
+      ValueError: a part of it is no program of JAX.
+    """
     from jax import export
 
     count = made.batch
@@ -218,8 +222,15 @@ def write(folder: epath.Path, made: Artefact) -> dict:
     shapes = [jax.ShapeDtypeStruct((count, *made.shape), np.uint8)]
     if made.eps is not None:
         shapes.append(jax.ShapeDtypeStruct((), np.int32))
-    exported = export.export(jax.jit(made.function), platforms=made.platforms)(*shapes)
-    content = bytes(exported.serialize())
+    traced = export.export(jax.jit(made.function), platforms=made.platforms)
+    try:
+        exported = traced(*shapes)
+        content = bytes(exported.serialize())
+    except NotImplementedError as error:
+        raise ValueError(
+            "the program calls Python on the way, as a torch network makes it do, and "
+            "that cannot be exported"
+        ) from error
     told = _told(made, exported, content)
     if processes.is_first():  # so that a kill leaves no old word beside a new program
         (folder / TOLD).unlink(missing_ok=True)

@@ -25,7 +25,8 @@ def export(config: inputs.Config, workdir: Workdir) -> None:
         folder = files.output_folder(settings.to, "export.to")
         made = _artefact(config)
     begun = time.perf_counter()
-    told = artefacts.write(folder, made)
+    with user_errors():
+        told = artefacts.write(folder, made)
     print(
         f"{settings.what} for {' and '.join(told['platforms'])}, "
         f"{told['bytes'] / 2**20:.1f} MiB, traced in {time.perf_counter() - begun:.0f} "
