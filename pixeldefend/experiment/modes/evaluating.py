@@ -165,7 +165,8 @@ def _validation_scores(
             f"{weights} has no scores of validation images, so {detector} has no "
             f"threshold: make them with {again}"
         )
-    told = zoo.load_card(zoo.find_released(weights)).get("validation", {})
+    card = zoo.load_card(zoo.find_released(weights))
+    told = card.get("validation", {})
     if told.get("detector", detector) != detector:
         raise ValueError(
             f"the scores beside {weights} are {told['detector']}'s, not {detector}'s: "
@@ -180,8 +181,7 @@ def _validation_scores(
         )
     known = told.get("classifier", "one that is not told")
     if detector == "reject_magnet" and known != classifier:
-        model = inputs.autoencoder(config, "magnet").model
-        if not any(one.temperature for one in magnet.detectors_of(model)):
+        if not any(one.temperature for one in magnet.detectors_of(zoo.make(card))):
             return scores  # which do not ask a classifier
         raise ValueError(
             f"the thresholds of {weights} are for {known}, not "
