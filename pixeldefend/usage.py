@@ -52,14 +52,9 @@ def flat(config: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, An
             yield path, value
 
 
-def _indented(lines: str) -> str:
-    return "\n".join(f"  {line}" for line in lines.splitlines())
-
-
-def _table(config: Mapping[str, Any]) -> str:
-    """A line for every field: name, value and comment."""
+def described(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Name, value (long ones are cut) and comment ("": none) of all fields."""
     comments = _comments()
-    lines = []
     for name, value in flat(config):
         shown = repr(value)
         if len(shown) > _WIDEST:
@@ -67,9 +62,19 @@ def _table(config: Mapping[str, Any]) -> str:
         section, _, field = name.partition(".")
         found = [comments.get(part, {}) for part in (section, "autoencoder_train", "")]
         last = field.rpartition(".")[2] or section
-        remark = next((known[last] for known in found if last in known), "")
-        lines.append(f"{name} = {shown}" + (f"  # {remark}" if remark else ""))
-    return "\n".join(lines)
+        yield name, shown, next((known[last] for known in found if last in known), "")
+
+
+def _indented(lines: str) -> str:
+    return "\n".join(f"  {line}" for line in lines.splitlines())
+
+
+def _table(config: Mapping[str, Any]) -> str:
+    """A line for every field: name, value and comment."""
+    return "\n".join(
+        f"{name} = {value}" + (f"  # {remark}" if remark else "")
+        for name, value, remark in described(config)
+    )
 
 
 def _comments() -> dict[str, dict[str, str]]:
