@@ -112,12 +112,26 @@ def test_the_documented_function(tmp_path, monkeypatch, rng):
         ("def net(images): return images[:, :2, 0, 0] > 3", r"makes bool \(8, 2\)"),
         ("def net(images): return images[:, :1, 0, 0]", "two classes at least"),
         ("def net(images): return images[:, :3, 0, 0] * 3e38", "to be finite"),
+        (
+            "import numpy as np\n"
+            "def net(images): return images[:, :3, 0, 0] + np.random.normal()",
+            "other logits of the same images when it is called again",
+        ),
+        ("import numpy as np\ndef net(images): return np.exp(images)", "use jax.numpy"),
+        ("a = b = c = d = e = f = g = len", "only a, b, c, d, e and 2 more"),
     ],
 )
 def test_what_is_no_classifier_is_explained(tmp_path, text, message):
     (tmp_path / "bad.py").write_text(text)
     with pytest.raises(ValueError, match=message):
         own_classifier.load(f"{tmp_path / 'bad.py'}:net", "mnist", SHAPE)
+
+
+def test_probabilities_are_told(tmp_path, capsys):
+    text = "import jax\ndef net(images): return jax.nn.softmax(images[:, :3, 0, 0])"
+    (tmp_path / "soft.py").write_text(text)
+    own_classifier.load(f"{tmp_path / 'soft.py'}:net", "mnist", SHAPE)
+    assert "seems to give probabilities" in capsys.readouterr().out
 
 
 def test_a_module_that_there_is_not(tmp_path):

@@ -35,8 +35,9 @@ def _all(path, **options):
 
 def test_folders_of_classes_are_cut_into_splits_of_like_shares(pictures, capsys):
     found = _all(pictures)
-    assert "30 images, cut at random into 24 train, 3 validation, 3 test" in (
-        capsys.readouterr().out
+    assert (
+        "30 images of 2 classes, cut at random into 24 train, 3 validation, 3 test"
+        in (capsys.readouterr().out)
     )
     levels = []
     for split, count in zip(SPLITS, (24, 3, 3), strict=True):
@@ -52,6 +53,14 @@ def test_folders_of_classes_are_cut_into_splits_of_like_shares(pictures, capsys)
         np.testing.assert_array_equal(found[split][0], again[split][0])
     assert len(own_data.load(pictures, "test", held_out=0.3)[0]) == 9
     assert own_data.class_names(pictures) == ("cat", "dog")
+    # Others that come later leave these where they are, but for one at most.
+    _picture(pictures / "cat/newer.png", 50)
+    (pictures / "cat/07.png").unlink()
+    later = _all(pictures)
+    for split in ("validation", "test"):
+        before, after = (set(one[split][0][:, 0, 0, 0]) for one in (found, later))
+        assert len(before - after) <= 1
+    assert not set(later["test"][0][:, 0, 0, 0]) & set(found["train"][0][:, 0, 0, 0])
     assert own_data.name_of(pictures) == "pets"
 
 
@@ -79,6 +88,8 @@ def test_pictures_without_folders_have_no_labels(pictures):
     images, labels = own_data.load(pictures / "cat", "train")
     assert images.shape == (16, 12, 8, 3) and labels is None
     assert own_data.class_names(pictures / "cat") == ()
+    assert own_data.facts(pictures / "cat") == ((12, 8, 3), 0)
+    assert own_data.facts(pictures, size=4) == ((4, 4, 3), 2)
 
 
 def test_arrays_are_a_data_set_in_one_file_or_in_several(tmp_path, rng):
@@ -164,7 +175,7 @@ def test_pictures_of_any_size_are_fitted(tmp_path):
     assert own.shape == (6, 8, 8, 3) and (own[0] == 77).all()
     with pytest.raises(ValueError, match="own.size is 9, the model takes .* 8 x 8 x 3"):
         data.read_images(tmp_path / "set", (8, 8, 3), size=9)
-    with pytest.raises(ValueError, match=r"RGB\); this model takes 8 x 8 \(L\)"):
+    with pytest.raises(ValueError, match=r"RGB\); expected are 8 x 8 \(L\)"):
         data.read_images(tmp_path / "set", (8, 8, 1), size=8)
 
 
@@ -191,7 +202,7 @@ def test_a_photograph_on_its_side_has_the_shape_it_is_shown_in(tmp_path):
 @pytest.mark.parametrize(
     ("made", "options", "message"),
     [
-        ({"a/0.png": 1, "b/0.png": 2}, {}, "1 images of class 0, too few"),
+        ({"a/0.png": 1, "b/0.png": 2}, {}, "1 images of class a, too few"),
         ({"a/0.png": 1, "notes.txt": None}, {}, "notes.txt lies beside folders"),
         ({"a/0.txt": None}, {}, "no pictures in"),
         ({"test/a/0.png": 1}, {}, "no folder train in .*, only test"),
@@ -237,6 +248,17 @@ def test_labels_of_a_split_that_training_lacks_are_refused(tmp_path):
     np.savez(tmp_path / "test.npz", images=images)
     with pytest.raises(ValueError, match="labels for some of its splits only"):
         own_data.load(tmp_path, "train")
+    np.savez(tmp_path / "gap.npz", images=images, labels=np.arange(9) % 3 * 2)
+    with pytest.raises(ValueError, match="up to 4, but no training image of 1: number"):
+        own_data.load(tmp_path / "gap.npz", "train")
+
+
+def test_transparent_pictures_are_refused_for_that(tmp_path):
+    (tmp_path / "set").mkdir()
+    Image.new("RGBA", (64, 64)).save(tmp_path / "set/a.png")
+    for size in (0, 8):
+        with pytest.raises(ValueError, match=r"a.png has transparency \(RGBA\)"):
+            data.read_images(tmp_path / "set", (64, 64, 3), size=size and 64)
 
 
 @pytest.mark.slow
@@ -274,7 +296,7 @@ def test_from_pictures_to_a_table_in_four_commands(tmp_path, rng):
         return done.stdout
 
     told = run("train", f"--workdir={tmp_path / 'pixelcnn'}")
-    assert "36 images, cut at random into 30 train, 3 validation, 3 test" in told
+    assert "36 images of 3 classes, cut at random into 30 train, 3 validation" in told
     run("train", "--config.train.model=classifier", f"--workdir={tmp_path}/classifier")
     released = tmp_path / "released/set/pixelcnn"
     run("release", f"--config.release.to={released}", f"--workdir={tmp_path}/r")
@@ -289,7 +311,9 @@ def test_from_pictures_to_a_table_in_four_commands(tmp_path, rng):
     assert card["dataset"] == "set" and card["image_shape"] == [16, 16, 3]
     assert card["name"] == "set/pixelcnn" and card["model"]["channels"] == 3
     assert set(card["figures"]) == {"train", "test"}
-    assert f"custom.py:{tmp_path / 'set'}" in card["figures"]["test"]["command"]
+    command = card["figures"]["test"]["command"]
+    assert f"custom.py:{tmp_path / 'set'} --config.own.size=16 " in command
+    assert f"--config.pixelcnn.weights={released} " in command
     assert len(np.load(released / "reference.npy")) == 30
     card = json.loads((tmp_path / "classifier/model/card.json").read_text())
     assert card["model"]["classes"] == 3
@@ -309,6 +333,8 @@ def test_from_pictures_to_a_table_in_four_commands(tmp_path, rng):
         assert found.size == (16, 16)
     run("train", "--config.own.size=15", fails="the next that are: 16 x 16")
     run("train", "--config.pixelcnn.train.on_sample=1", fails="no sample of")
+    flat = f"--config.dataset={tmp_path / 'set/dark'}"
+    run("train", "--config.train.model=classifier", flat, fails="has no labels: put")
 
 
 _STEPS = {

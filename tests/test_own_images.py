@@ -48,7 +48,7 @@ def test_pictures_stand_as_their_orientation_says(tmp_path, orientation, suffix,
     assert difference.max() <= (3 if suffix == "jpg" else 0)
     # Sizes are compared as one sees them.
     sideways = (shape[1], shape[0], shape[2])
-    with pytest.raises(ValueError, match=r"30 x 20 .*takes 20 x 30|20 x 30 .*30 x 20"):
+    with pytest.raises(ValueError, match=r"30 x 20 .*are 20 x 30|20 x 30 .*30 x 20"):
         data.read_images(tmp_path, sideways)
 
 

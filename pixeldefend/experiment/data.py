@@ -152,15 +152,27 @@ def name_of(name: str, data_dir: epath.PathLike | None) -> str:
     return name if own is None else own_data.name_of(own)
 
 
-def image_shape(
+class Facts(NamedTuple):
+    """What a data set is like.
+
+    Attributes:
+      shape: (H, W, C) of its images.
+      classes: K; 0 where it has no labels.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+
+
+def facts(
     name: str, data_dir: epath.PathLike | None, *, size: int = 0, held_out: float = 0.1
-) -> tuple[int, int, int]:
-    """(H, W, C) of a data set's images; see `load`."""
+) -> Facts:
+    """Of a data set, of which no more is read than that takes; see `load`."""
+    del held_out
     own = find(name, data_dir)
     if own is None:
-        return HEIGHT_WIDTH_CHANNELS[name]
-    images, _ = own_data.load(own, "test", size=size, held_out=held_out)
-    return images.shape[1:]
+        return Facts(HEIGHT_WIDTH_CHANNELS[name], CLASSES)
+    return Facts(*own_data.facts(own, size=size))
 
 
 def sample(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -233,9 +245,10 @@ def read_input(
         )
         names = [f"{source}_{i:05d}" for i in range(len(images))]
         if images.shape[1:] != shape:
+            advice = "; own.size says how large they are" if size else ""
             raise ValueError(
                 f"the model takes images {describe(shape)}, {name} has "
-                f"{describe(images.shape[1:])}"
+                f"{describe(images.shape[1:])}{advice}"
             )
     stop = min(count or len(images), len(images))
     kept = labels if labels is None else labels[:stop]

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pixeldefend.experiment import files, foreign, parallel, zoo
@@ -53,20 +52,19 @@ def load(weights: str, dataset: str, shape: tuple[int, int, int]) -> zoo.Loaded:
     rng = np.random.default_rng(0)
     probes = rng.integers(0, 256, (_PROBES, *shape)).astype(np.float32)
     try:
-        with parallel.on_host():
-            logits = np.asarray(jax.jit(function)(jnp.asarray(probes)))
+        with parallel.on_host():  # traced twice, which draws what is drawn in Python
+            logits, again = (
+                np.asarray(jax.jit(lambda images: function(images))(probes))
+                for _ in range(2)
+            )
+    except jax.errors.TracerArrayConversionError as error:
+        raise ValueError(
+            f"{weights} cannot be computed: it takes images to numpy, of which JAX "
+            "sees nothing; use jax.numpy there"
+        ) from error
     except Exception as error:  # it is anybody's code
         raise ValueError(_failed(weights, "cannot be computed", error)) from error
-    if logits.ndim != 2 or len(logits) != _PROBES or logits.dtype.kind != "f":
-        raise ValueError(
-            f"{weights} makes {logits.dtype} {logits.shape} of images {probes.shape}; "
-            f"logits are floating ({_PROBES}, K)"
-        )
-    if logits.shape[1] < 2 or not np.all(np.isfinite(logits)):
-        raise ValueError(
-            f"{weights} gives logits {logits.shape}, which have to be finite and of "
-            "two classes at least"
-        )
+    _check(weights, logits, again)
     digest = hashlib.sha256(weights.encode() + logits.tobytes()).hexdigest()
     model = classifiers.Own(f"{weights} {digest[:16]}", logits.shape[1], function)
     # Among what results are marked with.
@@ -83,6 +81,30 @@ def load(weights: str, dataset: str, shape: tuple[int, int, int]) -> zoo.Loaded:
     return zoo.Loaded(model, variables, card)
 
 
+def _check(weights: str, logits: np.ndarray, again: np.ndarray) -> None:
+    """Raises ValueError where what was computed, twice, is not the logits of images."""
+    if logits.ndim != 2 or len(logits) != _PROBES or logits.dtype.kind != "f":
+        raise ValueError(
+            f"{weights} makes {logits.dtype} {logits.shape} of {_PROBES} images; "
+            f"logits are floating ({_PROBES}, K)"
+        )
+    if logits.shape[1] < 2 or not np.all(np.isfinite(logits)):
+        raise ValueError(
+            f"{weights} gives logits {logits.shape}, which have to be finite and of "
+            "two classes at least"
+        )
+    if not np.allclose(logits, again, rtol=1e-4, atol=1e-6):
+        raise ValueError(
+            f"{weights} gives other logits of the same images when it is called again: "
+            "it has to be a function of the images alone"
+        )
+    if np.all(logits >= 0) and np.allclose(logits.sum(1), 1, atol=1e-3):
+        print(
+            f"{weights} seems to give probabilities, of which attacks are weaker than "
+            "of logits: leave the softmax out"
+        )
+
+
 def _found(weights: str) -> Callable:
     """The object that is named; ValueError where it cannot be had."""
     module_name, object_name = _NAMED.fullmatch(weights).group("module", "object")
@@ -93,9 +115,10 @@ def _found(weights: str) -> Callable:
     found = getattr(module, object_name, None)
     if not callable(found):
         there = [n for n, one in vars(module).items() if callable(one) and n[0] != "_"]
+        more = f" and {len(there) - 5} more" if len(there) > 5 else ""
         raise ValueError(
             f"{module_name} has no function or network {object_name}, only "
-            f"{', '.join(there[:5]) or 'none'}"
+            f"{', '.join(there[:5]) or 'none'}{more}"
         )
     return found
 

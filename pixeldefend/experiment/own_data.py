@@ -1,6 +1,7 @@
 """Data sets of the user's own: arrays, folders of pictures, what TFDS prepared."""
 
 import functools
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -33,11 +34,13 @@ class Pool(NamedTuple):
       count: N of them.
       labels: `[N]` int32; None where nobody knows.
       read: `read(rows)`, the images `[len(rows), H, W, C]` uint8.
+      marks: by which an image is known again, whatever stands beside it.
     """
 
     count: int
     labels: np.ndarray | None
     read: Callable[[np.ndarray], np.ndarray]
+    marks: Callable[[], list[bytes]]
 
 
 def find(name: str, data_dir: epath.PathLike | None) -> epath.Path | None:
@@ -75,8 +78,9 @@ def load(
     kind; a folder with a `dataset_info.json`, as TFDS prepared it in array_record.
     Pictures without folders are a data set without labels.
 
-    A split that it does not have is cut from its training images, at random but always
-    the same, of each class the same share.
+    A split that it does not have is cut from its training images, of each class the
+    same share. Which ones follows from the names of pictures and from the levels of
+    arrays, so that most stay where they are when others are added.
 
     Args:
       path: of the file or folder.
@@ -101,10 +105,23 @@ def load(
         missing = [name for name in ("validation", "test") if name not in pools]
         parts = _cut(pool, missing, held_out, path)
         sizes = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items())
-        _say_once(f"{path}: {pool.count} images, cut at random into {sizes}")
+        _say_once(f"{path}: {_in_words(pool)}, cut at random into {sizes}")
         rows = parts[split]
     labels = None if pool.labels is None else pool.labels[rows]
     return pool.read(rows), labels
+
+
+def facts(path: epath.Path, *, size: int = 0) -> tuple[tuple[int, int, int], int]:
+    """(H, W, C) of an own data set's images, and its classes; 0 without labels."""
+    pool = _pools(path, size)["train"]
+    shape = pool.read(np.arange(1)).shape[1:]
+    return shape, 0 if pool.labels is None else int(pool.labels.max()) + 1
+
+
+def _in_words(pool: Pool) -> str:
+    if pool.labels is None:
+        return f"{pool.count} images without labels"
+    return f"{pool.count} images of {pool.labels.max() + 1} classes"
 
 
 @functools.cache
@@ -123,15 +140,18 @@ def _cut(
     if not 0 < held_out < 0.5:
         raise ValueError(f"own.held_out must be between 0 and 0.5: {held_out}")
     labels = np.zeros(pool.count, int) if pool.labels is None else pool.labels
-    rng = np.random.default_rng(0)
+    digests = [hashlib.sha256(mark).digest() for mark in pool.marks()]
     parts: dict[str, list] = {name: [] for name in ("train", *missing)}
     for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
+        rows = np.flatnonzero(labels == label)
+        rows = np.array(sorted(rows, key=lambda row: digests[row]))
         count = max(1, round(held_out * len(rows)))
         if len(rows) <= count * len(missing):
+            names = class_names(path)
             raise ValueError(
-                f"{path} has {len(rows)} images of class {label}, too few to hold "
-                f"some out for {' and '.join(missing)}"
+                f"{path} has {len(rows)} images of class "
+                f"{names[label] if names else label}, too few to hold some out for "
+                f"{' and '.join(missing)}"
             )
         for name in missing:
             parts[name].append(rows[:count])
@@ -149,7 +169,7 @@ def _pools(path: epath.Path, size: int) -> dict[str, Pool]:
             raise ValueError(
                 f"{path} is neither a folder nor an .npz with `images` and `labels`"
             )
-        return {"train": _arrays(path, size)}
+        return _alike({"train": _arrays(path, size)}, path)
     if (path / "dataset_info.json").exists():
         return _prepared(path, size)
     if versions := sorted(path.glob("*/dataset_info.json")):
@@ -169,10 +189,15 @@ def _pools(path: epath.Path, size: int) -> dict[str, Pool]:
 
 
 def _alike(pools: dict[str, Pool], path: epath.Path) -> dict[str, Pool]:
-    """The same; ValueError where not all splits have labels, or no training image."""
+    """The same; ValueError where not all splits have labels, or not all of a class."""
     if len({pool.labels is None for pool in pools.values()}) > 1:
         raise ValueError(f"{path} has labels for some of its splits only")
     classes = pools["train"].labels
+    if classes is not None and (absent := {*range(classes.max())} - {*classes}):
+        raise ValueError(
+            f"{path} has labels up to {classes.max()}, but no training image of "
+            f"{min(absent)}: number the classes from 0 without gaps"
+        )
     for split, pool in pools.items():
         if classes is not None and pool.labels.max() > classes.max():
             raise ValueError(
@@ -185,7 +210,12 @@ def _alike(pools: dict[str, Pool], path: epath.Path) -> dict[str, Pool]:
 def _arrays(path: epath.Path, size: int) -> Pool:
     """Images and labels of an `.npz`."""
     images, labels = read_labelled(path, None)
-    return Pool(len(images), labels, lambda rows: fitted(images[rows], size))
+    return Pool(
+        len(images),
+        labels,
+        lambda rows: fitted(images[rows], size),
+        lambda: [image.tobytes() for image in images],
+    )
 
 
 def _folders(path: epath.Path, size: int) -> dict[str, Pool]:
@@ -206,7 +236,7 @@ def _folders(path: epath.Path, size: int) -> dict[str, Pool]:
         def read(rows: np.ndarray) -> np.ndarray:
             return read_pictures([paths[row] for row in rows], shape, size)
 
-        return Pool(len(paths), labels, read)
+        return Pool(len(paths), labels, read, lambda: [p.name.encode() for p in paths])
 
     return {split: pool(*one) for split, one in listed.items()}
 
@@ -253,7 +283,12 @@ def _prepared(folder: epath.Path, size: int) -> dict[str, Pool]:
 
     def pool(split: str) -> Pool:
         images, labels = read_prepared(folder, split)
-        return Pool(len(labels), labels, lambda rows: _one_size(images, rows))
+        return Pool(
+            len(labels),
+            labels,
+            lambda rows: _one_size(images, rows),
+            lambda: [image.tobytes() for image in images],
+        )
 
     def _one_size(images: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
         chosen = [fitted(images[row][None], size) for row in rows]

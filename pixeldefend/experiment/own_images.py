@@ -24,6 +24,7 @@ _SUFFIXES = [suffix for suffixes in _FORMATS.values() for suffix in suffixes]
 _BITS, _SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1
 _ORIENTATION = 274
 _GREY = {"1", "L"}  # modes
+_TRANSPARENT = {"RGBA", "LA", "PA", "RGBa", "La"}
 
 
 def read_images(
@@ -295,6 +296,10 @@ def _check_fits(
       size: other than 0, and its height and width may be any.
     """
     grey = shape[2] == 1
+    if picture.mode in _TRANSPARENT:
+        raise _Unfit(
+            f"has transparency ({picture.mode}), which would get lost: flatten it first"
+        )
     if size:
         fits = picture.mode in (_GREY if grey else {*_GREY, "RGB", "P", "CMYK"})
     else:
@@ -330,11 +335,11 @@ def _of_size(
     mode = "L" if shape[2] == 1 else "RGB"
     advice = "convert it first"
     if not size:
-        advice = f"resize and {advice}, or give --config.own.size={shape[0]}"
-        advice = advice if shape[0] == shape[1] else "resize and convert it first"
+        square = f"={shape[0]}" if shape[0] == shape[1] else ""
+        advice = f"resize and {advice}, or give --config.own.size{square}"
     return (
-        f"is {describe(found[:2])} ({found[2]}); this model takes "
-        f"{describe(shape[:2])} ({mode}), 8 bits: {advice}"
+        f"is {describe(found[:2])} ({found[2]}); expected are {describe(shape[:2])} "
+        f"({mode}), 8 bits: {advice}"
     )
 
 

@@ -272,7 +272,10 @@ class Batches:
           ValueError: not even one batch.
         """
         if not 1 <= self.size <= self.count:
-            raise ValueError(f"batch must be between 1 and {self.count}: {self.size}")
+            raise ValueError(
+                f"batch must be between 1 and {self.count}, the number of training "
+                f"images: {self.size}"
+            )
 
     @property
     def per_epoch(self) -> int:

@@ -24,9 +24,7 @@ from pixeldefend.experiment.train import Evaluate, adam
 from pixeldefend.models import classifiers
 
 
-def trainable_puvae(
-    config: inputs.Config, plan: schedule.Plan, training: dict[str, np.ndarray]
-) -> Trainable:
+def trainable_puvae(config: inputs.Config, plan: schedule.Plan) -> Trainable:
     """A PuVAE to be trained; the model state is the classifier that it is for."""
     classifier, variables, card = inputs.classifier(config)
     inputs.check_dataset(config, config.classifier.weights, card)
@@ -91,9 +89,7 @@ def trainable_puvae(
     )
 
 
-def trainable_magnet(
-    config: inputs.Config, plan: schedule.Plan, training: dict[str, np.ndarray]
-) -> Trainable:
+def trainable_magnet(config: inputs.Config, plan: schedule.Plan) -> Trainable:
     """MagNet's autoencoders to be trained."""
     model = magnet.make(**config.magnet.model)
     told = {name: config.magnet[name] for name in ("noise", "diversity")}
@@ -164,8 +160,7 @@ def releasable(config: inputs.Config, card: dict) -> Releasable:
             "rmse": round(float(np.sqrt(np.mean(moved**2, (1, 2, 3))).mean()), 3),
             "classifier": classifier,
             "command": (
-                f"{inputs.program(config)} --mode=evaluate"
-                f" --config.{kind}.weights={card['name']}"
+                f"{inputs.program(config, kind, card)} --mode=evaluate"
                 f" --config.evaluate.attacks='()'"
                 f" --config.evaluate.rows=\"('{classifier} + {kind}',)\""
                 f" --config.evaluate.input={given.source} --config.evaluate.images=0"

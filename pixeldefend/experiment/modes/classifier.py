@@ -23,12 +23,15 @@ from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
 
 
-def trainable(
-    config: inputs.Config, plan: schedule.Plan, training: dict[str, np.ndarray]
-) -> Trainable:
+def trainable(config: inputs.Config, plan: schedule.Plan) -> Trainable:
     """A classifier to be trained; the average is of the batch statistics, too."""
     settings = config.classifier
-    classes = inputs.classes(config, training)
+    classes = inputs.facts(config).classes
+    if not classes:
+        raise ValueError(
+            f"{config.dataset} has no labels: put its pictures into a folder for each "
+            "class"
+        )
     model = classifiers.make(**settings.model, classes=classes)
     recipe = classifier_training.Recipe(
         training=settings.training,
@@ -73,7 +76,7 @@ def releasable(config: inputs.Config, card: dict) -> Releasable:
     def measure(split: str, given: data.Input) -> tuple[dict, None]:
         where = given.source
         command = (
-            f"{inputs.program(config)} --config.classifier.weights={card['name']}"
+            f"{inputs.program(config, 'classifier', card)}"
             f"{inputs.data_dir(config, given)}"
         )
         mapped = inputs.prediction_map(model, settings.batch)

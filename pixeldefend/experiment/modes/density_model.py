@@ -26,14 +26,12 @@ from pixeldefend.experiment.train import adam
 from pixeldefend.experiment.workdir import Workdir, user_errors
 
 
-def trainable(
-    config: inputs.Config, plan: schedule.Plan, training: dict[str, np.ndarray]
-) -> Trainable:
+def trainable(config: inputs.Config, plan: schedule.Plan) -> Trainable:
     """A PixelCNN++ to be trained, for as many channels as the images have."""
     settings = config.pixelcnn.train
-    shape = training["images"].shape[1:]
     given = config.pixelcnn.model.to_dict()
-    model = pixelcnn.PixelCNN(**given | {"channels": given["channels"] or shape[2]})
+    given["channels"] = given["channels"] or inputs.facts(config).shape[2]
+    model = pixelcnn.PixelCNN(**given)
     if settings.init_images < 1:
         raise ValueError(f"init_images must be at least 1: {settings.init_images}")
     return Trainable(
@@ -94,8 +92,7 @@ def measured(
         part = f" --config.score.count={count}" if count else ""
         figures = summaries.summary(bits) | {
             "command": (
-                f"{inputs.program(config)} --mode=score"
-                f" --config.pixelcnn.weights={card['name']}"
+                f"{inputs.program(config, 'pixelcnn', card)} --mode=score"
                 f" --config.score.input={given.source}"
                 f"{inputs.data_dir(config, given)}{part}"
             )
@@ -171,8 +168,12 @@ def score(config: inputs.Config, workdir: Workdir) -> None:
         folder / "figures.json",
         {"input": given.source, **summaries.summary(bits)},
     )
+    ranks = ""
+    if reference is not None:
+        middle, low = np.median(arrays["p_values"]), np.mean(arrays["p_values"] < 0.05)
+        ranks = f"p-values {middle:.4f} in the median, {low:.0%} below 0.05, "
     print(
         f"{config.pixelcnn.weights} on {len(bits)} images ({given.source}): "
-        f"{summaries.interval(bits)} bits/dim (mean, 95 %), "
-        f"{len(bits) / seconds:.0f} images/s"
+        f"{summaries.interval(bits)} bits/dim (mean, 95 %), {ranks}"
+        f"{len(bits) / seconds:.3g} images/s\nresults in {folder}"
     )

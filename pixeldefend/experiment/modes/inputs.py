@@ -60,10 +60,23 @@ def is_own(config: Config) -> bool:
     return data.find(config.dataset, config.data_dir) is not None
 
 
-def program(config: Config) -> str:
-    """The beginning of a command with the same data set."""
-    own = f"custom.py:{config.dataset}" if is_own(config) else f"{config.dataset}.py"
-    return f"python main.py --config=configs/{own}"
+def program(config: Config, kind: str, card: dict) -> str:
+    """The beginning of a command with the same data set, of a model that is released.
+
+    Args:
+      config: of the release.
+      kind: section of the model.
+      card: its.
+    """
+    name, options = card["name"], ""
+    data_set = f"{config.dataset}.py"
+    if is_own(config):
+        data_set, name = f"custom.py:{config.dataset}", config.release.to
+        options = "".join(f" --config.own.{k}={v}" for k, v in config.own.items())
+    return (
+        f"python main.py --config=configs/{data_set}{options}"
+        f" --config.{kind}.weights={name}"
+    )
 
 
 def source(
@@ -132,20 +145,9 @@ def split(config: Config, name: str) -> dict[str, np.ndarray]:
     return {"images": images} | ({} if labels is None else {"labels": labels})
 
 
-def classes(config: Config, training: dict[str, np.ndarray]) -> int:
-    """How many classes the data set has, by its training images.
-
-    Raises:
-      ValueError: it has no labels.
-    """
-    if not is_own(config):
-        return data.CLASSES
-    if "labels" not in training:
-        raise ValueError(
-            f"{config.dataset} has no labels: put its pictures into a folder for each "
-            "class"
-        )
-    return int(training["labels"].max()) + 1
+def facts(config: Config) -> data.Facts:
+    """Shape of the data set's images, and number of classes."""
+    return data.facts(config.dataset, config.data_dir, **config.own)
 
 
 def kind(config: Config, mode: str) -> str:
@@ -183,6 +185,8 @@ def training_splits(
         training = held_out = {"images": images, "labels": labels}
     else:
         training, held_out = (split(config, name) for name in ("train", "validation"))
+        if is_own(config):  # what cannot be read is told before hours of training
+            split(config, "test")
     schedule.Batches(len(training["images"]), plan.batch, plan.seed)
     first = {name: rows[: settings.eval_images] for name, rows in held_out.items()}
     return training, first
@@ -241,8 +245,7 @@ def classifier_named(config: Config, weights: str) -> zoo.Loaded:
       ValueError: weights of another model, or an object that is no classifier.
     """
     if own_classifier.is_named(weights):
-        shape = data.image_shape(config.dataset, config.data_dir, **config.own)
-        return own_classifier.load(weights, dataset(config), shape)
+        return own_classifier.load(weights, dataset(config), facts(config).shape)
     found = zoo.load_released(weights)
     if found.card["kind"] != "classifier":
         raise ValueError(f"{weights} is no classifier")

@@ -33,8 +33,8 @@ def train(config: inputs.Config, workdir: Workdir) -> None:
         kind = inputs.kind(config, "train")
         settings = config[kind].train
         plan = inputs.plan(config, settings)
+        trainable = _TRAINABLES[kind](config, plan)
         training, held_out = inputs.training_splits(config, settings, plan)
-        trainable = _TRAINABLES[kind](config, plan, training)
         _check_labels(training, trainable.model)
         shape = training["images"].shape[1:]
         abstract = zoo.abstract_params(kind, trainable.model, shape)
@@ -57,7 +57,7 @@ def train(config: inputs.Config, workdir: Workdir) -> None:
 
 
 # By kind of model; each checks what the user gave for it.
-_TRAINABLES: dict[str, Callable[[inputs.Config, schedule.Plan, dict], Trainable]] = {
+_TRAINABLES: dict[str, Callable[[inputs.Config, schedule.Plan], Trainable]] = {
     "pixelcnn": density_model.trainable,
     "classifier": classifier.trainable,
     "puvae": autoencoders.trainable_puvae,
