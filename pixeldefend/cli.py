@@ -11,7 +11,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -120,18 +120,22 @@ def _located(arguments: list[str]) -> list[str]:
     if importlib.util.find_spec("configs") is None:
         sys.modules["configs"] = importlib.import_module("pixeldefend.configs")
     found = list(arguments)
-    for i, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        alone = i and arguments[i - 1] in _CONFIG_FLAGS
-        if not alone and not (equals and flag in _CONFIG_FLAGS):
-            continue
-        value = argument if alone else value
+    for place, before, value in _named(arguments):
         name, colon, variant = value.partition(":")
         path = CONFIGS / f"{name}.py"
         if name.isidentifier() and path.is_file() and not pathlib.Path(name).is_file():
-            value = f"{path}{colon}{variant}"
-        found[i] = value if alone else f"{flag}={value}"
+            found[place] = f"{before}{path}{colon}{variant}"
     return found
+
+
+def _named(arguments: list[str]) -> Iterator[tuple[int, str, str]]:
+    """Each config that is named: the argument's place, what stands before, the name."""
+    for i, argument in enumerate(arguments[1:], 1):
+        flag, equals, value = argument.partition("=")
+        if flag in _CONFIG_FLAGS and equals:
+            yield i, f"{flag}=", value
+        elif flag in _CONFIG_FLAGS:
+            yield i + 1, "", "".join(arguments[i + 1 : i + 2])
 
 
 def _load(arguments: list[str]) -> ml_collections.ConfigDict | None:
@@ -140,13 +144,10 @@ def _load(arguments: list[str]) -> ml_collections.ConfigDict | None:
     Raises:
       ValueError: the file is none; the message says why.
     """
-    named = None
-    for argument, following in zip(arguments[1:], [*arguments[2:], ""], strict=True):
-        flag, equals, value = argument.partition("=")
-        if flag in _CONFIG_FLAGS:
-            named = value if equals else following
-    if named is None:
+    found = list(_named(arguments))
+    if not found:
         return None
+    named = found[-1][2]  # the last one counts
     path, colon, variant = named.partition(":")
     # Under that name ml_collections would run it in what an earlier file has left.
     sys.modules.pop("config_config", None)

@@ -67,12 +67,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, help="folder of the run")
     parser.add_argument("--to", required=True, help="folder for the model")
-    parser.add_argument("--dataset", default="cifar10", help="that it was trained on")
+    parser.add_argument(
+        "--dataset",
+        default="cifar10",
+        choices=[*data.HEIGHT_WIDTH_CHANNELS],
+        help="that it was trained on",
+    )
     parser.add_argument("--start", default="", help="the imported run it began from")
     args = parser.parse_args()
     path = pathlib.Path(args.run) / "classifier.npz"
     try:
-        data.check_name(args.dataset)
         shape = data.HEIGHT_WIDTH_CHANNELS[args.dataset]
         model, variables, (images, logits), training = read(path, shape)
     except (OSError, ValueError, KeyError) as error:

@@ -1,6 +1,7 @@
 """Classifiers that were trained in torch."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -142,3 +143,14 @@ def test_crops_and_mirrors_in_torch_are_windows_too():
         (place,) = [p for p, w in windows.items() if np.array_equal(w, moved)]
         places.add(place)
     assert len(places) > 30 and {flipped for flipped, _, _ in places} == {True, False}
+
+
+def test_the_program_says_what_it_cannot_read(tmp_path, monkeypatch, capsys):
+    given = ["import_classifier", f"--run={tmp_path}", f"--to={tmp_path / 'to'}"]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit, match="cannot read the run: .*classifier.npz"):
+        import_classifier.main()
+    monkeypatch.setattr(sys, "argv", [*given, "--dataset=imagenet"])
+    with pytest.raises(SystemExit):
+        import_classifier.main()
+    assert "invalid choice: 'imagenet'" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from pixeldefend.experiment import files, foreign, processes, tensors, zoo
+from pixeldefend.experiment import files, foreign, processes, report, tensors, zoo
 
 LICENSE = "apache-2.0"
 _SCORES = ("reference.npy", "validation.npy")
@@ -156,7 +156,8 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
     if not rows:
         return "Nothing was measured of it (`--mode=release` does that)."
     columns = list(dict.fromkeys(name for numbers in rows.values() for name in numbers))
-    lines = [["images", *columns], ["---"] * (1 + len(columns))]
-    for of, numbers in rows.items():
-        lines.append([of, *(str(numbers.get(name, "")) for name in columns)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [
+        [of, *(str(numbers.get(name, "")) for name in columns)]
+        for of, numbers in rows.items()
+    ]
+    return report.markdown_table(["images", *columns], lines)
