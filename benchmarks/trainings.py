@@ -39,12 +39,20 @@ def _classifier(training: str = "normal", **model: str) -> common.Training:
     return common.Training("cifar10", "classifier", {"training": training, **fields})
 
 
+def _small(fields: dict[str, Any] | None = None) -> common.Training:
+    size = {"model.features": 24, "model.depth": 1}
+    return common.Training("cifar10", "pixelcnn", size | (fields or {}))
+
+
 # By the configurations' variant "gpu".
 TRAININGS = {
     "cifar10-pixelcnn": common.Training("cifar10", "pixelcnn", {}),
     "cifar10-pixelcnn-96x3": common.Training(
         "cifar10", "pixelcnn", {"model.features": 96, "model.depth": 3}
     ),
+    "cifar10-pixelcnn-24x1": _small(),
+    "cifar10-pixelcnn-24x1-softmax": _small({"model.conditionals": "softmax"}),
+    "cifar10-pixelcnn-24x1-noise": _small({"train.noise": 16.0}),
     "cifar10-resnet": _classifier(),
     "cifar10-vgg": _classifier(architecture="vgg", variant="paper"),
     "cifar10-resnet-label_smoothing": _classifier("label_smoothing"),

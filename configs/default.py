@@ -83,6 +83,9 @@ def _pixelcnn() -> ml_collections.ConfigDict:
     train.polyak = 0.9995  # decay of the average, per step
     train.clip = 0.0  # largest gradient norm, 0: none
     train.flip = False  # mirror half of the images
+    # Levels, at most, of noise on the pixels that the model is given while it learns to
+    # predict clean ones.
+    train.noise = 0.0
     train.on_sample = False  # train on the bundled sample: for trying the code only
     train.init_images = 100  # for the data-dependent initialisation
     train.eval_images = 1000  # of the validation images

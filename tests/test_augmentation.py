@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixeldefend.density import likelihood, pixelcnn
+from pixeldefend.density import conditionals, likelihood, pixelcnn
 from pixeldefend.experiment import augmentation, density_training
 
 
@@ -57,3 +57,56 @@ def test_a_density_model_that_mirrors_learns_from_both_sides(rng):
     for found, choice in zip(losses, nearest, strict=True):
         assert float(found) == pytest.approx(sides[choice], rel=1e-5)
     assert len(set(nearest)) > 4
+
+
+def test_noise_has_three_kinds_and_many_sizes(rng):
+    images = np.full((600, 8, 8, 1), 128, np.uint8)
+    found = augmentation.noisy(jnp.asarray(images), jax.random.key(0), 40.0)
+    assert found.dtype == jnp.uint8
+    noise = np.asarray(found).astype(np.int64) - 128
+    largest = np.abs(noise).max((1, 2, 3))
+    untouched = largest == 0
+    assert 0.2 < untouched.mean() < 0.3
+    # Signs: all levels of an image are as far away; 150 images, five deviations.
+    signs = (np.abs(noise) == largest[:, None, None, None]).all((1, 2, 3)) & ~untouched
+    assert 97 < signs.sum() < 203
+    # Of the rest, Gaussian noise alone goes beyond what all others are bounded by.
+    assert largest[signs].max() <= 40 and largest.max() > 40
+    sizes = np.sort(largest[signs])
+    assert np.abs(sizes / 40 - np.linspace(0, 1, len(sizes))).max() < 0.15
+    # Levels end at 0 and 255.
+    edges = augmentation.noisy(jnp.asarray(images * 0), jax.random.key(1), 40.0)
+    assert np.asarray(edges).max() < 200
+
+
+@pytest.mark.slow
+def test_a_density_model_that_is_given_noise_predicts_clean_levels(rng):
+    model = pixelcnn.PixelCNN(
+        features=2, depth=1, mixtures=2, dropout=0.0, conditionals="joint"
+    )
+    images = rng.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    params = pixelcnn.init(model, jax.random.key(0), jnp.asarray(images))
+    context = np.clip(images + rng.integers(-9, 10, images.shape), 0, 255)
+    context = context.astype(np.uint8)
+    # All 256 levels of every conditional, given the context, channels included.
+    outputs = pixelcnn.apply(model, params, context)
+    table = conditionals.level_log_probs(
+        model.family, params["head"], outputs, jnp.asarray(context)
+    )
+    nats = np.take_along_axis(np.asarray(table), images[..., None].astype(int), -1)
+    batch = {"images": jnp.asarray(images), "labels": jnp.zeros(3, jnp.int32)}
+    found = likelihood.loss(model, params, batch | {"context": context}, None)
+    assert float(found) == pytest.approx(-nats.mean() / np.log(2), rel=1e-5)
+    # And so in training, where an image without noise is scored as ever.
+    loss = density_training.loss_fn(model, noise=1e-9)
+    plain = likelihood.bits_per_dim(model, params, images).mean()
+    assert float(loss(params, {}, batch, jax.random.key(1))[0]) == pytest.approx(
+        float(plain), rel=1e-6
+    )
+    losses = {
+        float(density_training.loss_fn(model, noise=90.0)(params, {}, batch, key)[0])
+        for key in jax.random.split(jax.random.key(2), 6)
+    }
+    assert len(losses) > 4
+    with pytest.raises(ValueError, match="noise must be from 0 to 127"):
+        density_training.loss_fn(model, noise=128.0)

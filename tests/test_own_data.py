@@ -312,7 +312,9 @@ def test_from_pictures_to_a_table_in_four_commands(tmp_path, rng):
     assert card["name"] == "set/pixelcnn" and card["model"]["channels"] == 3
     assert set(card["figures"]) == {"train", "test"}
     command = card["figures"]["test"]["command"]
-    assert f"custom.py:{tmp_path / 'set'} --config.own.size=16 " in command
+    assert f"custom.py:{tmp_path / 'set'} --config.own." in command
+    assert " --config.own.size=16 " in command
+    assert " --config.own.held_out=0.1 " in command
     assert f"--config.pixelcnn.weights={released} " in command
     assert len(np.load(released / "reference.npy")) == 30
     card = json.loads((tmp_path / "classifier/model/card.json").read_text())

@@ -375,7 +375,12 @@ def level_log_probs(
 
 
 def log_prob(
-    family: Family, head: dict, outputs: chex.Array, images: chex.Array
+    family: Family,
+    head: dict,
+    outputs: chex.Array,
+    images: chex.Array,
+    *,
+    context: chex.Array | None = None,
 ) -> chex.Array:
     """Log-probability of each position's pixel, without forming 256 candidates.
 
@@ -384,6 +389,8 @@ def log_prob(
       head: the head's parameters, `params["head"]`.
       outputs: head outputs `[..., P]`.
       images: levels `[..., C]`, `uint8` or floating 0..255.
+      context: levels `[..., C]`, of whose earlier channels the later are given; None:
+        `images`.
 
     Returns:
       `[...]` nats, the sum over channels of `level_log_probs` at the image's levels.
@@ -391,9 +398,10 @@ def log_prob(
     shape = outputs.shape[:-1]
     levels = _positions_last(images)
     state = family.read(head, outputs.reshape(-1, outputs.shape[-1]).T)
+    seen = levels if context is None else _positions_last(context)
     total = jnp.zeros(levels.shape[1], family.dtype)
     for channel in range(family.channels):
         total += family.log_mass(state, channel, levels[channel], 1)[0]
         total -= family.normaliser(state, channel)
-        state = family.condition(state, channel, levels[channel])
+        state = family.condition(state, channel, seen[channel])
     return total.reshape(shape)

@@ -60,10 +60,17 @@ def to_bits_per_dim(log_probs: chex.Array, shape: tuple[int, ...]) -> chex.Array
 def loss(
     model: pixelcnn.PixelCNN, params: dict, batch: dict, key: chex.PRNGKey | None
 ) -> chex.Array:
-    """Training loss: mean bits per dimension of `batch["images"]`, dropout on."""
+    """Training loss: mean bits per dimension of `batch["images"]`, dropout on.
+
+    With images in `batch["context"]` the model is given their pixels, and scored by how
+    likely it then finds those of `batch["images"]`.
+    """
     images, labels = batch["images"], batch["labels"] if model.classes else None
-    outputs = pixelcnn.apply(model, params, images, labels=labels, key=key)
-    nats = conditionals.log_prob(model.family, params["head"], outputs, images)
+    context = batch.get("context", images)
+    outputs = pixelcnn.apply(model, params, context, labels=labels, key=key)
+    nats = conditionals.log_prob(
+        model.family, params["head"], outputs, images, context=context
+    )
     return jnp.mean(to_bits_per_dim(jnp.sum(nats, axis=(1, 2)), images.shape[1:]))
 
 

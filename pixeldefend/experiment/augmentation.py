@@ -11,6 +11,33 @@ def mirrored(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
     return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
 
 
+def noisy(images: chex.Array, key: chex.PRNGKey, most: float) -> chex.Array:
+    """Images `[B, H, W, C]` uint8 with noise, each of a kind and a size of its own.
+
+    A quarter stays as it is; the others get noise that is uniform, of random signs, or
+    Gaussian (of half the size), of a size that is uniform from 0 to `most` levels.
+
+    Args:
+      images: levels, uint8.
+      key: consumed.
+      most: levels.
+    """
+    kind_key, size_key, *keys = jax.random.split(key, 5)
+    shape = (len(images), 1, 1, 1)
+    kind = jax.random.randint(kind_key, shape, 0, 4)
+    size = jax.random.uniform(size_key, shape, maxval=most)
+    noise = jnp.select(
+        [kind == 1, kind == 2, kind == 3],
+        [
+            jax.random.uniform(keys[0], images.shape, minval=-1.0, maxval=1.0),
+            jax.random.rademacher(keys[1], images.shape, jnp.float32),
+            jax.random.normal(keys[2], images.shape) / 2,
+        ],
+        0.0,
+    )
+    return jnp.clip(jnp.round(images + size * noise), 0, 255).astype(images.dtype)
+
+
 def cropped(images: chex.Array, key: chex.PRNGKey, most: int) -> chex.Array:
     """Images `[B, H, W, C]`, each moved by up to `most` pixels along both axes.
 

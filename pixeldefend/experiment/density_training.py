@@ -31,13 +31,22 @@ def initial_params(
         return init(model, key, training["images"][rows], labels=labels)
 
 
-def loss_fn(model: pixelcnn.PixelCNN, *, flip: bool = False) -> train.LossFn:
+def loss_fn(
+    model: pixelcnn.PixelCNN, *, flip: bool = False, noise: float = 0.0
+) -> train.LossFn:
     """The loss for `train.make_step`: mean bits per dimension; no model state.
 
     Args:
       model: the description.
       flip: mirror every image left to right with probability 1/2.
+      noise: levels, at most, of noise on the pixels that the model is given, not on
+        those that it is to predict: a purifier's context is not clean either.
+
+    Raises:
+      ValueError: noise out of range.
     """
+    if not 0 <= noise <= 127:
+        raise ValueError(f"noise must be from 0 to 127 levels: {noise}")
 
     def mean_bits(
         params: dict, state: Any, batch: dict, key: chex.PRNGKey
@@ -46,6 +55,10 @@ def loss_fn(model: pixelcnn.PixelCNN, *, flip: bool = False) -> train.LossFn:
             key, flip_key = jax.random.split(key)
             mirrored = augmentation.mirrored(batch["images"], flip_key)
             batch = batch | {"images": mirrored}
+        if noise:
+            key, noise_key = jax.random.split(key)
+            context = augmentation.noisy(batch["images"], noise_key, noise)
+            batch = batch | {"context": context}
         return likelihood.loss(model, params, batch, key), (state, {})
 
     return mean_bits
