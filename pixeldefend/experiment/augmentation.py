@@ -35,7 +35,8 @@ def noisy(images: chex.Array, key: chex.PRNGKey, most: float) -> chex.Array:
         ],
         0.0,
     )
-    return jnp.clip(jnp.round(images + size * noise), 0, 255).astype(images.dtype)
+    moved = jnp.round(images.astype(jnp.float32) + size * noise)
+    return jnp.clip(moved, 0, 255).astype(images.dtype)
 
 
 def cropped(images: chex.Array, key: chex.PRNGKey, most: int) -> chex.Array:
