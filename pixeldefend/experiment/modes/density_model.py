@@ -36,9 +36,7 @@ def trainable(config: inputs.Config, plan: schedule.Plan) -> Trainable:
         raise ValueError(f"init_images must be at least 1: {settings.init_images}")
     return Trainable(
         model,
-        density_training.loss_fn(
-            model, flip=settings.flip, noise=settings.noise
-        ),
+        density_training.loss_fn(model, flip=settings.flip, noise=settings.noise),
         adam(plan),
         init=functools.partial(
             density_training.initial_params,
