@@ -1,9 +1,13 @@
 """The pages hold the numbers of `results/` and of the cards, and no others."""
 
+import dataclasses
+import json
 import re
 
 import pytest
 
+from pixeldefend.experiment import rows
+from pixeldefend.experiment.workdir import RESULTS
 from reproduction import measured, pages
 
 _ALL = ["README.md", "RESULTS.md"]
@@ -125,3 +129,14 @@ def test_every_place_is_on_a_page_and_known():
     assert names == set(pages.PLACES)
     with pytest.raises(ValueError, match="nothing fills the place 'x'"):
         pages.filled("<!-- begin: x -->\n<!-- end -->")
+
+
+def test_file_formats_name_every_field_of_a_row_a_card_and_every_file():
+    page = (pages.ROOT / "docs/reference/formats.md").read_text()
+    told = set(re.findall(r"`([^`\n]+)`", page))
+    fields = {field.name for field in dataclasses.fields(rows.Row)} - {"figures"}
+    assert not (fields | set(rows.FIGURES)) - told
+    cards = pages.ROOT.glob("pixeldefend/released/*/*/card.json")
+    assert not {name for card in cards for name in json.loads(card.read_text())} - told
+    files = {name.split("/")[0] for name in told}
+    assert not RESULTS - files - {"figures"}
