@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from pixeldefend.experiment import grid, published, report, tables
+from pixeldefend.experiment import data, grid, published, report, tables
+from pixeldefend.experiment.modes import evaluating
 from reproduction import paper_tables
 
 RESNET, PURIFIED = "fashion_mnist/resnet", "fashion_mnist/resnet + purify"
@@ -59,9 +60,12 @@ def test_cells_are_found_among_rows_beside_the_papers(table):
     cell = table.cell(PURIFIED, "bim", 8.0)
     np.testing.assert_allclose((cell.ours, cell.low, cell.high), (70, 65, 73))
     assert cell.paper == 83 and cell.difference == pytest.approx(-13)
-    assert str(cell) == "70.0 ± 4.0 (83, -13.0)"
+    assert str(cell) == "70.0 (65.0 to 73.0), paper 83 (-13.0)"
     assert table.cell(PURIFIED, "none", 8.0).paper == 88
-    assert str(table.cell(PURIFIED, "cw", 8.0)) == "60.0 ± 4.0 [n 50] (87, -27.0)"
+    cw = table.cell(PURIFIED, "cw", 8.0)
+    assert str(cw) == "60.0 (55.0 to 63.0), n 50, paper 87 (-27.0)"
+    assert cw.short(told=True) == "60.0 (87)\n55.0-63.0"
+    assert cw.short(told=False) == "60.0 (87)\n55.0-63.0\nn 50"
     # The paper transfers nothing.
     assert table.cell(PURIFIED, "bim", 8.0, "other").paper is None
     assert table.cell(PURIFIED, "bim", 25.0) is None
@@ -95,7 +99,7 @@ def test_the_strongest_attack_is_the_least_of_all(table):
 
 def test_claims_are_the_best_with_and_without_a_purifier(table):
     (line,) = paper_tables.claims(table)
-    ours = [RESNET, "10.0 ± 4.0", PURIFIED, "60.0 ± 4.0 [n 50]"]
+    ours = [RESNET, "10.0 (5.0 to 13.0)", PURIFIED, "60.0 (55.0 to 63.0), n 50"]
     assert line == ["8", *ours, "0 to 83"]
 
 
@@ -108,7 +112,8 @@ def test_claims_are_by_the_strongest_attack_beyond_the_papers_too():
     ]
     found = tables.Table(layout, [*_rows(), *stronger], "fashion_mnist")
     (line,) = paper_tables.claims(found)
-    assert line == ["8", RESNET, "5.0 ± 4.0", PURIFIED, "30.0 ± 4.0", "0 to 83"]
+    ours = [RESNET, "5.0 (0.0 to 8.0)", PURIFIED, "30.0 (25.0 to 33.0)"]
+    assert line == ["8", *ours, "0 to 83"]
     # The paper's own column stays what it was.
     assert found.cell(PURIFIED, tables.STRONGEST, 8.0).ours == pytest.approx(60)
 
@@ -186,9 +191,10 @@ def test_departures_are_outside_the_interval_and_five_points_away(table):
 
 def test_tables_show_every_cell_and_leave_gaps_empty(table):
     shown = table.show(report.markdown_table)
-    assert "| fashion_mnist/resnet + purify | 80.0 ± 4.0 (88, -8.0) |" in shown
+    clean = "80.0 (75.0 to 83.0), paper 88 (-8.0)"
+    assert f"| fashion_mnist/resnet + purify | {clean} |" in shown
     assert "Transferred: made on other, eps 8" in shown
-    assert "eps 25" in shown and "75.0 ± 4.0" in shown
+    assert "eps 25" in shown and "75.0 (70.0 to 78.0)" in shown
     header, lines = table.lines(25.0)
     attacks = ["rand", "fgsm", "bim", "deepfool", "cw"]
     assert header == ["eps 25", "clean", *attacks, "strongest", "every attack"]
@@ -196,6 +202,43 @@ def test_tables_show_every_cell_and_leave_gaps_empty(table):
     assert header == ["eps 8", "fgsm", "bim", "deepfool", "cw", "strongest"]
     # Clean images need no eps.
     assert all(line[1] and not any(line[2:]) for line in lines)
+
+
+def test_a_terminal_shows_intervals_below_and_says_once_how_many_images(table):
+    lines = table.show().splitlines()
+    assert lines[0].split() == "eps 8 clean rand fgsm bim deepfool cw strongest".split()
+    assert lines[1].split() == ["n", "50"]
+    at = lines.index(next(line for line in lines if "+ purify" in line))
+    assert lines[at - 1].startswith(f"{RESNET}  ")
+    assert lines[at - 1].split()[1:3] == ["80.0", "(88)"]
+    assert lines[at].split()[:3] == ["+", "purify", "75.0-83.0"]
+    # Of the strongest attacks one is of fewer images.
+    assert lines[at + 1].split() == ["n", "50"]
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "fashion_mnist"])
+def test_the_papers_tables_fit_a_terminal(dataset):
+    """With everything that the Markdown has but differences."""
+    found = paper_tables._paper_table(dataset)
+    shown = found.show()
+    assert max(map(len, shown.splitlines())) <= 100
+    header, lines = found.lines(found.layout.eps[0])
+    for text in header[1:]:  # long ones in two lines
+        assert all(word in shown for word in text.split())
+    for eps in found.layout.eps:
+        for text in found.layout.rows:
+            for name in found.columns():
+                for part in found.cell(text, name, eps).short(told=True).split("\n"):
+                    assert part in shown
+
+
+def test_only_on_the_papers_data_sets_is_the_paper_spoken_of(table):
+    given = data.Input("test", np.zeros((100, 2, 2, 1), np.uint8), None, [], False)
+    told = evaluating._legend(given, _rows(), table)
+    assert "n where they are fewer" in told and "in brackets the paper's" in told
+    own = tables.Table(LAYOUT, _rows(), "pets")
+    told = evaluating._legend(given, _rows(), own)
+    assert "paper" not in told + own.show() and "strongest: the least of" in told
 
 
 @pytest.mark.parametrize(

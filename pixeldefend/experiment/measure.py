@@ -27,11 +27,10 @@ def make(bench: Workbench, layout: Grid) -> None:
     """Makes all images that a table needs: attacked ones first, then purified ones."""
     cells = list(layout.cells())
     attacked = list(dict.fromkeys(adversary for _, adversary in cells))
-    print(
-        f"{len(layout.pipelines())} pipelines, {len(cells)} cells: "
-        f"{len(attacked)} sets of images",
-        flush=True,
-    )
+    counts = [(len(layout.pipelines()), "pipeline"), (len(cells), "cell")]
+    counts.append((len(attacked), "set"))
+    *parts, sets = [f"{count} {what}{'s' * (count != 1)}" for count, what in counts]
+    print(f"{', '.join(parts)}: {sets} of images", flush=True)
     for adversary in attacked:
         bench.attacked(adversary)
     for row, adversary in cells:

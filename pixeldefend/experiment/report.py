@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import sys
 import threading
 import time
@@ -61,17 +62,64 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A plain text table: the first column to the left, the others to the right."""
+WIDTH = 100  # columns of a terminal, which no table is wider than
+
+
+def interval(low: float, high: float) -> str:
+    """The ends of an interval in percent, short: it need not be symmetric."""
+    return f"{low:.1f}-{high:.1f}"
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    together: int = 1,
+    width: int = WIDTH,
+) -> str:
+    """A plain text table: the first column to the left, the others to the right.
+
+    Cells may have several lines. What is too wide goes on in another block below, which
+    begins with the first column again and leaves out rows that have nothing there.
+
+    Args:
+      header: what stands above the columns.
+      rows: of as many cells each.
+      together: how many columns after the first one are never parted.
+      width: of a block at most, where one such group of columns fits.
+    """
+    cells = [[str(cell).split("\n") for cell in row] for row in (header, *rows)]
     widths = [
-        max(len(str(row[i])) for row in (header, *rows)) for i in range(len(header))
+        max(len(line) for row in cells for line in row[i]) for i in range(len(header))
     ]
+    blocks: list[list[int]] = [[]]
+    for start in range(1, len(header), together):
+        group = list(range(start, min(start + together, len(header))))
+        wide = widths[0] + sum(2 + widths[i] for i in (*blocks[-1], *group))
+        if blocks[-1] and wide > width:
+            blocks.append([])
+        blocks[-1] += group
+    parts = []
+    for columns in blocks:
+        filled = [row for row in cells[1:] if any(any(row[i]) for i in columns)]
+        body = filled if len(blocks) > 1 else cells[1:]
+        parts.append(_block([cells[0], *body], widths, columns))
+    return "\n\n".join(parts)
+
+
+def _block(cells: list[list[list[str]]], widths: list[int], columns: list[int]) -> str:
+    """The first column and some others, with a rule below the header."""
     lines = []
-    for row in (header, *rows):
-        first = str(row[0]).ljust(widths[0])
-        others = [str(c).rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([first, *others]).rstrip())
-    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+    for row in cells:
+        shown = [row[0], *(row[i] for i in columns)]
+        for parts in itertools.zip_longest(*shown, fillvalue=""):
+            line = [parts[0].ljust(widths[0])]
+            line += [
+                part.rjust(widths[i])
+                for part, i in zip(parts[1:], columns, strict=True)
+            ]
+            lines.append("  ".join(line).rstrip())
+        if row is cells[0]:
+            lines.append("-" * (widths[0] + sum(2 + widths[i] for i in columns)))
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import textwrap
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -104,17 +105,18 @@ def worst(curve: list[dict]) -> dict:
 
 
 def lines(
-    rows: list[dict], only: Sequence[str] = ()
+    rows: list[dict], only: Sequence[str] = (), short: bool = False
 ) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a table as the thesis's Tables 3 to 5, in percent.
 
     A line for each attack, with the accuracy at the largest eps, of as many images as
-    there are, and at the worst one of a curve for each defence; published numbers in
-    brackets, where the attack does not look at the purifier, as it does not say.
+    there are, and at the worst one of a curve for each defence; published numbers,
+    where the attack does not look at the purifier, as the thesis does not say.
 
     Args:
       rows: of `--mode=sweep`.
       only: the defences to show; none for all.
+      short: whether cells are narrow and of several lines, for a terminal.
     """
     found = {
         key: curve
@@ -126,7 +128,7 @@ def lines(
     columns = list(dict.fromkeys(k.column for k in found))
     header = [""]
     for _, defence in defences:
-        name = defence.replace("_", " ").replace("+", ", ")
+        name = defence.replace("_", " ").replace("+", ",\n" if short else ", ")
         header.append("no defence" if defence == "none" else name)
         header.append("worst (eps)")
     table = []
@@ -139,14 +141,16 @@ def lines(
                 line += ["", ""]
                 continue
             last, least = last_rows[key], worst(curve)
-            line.append(_cell(last, _published(last, defence, worst=False)))
+            line.append(_cell(last, _published(last, defence, worst=False), short))
             if column[0] == grid.CLEAN or len(curve) == 1:
                 line.append("")
                 continue
-            eps = _fraction(least["eps_attack"])
-            text = _cell(least, _published(least, defence, worst=True))
-            line.append(f"{text} at {eps:.2f}")
+            at = f" at {_fraction(least['eps_attack']):.2f}"
+            theirs = _published(least, defence, worst=True)
+            line.append(_cell(least, theirs, short, at))
         title = "clean" if column[0] == grid.CLEAN else _title(found, column)
+        if short:
+            title = textwrap.fill(title, 30, subsequent_indent="  ")
         table.append([title, *line])
     return header, table
 
@@ -173,12 +177,16 @@ def _published(row: dict, defence: str, *, worst: bool) -> float | None:
     return published.thesis(row["dataset"], row["attack"], kinds[defence])
 
 
-def _cell(row: dict, theirs: float | None) -> str:
-    half = 50 * (row["high"] - row["low"])
-    text = f"{100 * row['accuracy']:.1f} ± {half:.1f}"
-    return text if theirs is None else f"{text} ({theirs:.1f})"
+def _cell(row: dict, theirs: float | None, short: bool, after: str = "") -> str:
+    """Accuracy, its interval and the published one, and `after`."""
+    share, low, high = (100 * row[name] for name in ("accuracy", "low", "high"))
+    if short:
+        text = f"{share:.1f}" if theirs is None else f"{share:.1f} ({theirs:.1f})"
+        return f"{text}{after}\n{report.interval(low, high)}"
+    text = f"{share:.1f} ({low:.1f} to {high:.1f}){after}"
+    return text if theirs is None else f"{text}, thesis {theirs:.1f}"
 
 
 def show(rows: list[dict]) -> str:
-    """The table as text."""
-    return report.table(*lines(rows))
+    """The table as text, for a terminal."""
+    return report.table(*lines(rows, short=True), together=2)

@@ -54,12 +54,24 @@ class Cell:
         return not self.low <= self.paper <= self.high and abs(self.difference) > 5
 
     def __str__(self) -> str:
-        text = f"{self.ours:.1f} ± {(self.high - self.low) / 2:.1f}"
+        text = f"{self.ours:.1f} ({self.low:.1f} to {self.high:.1f})"
         if self.fewer:
-            text += f" [n {self.n}]"
+            text += f", n {self.n}"
         if self.paper is None:
             return text
-        return f"{text} ({self.paper:.0f}, {self.difference:+.1f})"
+        return f"{text}, paper {self.paper:.0f} ({self.difference:+.1f})"
+
+    def short(self, told: bool) -> str:
+        """In two lines: with the paper's in brackets, and the interval.
+
+        Args:
+          told: whether how many images it is of is told elsewhere.
+        """
+        text = f"{self.ours:.1f}"
+        if self.paper is not None:
+            text += f" ({self.paper:.0f})"
+        text += f"\n{report.interval(self.low, self.high)}"
+        return text if told or not self.fewer else f"{text}\nn {self.n}"
 
 
 class Table:
@@ -119,9 +131,19 @@ class Table:
         paper = None if source else self._paper(found, found["attack"], eps)
         return self._cell(found, paper)
 
+    @property
+    def published(self) -> bool:
+        """Whether the paper has tables of this data set."""
+        return self._dataset in published.EPS_DEFEND
+
+    @property
+    def five(self) -> bool:
+        """Whether only the paper's five are compared, and there are more attacks."""
+        return len(self._compared) < len(self._columns)
+
     def title(self, name: str) -> str:
         """What stands above the cells of a column."""
-        if name == STRONGEST and len(self._compared) < len(self._columns):
+        if name == STRONGEST and self.five:
             return "strongest of the paper's five"
         return TITLES.get(name, name)
 
@@ -176,22 +198,44 @@ class Table:
         self, eps: float, source: str | None = None
     ) -> tuple[list[str], list[list[str]]]:
         """Header and lines for one eps, as text."""
-        columns = self.columns()
+        names, cells = self._cells(eps, source)
+        lines = [
+            [str(grid.pipeline(text, eps)), *("" if c is None else str(c) for c in own)]
+            for text, own in cells.items()
+        ]
+        return [f"eps {eps:g}", *map(self.title, names)], lines
+
+    def short_lines(
+        self, eps: float, source: str | None = None
+    ) -> tuple[list[str], list[list[str]]]:
+        """Likewise for a terminal: narrow cells of two lines, see `Cell.short`."""
+        names, cells = self._cells(eps, source)
+        header, columns = [f"eps {eps:g}"], []
+        for name, column in zip(names, zip(*cells.values(), strict=True), strict=True):
+            found = [cell for cell in column if cell is not None]
+            # Said once where it is true of the whole column.
+            same = len({cell.n for cell in found}) == 1
+            few = f"\nn {found[0].n}" if same and found[0].fewer else ""
+            header.append(self.title(name).replace(" of ", "\nof ") + few)
+            columns.append(
+                ["" if cell is None else cell.short(same) for cell in column]
+            )
+        rows = [grid.pipeline(text, eps) for text in cells]
+        titles = ["\n".join((r.classifier, *_lines_of(r.defences))) for r in rows]
+        return header, [list(line) for line in zip(titles, *columns, strict=True)]
+
+    def _cells(
+        self, eps: float, source: str | None
+    ) -> tuple[list[str], dict[str, list[Cell | None]]]:
+        """The columns of a table, and by row its cells."""
+        names = self.columns()
         if source:
             blind = [n for n, c in self._columns.items() if not _looks(c)]
-            unmoved = (grid.CLEAN, WORST, *blind)
-            columns = [name for name in columns if name not in unmoved]
-        header = [f"eps {eps:g}", *map(self.title, columns)]
-        lines = []
-        for text in self.layout.rows:
-            cells = [self.cell(text, name, eps, source) for name in columns]
-            lines.append(
-                [
-                    str(grid.pipeline(text, eps)),
-                    *("" if cell is None else str(cell) for cell in cells),
-                ]
-            )
-        return header, lines
+            names = [n for n in names if n not in (grid.CLEAN, WORST, *blind)]
+        return names, {
+            text: [self.cell(text, name, eps, source) for name in names]
+            for text in self.layout.rows
+        }
 
     def show(self, form: Callable[..., str] = report.table) -> str:
         """All tables, one for each eps, own attacks first.
@@ -199,17 +243,26 @@ class Table:
         Args:
           form: `report.table`, `report.markdown_table` or `report.latex_table`.
         """
+        lines_of = self.short_lines if form is report.table else self.lines
         found = []
         for eps in self.layout.eps:
-            found.append(form(*self.lines(eps)))
+            found.append(form(*lines_of(eps)))
             for source in self.layout.sources_at(eps):
-                header, lines = self.lines(eps, source)
+                header, lines = lines_of(eps, source)
                 if any(cell for line in lines for cell in line[1:]):
                     title = f"Transferred: made on {source}, eps {eps:g}"
                     if form is report.latex_table:
                         title = report.latex_text(title)
                     found.append(f"{title}\n\n{form(header, lines)}")
         return "\n\n".join(found)
+
+
+def _lines_of(defences: tuple[str, ...]) -> list[str]:
+    """Below a classifier, what stands in front of it; three to a line."""
+    return [
+        "  + " + " + ".join(defences[start : start + 3])
+        for start in range(0, len(defences), 3)
+    ]
 
 
 def write(folder: epath.Path, show: Callable[[Callable[..., str]], str]) -> None:

@@ -46,7 +46,8 @@ def evaluate(config: inputs.Config, workdir: Workdir) -> None:
     tables.write(folder, table.show)
     write_rows(folder / "rows.jsonl", rows)
     bench.tidy()
-    print(f"\n{table.show()}\n\n{_legend(given, rows)}\nresults in {folder}")
+    legend = _legend(given, rows, table)
+    print(f"\n{table.show()}\n\n{legend}\nresults in {folder}")
 
 
 def prepared(
@@ -212,22 +213,24 @@ def _images(config: inputs.Config, tools: Tools, source: str, count: int) -> dat
     return given
 
 
-def _legend(given: data.Input, rows: list[dict]) -> str:
+def _legend(given: data.Input, rows: list[dict], table: tables.Table) -> str:
     """What the tables show, and what they do not."""
     counts = sorted({row["n"] for row in rows})
+    images = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+    few = ", n where they are fewer" if len(counts) > 1 else ""
+    theirs = "; in brackets the paper's" if table.published else ""
+    five = " that the paper has" if table.five else ""
     rejecting = ""
     if any("rejected" in row for row in rows):
         rejecting = (
             " Behind a detector an attacked image that is rejected counts as right and "
             "a clean one as wrong; rows.jsonl has the shares apart."
         )
-    images = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     return (
-        f"accuracy in percent on {images} images ({given.source}), [n] where they are "
-        "fewer, ± half the width of its 95 % interval (Wilson's, not centred); "
-        "in brackets the paper's and the difference. strongest: the least of the "
-        "attacks, or of those five of them that the paper has; every attack: share of "
-        "the first images, of the column with fewest, that survive all of them.\n"
+        f"accuracy in percent on {images} images ({given.source}){few}{theirs}; below "
+        "it the 95 % interval (Wilson's). strongest: the least of the "
+        f"attacks{five}; every attack: share of the first images, of the column with "
+        "fewest, that survive all of them.\n"
         "The attacks see the bare classifier, or it behind a median filter. Only those "
         "with (bpda) or the like see the purifier (white-box); under the others "
         f"(grey-box) it looks safer than it is.{rejecting}\non {parallel.devices()}"

@@ -14,6 +14,7 @@ from pixeldefend.experiment import (
     grid,
     measure,
     parallel,
+    published,
     sweeps,
     tables,
 )
@@ -46,7 +47,8 @@ def sweep(config: inputs.Config, workdir: Workdir) -> None:
     arrays = _examples(config, layout, bench, tools, given)
     files.write_arrays(folder / "sweep.npz", **arrays)
     bench.tidy()
-    print(f"\n{sweeps.show(rows)}\n\n{_legend(given)}\nresults in {folder}")
+    legend = _legend(given, inputs.dataset(config))
+    print(f"\n{sweeps.show(rows)}\n\n{legend}\nresults in {folder}")
 
 
 def _evading(
@@ -171,12 +173,15 @@ def _every_label(tools: Tools, images: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return rebuilt[:, 0], distances[:, 0]
 
 
-def _legend(given: data.Input) -> str:
+def _legend(given: data.Input, dataset: str) -> str:
+    theirs = ""
+    if published.thesis(dataset, grid.CLEAN, "none") is not None:
+        theirs = "In brackets the thesis's. "
     return (
         f"percent that count as right, on up to {len(given.images)} images "
-        f"({given.source}), ± half the width of the 95 % interval; behind a detector "
+        f"({given.source}), below it the 95 % interval (Wilson's); behind a detector "
         "an attacked image that is rejected counts as right, as in the thesis: "
-        "rows.jsonl has the shares right, wrong and rejected apart. In brackets the "
-        "thesis's. Attacks see the bare classifier (grey-box) but for those through "
-        "the purifier; EVADE sees the detector as well (white-box)."
+        f"rows.jsonl has the shares right, wrong and rejected apart. {theirs}Attacks "
+        "see the bare classifier (grey-box) but for those through the purifier; EVADE "
+        "sees the detector as well (white-box)."
     )
