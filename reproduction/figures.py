@@ -20,6 +20,10 @@ from reproduction.plots import Arrays, Picture
 _GRIDS = {"fashion_mnist": ("figure_10", "25"), "cifar10": ("figure_11", "8")}
 _SAMPLES = {"fashion_mnist": "figure_08", "cifar10": "figure_09"}
 _EPS = "8"
+_SIDES = (
+    "grey-box: sees the classifier, the strongest attack",
+    "white-box: sees the purifier too, all attacks, image by image",
+)
 _TRUE = 48  # images shown beside samples
 
 
@@ -40,7 +44,9 @@ def figures(config: inputs.Config, workdir: Workdir) -> None:
         folder = files.output_folder(to, "figures.to") if to else None
     folder = folder or workdir.open()
     for name, draw in pictures:
-        plots.save(draw(), folder / f"{name}.png")
+        figure = draw()
+        for ending in ("png", "pdf"):
+            plots.save(figure, folder / f"{name}.{ending}")
     print(f"{len(pictures)} figures: {', '.join(name for name, _ in pictures)}")
     print(f"results in {folder}")
 
@@ -54,7 +60,6 @@ def _pictures(results: epath.Path) -> Iterator[Picture]:
             (_arrays, "samples", _SAMPLES.get(dataset), _samples),
             (_arrays, "detection_report", "report_1", _reported_ranks),
             (_arrays, "detection_report", "report_3", _probabilities),
-            (_rows, "white_box", "white_box", _white_box),
             (_rows, "drift", "drift", _drift),
             (_rows, "sizes", "sizes", _training),
             (_rows, "conditionals", "conditionals", _training),
@@ -62,6 +67,10 @@ def _pictures(results: epath.Path) -> Iterator[Picture]:
             found = read(results, f"{file}_{dataset}")
             if found and name:
                 yield f"{name}_{dataset}", partial(draw, dataset, found)
+        if seen := _rows(results, f"white_box_{dataset}"):
+            blind = _rows(results, f"evaluate_{dataset}")
+            blind = [row for row in blind if row["threat"] == "grey-box"]
+            yield f"white_box_{dataset}", partial(_white_box, dataset, seen + blind)
         yield from _of_detection(dataset, _arrays(results, f"detection_{dataset}"))
         swept_arrays = _arrays(results, f"sweep_{dataset}")
         swept_rows = _rows(results, f"sweep_{dataset}")
@@ -151,7 +160,7 @@ def _images(dataset: str, found: Arrays, text: str, *stages: str) -> Figure:
         shown = _sets(found, _EPS, stage, "images")
         rows.append([images[i] for images in shown.values()])
         guesses = _sets(found, _EPS, stage, "probabilities").values()
-        names = plots.CLASSES[dataset]
+        names = data.CLASS_NAMES[dataset]
         texts.append([names[int(guess[i].argmax())] for guess in guesses])
     return plots.named(dataset, text, plots.images(rows, list(shown), texts))
 
@@ -249,28 +258,50 @@ def _probabilities(dataset: str, found: Arrays) -> Figure:
         for title in before
         if len(before[title]) > i
     }
-    figure = plots.probabilities(shown, plots.CLASSES[dataset], int(labels[i]))
+    figure = plots.probabilities(shown, data.CLASS_NAMES[dataset], int(labels[i]))
     text = "what the ResNet makes of one image (shaded: its class)"
     return plots.named(dataset, text, figure)
 
 
 def _white_box(dataset: str, rows: list[dict]) -> Figure:
-    """Accuracies under the strongest attacks, by who attacks."""
-    groups: dict[str, dict[str, tuple[float, ...]]] = {}
-    for row in rows:
-        if row["threat"] is None or not row["eps_attack"]:
+    """Accuracies under the strongest attacks by eps, by who attacks.
+
+    Of every purifier, and of the classifiers that an attacker who sees everything was
+    measured on; on these every attack sees everything.
+    """
+    panels: dict[str, dict[str, dict]] = {}
+    for row in sorted(rows, key=lambda row: row["eps_attack"] or 0):
+        purifies, sees = "purify" in row["defence"], row["threat"] == "white-box"
+        if not sees and not (purifies and row["threat"] == "grey-box"):
             continue
         # An attacker who sees everything has all attacks, and keeps what worked.
-        if (row["attack"] == WORST) != (row["threat"] == "white-box"):
+        if (row["attack"] == WORST) != sees:
             continue
-        defence = row["defence"].replace("purify", "PixelDefend")
-        title = f"{row['training']}\n{defence}\neps {row['eps_attack']:g}"
-        group = groups.setdefault(title.replace("_", "\n"), {})
+        panel = panels.setdefault(f"eps {row['eps_attack']:g}", {})
+        group = panel.setdefault(_name(row), dict.fromkeys(_SIDES if purifies else ()))
         cell = tuple(100 * row[name] for name in ("accuracy", "low", "high"))
-        known = group.setdefault(row["threat"], cell)
-        group[row["threat"]] = min(known, cell, key=lambda cell: cell[0])
-    text = "grey-box: the strongest attack; white-box: all attacks"
-    return plots.named(dataset, text, plots.accuracies(groups))
+        group[_SIDES[sees]] = min(group.get(_SIDES[sees]) or cell, cell)
+    names = dict.fromkeys(name for panel in panels.values() for name in panel)
+    kinds = ("PixelDefend", "adversarial")
+    order = sorted(names, key=lambda name: (*(kind in name for kind in kinds), name))
+    panels = {
+        title: {name: panel[name] for name in order if name in panel}
+        for title, panel in panels.items()
+    }
+    return plots.named(dataset, "accuracy by attacker", plots.attackers(panels, _SIDES))
+
+
+def _name(row: dict) -> str:
+    """Of a classifier and its defence, for a person; in lines."""
+    network = {"resnet": "ResNet", "vgg": "VGG"}.get(row["network"], row["network"])
+    kind = row["training"].removeprefix("adversarial_")
+    lines = [network]
+    if kind != row["training"]:
+        lines.append(f"adversarial {kind.upper()}")
+    elif kind != "normal":
+        lines.append(kind.replace("_", " "))
+    defence = row["defence"].replace("purify", "PixelDefend").replace("_", ",\n")
+    return "\n".join([*lines, f"+ {defence}" if defence != "none" else "alone"])
 
 
 def _drift(dataset: str, rows: list[dict]) -> Figure:

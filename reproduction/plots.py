@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from scipy import stats
 
 from pixeldefend import detection
@@ -19,18 +20,13 @@ from pixeldefend.experiment import files
 Arrays = dict[str, np.ndarray]
 Picture = tuple[str, Callable[[], Figure]]  # a name, and what draws it
 
-CLASSES = {
-    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck".split(),
-    "fashion_mnist": (
-        "t-shirt trouser pullover dress coat sandal shirt sneaker bag boot".split()
-    ),
-    "mnist": tuple("0123456789"),
-}
 DATASETS = {"cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST", "mnist": "MNIST"}
 COLOURS = (
     *("#000000", "#E69F00", "#0072B2", "#D55E00"),
     *("#009E73", "#CC79A7", "#56B4E9", "#B8A800"),
 )
+_ENOUGH = 100  # images of each set for a histogram
+_WIDTH = 0.38  # of a bar beside another
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), "-")
 
 
@@ -84,7 +80,7 @@ def images(
       titles: of the N columns.
       texts: below the images, N for each row.
     """
-    wide, high = max(1.25 * len(titles), 4), 1.75 * len(rows) + 0.3
+    wide, high = max(1.25 * len(titles), 4), 1.36 * len(rows) + 0.55
     figure, axes = start(wide, high, len(rows), len(titles))
     for own, of_row, below in zip(axes, rows, texts, strict=True):
         for axis, image, text in zip(own, of_row, below, strict=True):
@@ -112,23 +108,34 @@ def grids(parts: dict[str, np.ndarray], columns: int) -> Figure:
 
 
 def densities(scores: dict[str, np.ndarray]) -> Figure:
-    """Bits/dim of sets of images, as shares (Figures 2a and 5).
+    """Bits/dim of sets of images (Figures 2a and 5).
+
+    As shares in bins; of few images as the share that has at most so many bits.
 
     Args:
       scores: by title, `[N]` bits/dim.
     """
     figure, ((axis,),) = start(6, 3.6)
     every = np.concatenate(list(scores.values()))
-    edges = np.linspace(every.min(), every.max(), 41)
+    few = _few(scores)
     for i, (title, found) in enumerate(scores.items()):
+        label = f"{title} (n {len(found)})"
+        if few:
+            axis.ecdf(found, label=label, **_look(i))
+            continue
         look = _look(i) | {"histtype": "step", "linewidth": 1.6}
         share = np.full(len(found), 1 / len(found))
-        label = f"{title} (n {len(found)})"
+        edges = np.linspace(every.min(), every.max(), 41)
         axis.hist(found, edges, weights=share, label=label, **look)
     axis.set_xlabel("bits per dimension")
-    axis.set_ylabel("share of images")
+    axis.set_ylabel("share of images with at most these" if few else "share of images")
     axis.legend(fontsize=8, frameon=False)
     return figure
+
+
+def _few(sets: dict[str, np.ndarray]) -> bool:
+    """Whether the bins of a histogram would hold chance, of any of the sets."""
+    return min(map(len, sets.values())) < _ENOUGH
 
 
 def errors(correct: dict[str, np.ndarray]) -> Figure:
@@ -151,25 +158,47 @@ def errors(correct: dict[str, np.ndarray]) -> Figure:
 
 
 def p_values(found: dict[str, np.ndarray]) -> Figure:
-    """Histograms of p-values, and where they would be if uniform (Figures 3 and 7).
+    """p-values, and where they would be if uniform (Figures 3 and 7).
+
+    All panels of all such figures have the same axes. Shares are in bins, on a scale of
+    square roots, since they go from a uniform 5 % to all of the images; of few images
+    it is the share of p-values that are at most so large.
 
     Args:
       found: by title, `[N]`.
     """
-    columns = min(3, len(found))
+    few = _few(found)
+    columns = 3 if len(found) % 3 == 0 else min(4, len(found))
     rows = -(-len(found) // columns)
-    size = 2.6 * columns, 2.0 * rows + 0.3
-    figure, axes = start(*size, rows, columns, sharex=True)
-    for axis, (title, ranks) in zip(axes.flat, found.items(), strict=False):
-        share = np.full(len(ranks), 1 / len(ranks))
-        axis.hist(ranks, np.linspace(0, 1, 21), weights=share, color=COLOURS[2])
-        axis.axhline(1 / 20, color=COLOURS[3], linestyle="--", linewidth=1)
+    size = 7.8 if columns == 3 else 2.2 * columns, 1.9 * rows + 0.6
+    figure, axes = start(*size, rows, columns, sharex=True, sharey=True)
+    shown = zip(axes.flat, found.items(), strict=False)
+    for i, (axis, (title, ranks)) in enumerate(shown):
+        if few:
+            at = np.concatenate([[0], np.sort(ranks), [1]])
+            shares = np.linspace(0, 1, len(ranks) + 1)
+            shares = np.append(shares, 1)
+            axis.step(at, shares, where="post", color=COLOURS[2], linewidth=1.6)
+            axis.plot([0, 1], [0, 1], color=COLOURS[3], linestyle="--", linewidth=1)
+        else:
+            share = np.full(len(ranks), 1 / len(ranks))
+            axis.hist(ranks, np.linspace(0, 1, 21), weights=share, color=COLOURS[2])
+            axis.axhline(1 / 20, color=COLOURS[3], linestyle="--", linewidth=1)
         axis.set_title(f"{title} (n {len(ranks)})", fontsize=9)
-        axis.tick_params(labelsize=7, labelbottom=True)
+        # Also where the panel below is missing.
+        axis.tick_params(labelsize=7, labelbottom=i + columns >= len(found))
     for axis in axes.flat[len(found) :]:
         axis.set_visible(False)
+    axis = axes[0, 0]
+    axis.set_xlim(0, 1)
+    axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    if not few:
+        axis.set_yscale("function", functions=(np.sqrt, np.square))
+        axis.set_yticks([0, 0.05, 0.2, 0.5, 1], ["0", "0.05", "0.2", "0.5", "1"])
+    axis.set_ylim(0, 1.02)
+    what = "with at most this p-value" if few else "of images (square root)"
     figure.supxlabel("p-value (dashed: uniform)", fontsize=9)
-    figure.supylabel("share of images", fontsize=9)
+    figure.supylabel(f"share {what}", fontsize=9)
     return figure
 
 
@@ -180,19 +209,23 @@ def curves(negatives: np.ndarray, panels: dict[str, dict[str, np.ndarray]]) -> F
       negatives: scores of training images, `[M]`.
       panels: by title, by attack, scores `[N]`.
     """
-    figure, (axes,) = start(3.9 * len(panels), 5.6, columns=len(panels))
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 2}
+    figure, (axes,) = start(3.9 * len(panels), 4.6, columns=len(panels), sharey=True)
     for axis, (title, positives) in zip(axes, panels.items(), strict=True):
+        areas = []
         for i, (attack, scores) in enumerate(positives.items()):
             false, true, _ = detection.roc(negatives, scores)
-            area = float(detection.auc(negatives, scores))
-            axis.plot(false, true, label=f"{attack}: {area:.3f}", **_look(i))
+            areas.append(float(detection.auc(negatives, scores)))
+            axis.plot(false, true, label=f"{attack}: {areas[-1]:.3f}", **_look(i))
         axis.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("false positive rate (training images)")
-        axis.legend(title="area", fontsize=8, title_fontsize=8, frameon=False, **below)
+        axis.set_xlabel("false positive rate (training images)", fontsize=9)
+        # On the side of the diagonal where there are no curves.
+        side = "lower right" if np.mean(areas) > 0.5 else "upper left"
+        look = {"fontsize": 8, "title_fontsize": 8, "frameon": False, "loc": side}
+        axis.legend(title="area", **look)
         axis.set_aspect("equal")
-    axes[0].set_ylabel("true positive rate")
+        axis.tick_params(labelsize=8)
+    axes[0].set_ylabel("true positive rate", fontsize=9)
     return figure
 
 
@@ -250,6 +283,58 @@ def accuracies(groups: dict[str, dict[str, tuple[float, float, float]]]) -> Figu
     return figure
 
 
+def attackers(
+    panels: dict[str, dict[str, dict[str, tuple[float, float, float]]]],
+    sides: Sequence[str],
+) -> Figure:
+    """Accuracies by defence under several attackers, one panel below the other.
+
+    Args:
+      panels: by title, by defence, by attacker, accuracy and the ends of its 95 %
+        interval, in percent; an attacker with None was not measured, one that is not
+        there has nothing to be measured.
+      sides: the attackers, side by side.
+    """
+    groups = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    size = 1.2 + 1.05 * len(groups), 1.75 * len(panels) + 1.2
+    figure, axes = start(*size, len(panels), sharex=True, sharey=True)
+    for axis, (title, panel) in zip(axes[:, 0], panels.items(), strict=True):
+        for g, name in enumerate(groups):
+            own = [side for side in sides if side in panel.get(name, {})]
+            for i, side in enumerate(own):
+                at = g + _WIDTH * (i - (len(own) - 1) / 2)
+                _bar_or_gap(axis, at, panel[name][side], sides.index(side))
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.tick_params(labelsize=8)
+        axis.grid(axis="y", color="#DDDDDD", linewidth=0.5)
+        axis.set_axisbelow(True)
+    axes[0, 0].set_ylim(0, 112)
+    axes[0, 0].set_yticks(range(0, 101, 25))
+    axes[0, 0].set_xlim(-0.6, len(groups) - 0.4)
+    axes[-1, 0].set_xticks(range(len(groups)), groups, fontsize=8)
+    figure.supylabel("accuracy, %", fontsize=9)
+    marks = [Patch(label=side, **_side(i)) for i, side in enumerate(sides)]
+    look = {"fontsize": 8, "loc": "outside lower center", "frameon": False}
+    figure.legend(handles=marks, ncols=len(marks), **look)
+    return figure
+
+
+def _side(i: int) -> dict:
+    """Of an attacker's bars; hatched too, for who sees no colours."""
+    hatch = ("", "///", "...")[i % 3]
+    return {"facecolor": COLOURS[1 + i], "hatch": hatch, "edgecolor": "white"}
+
+
+def _bar_or_gap(axis: Axes, at: float, shares: Sequence[float] | None, i: int) -> None:
+    """An attacker's bar, or words where it is not known how high that is."""
+    if shares is not None:
+        look = _side(i) | {"width": _WIDTH, "capsize": 2, "linewidth": 0}
+        _bar(axis, at, shares, f"{shares[0]:.0f}", 8, **look)
+        return
+    look = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7}
+    axis.text(at, 3, "not measured", color="#555555", **look)
+
+
 def training(runs: dict[str, tuple[np.ndarray, np.ndarray]], label: str) -> Figure:
     """What density models score on validation images while they are trained.
 
@@ -268,9 +353,12 @@ def training(runs: dict[str, tuple[np.ndarray, np.ndarray]], label: str) -> Figu
 
 
 def save(figure: Figure, path: epath.PathLike) -> None:
-    """Writes a PNG whole; the same figure gives the same bytes."""
+    """Writes a PNG or a PDF whole; the same figure gives the same bytes."""
+    ending = epath.Path(path).suffix.removeprefix(".")
+    without = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate")}
+    metadata = dict.fromkeys(without[ending])
     with files.whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+        figure.savefig(temporary, format=ending, dpi=110, metadata=metadata)
 
 
 def show(axis: Axes, image: np.ndarray) -> None:

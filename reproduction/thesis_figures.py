@@ -5,7 +5,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from pixeldefend.experiment import grid, sweeps
+from pixeldefend.experiment import data, grid, sweeps
 from pixeldefend.experiment.published import THESIS_ATTACKS
 from pixeldefend.experiment.sweeps import OURS
 from reproduction import plots, thesis_plots
@@ -65,7 +65,7 @@ def _strengths(dataset: str, found: Arrays, images: Arrays) -> Figure:
 def _choices(
     dataset: str, found: Arrays, sets: dict[str, thesis_plots.Rebuilt]
 ) -> Figure:
-    classes = plots.CLASSES[dataset]
+    classes = data.CLASS_NAMES[dataset]
     text = f"the first image ({classes[found['labels'][0]]}), rebuilt for each label"
     return plots.named(dataset, text, thesis_plots.choices(sets, classes))
 
@@ -73,7 +73,7 @@ def _choices(
 def _reconstructions(
     dataset: str, found: Arrays, sets: dict[str, thesis_plots.Rebuilt]
 ) -> Figure:
-    classes = plots.CLASSES[dataset]
+    classes = data.CLASS_NAMES[dataset]
     figure = thesis_plots.reconstructions(sets, found["labels"], classes)
     text = "images and their nearest reconstructions (framed: of another label)"
     return plots.named(dataset, text, figure)

@@ -267,10 +267,11 @@ def test_figures_are_drawn_from_what_detect_left(found, tmp_path):
     assert result.returncode == 0, result.stderr
     names = sorted(path.name for path in to.iterdir())
     assert names == [
-        f"figure_{number}_fashion_mnist.png"
+        f"figure_{number}_fashion_mnist.{ending}"
         for number in ("01", "02a", "02b", "03", "04", "06", "07")
+        for ending in ("pdf", "png")
     ]
-    for path in to.iterdir():
+    for path in to.glob("*.png"):
         pixels = np.asarray(Image.open(path).convert("L"))
         assert min(pixels.shape) > 150 and pixels.std() > 5, path.name
 

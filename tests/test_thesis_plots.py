@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from pixeldefend.experiment import data
 from reproduction import figures, plots, schematics
 
 DATASET = "fashion_mnist"  # with the longest names of classes
@@ -306,7 +307,7 @@ def test_the_nearest_reconstruction_is_framed(drawn, arrays):
 def test_reconstructions_are_the_nearest_and_framed_where_of_another_label(
     drawn, arrays
 ):
-    names = plots.CLASSES[DATASET]
+    names = data.CLASS_NAMES[DATASET]
     # Twelve images: ten, and two in a second block.
     axes = np.reshape(drawn["thesis_appendix"].axes, (2, 4, 10))
     assert not axes[1, :, 2:].any() or not any(a.images for a in axes[1, :, 2:].flat)

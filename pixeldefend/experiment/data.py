@@ -15,6 +15,15 @@ HEIGHT_WIDTH_CHANNELS = {
     "mnist": (28, 28, 1),
 }
 CLASSES = 10  # of each of these
+CLASS_NAMES = {
+    "cifar10": tuple(
+        "airplane automobile bird cat deer dog frog horse ship truck".split()
+    ),
+    "fashion_mnist": tuple(
+        "t-shirt trouser pullover dress coat sandal shirt sneaker bag boot".split()
+    ),
+    "mnist": tuple("0123456789"),
+}
 SPLITS = ("train", "validation", "test")
 VALIDATION = 5000  # the last records of the training split
 _ROWS = {"train": slice(-VALIDATION), "validation": slice(-VALIDATION, None)}

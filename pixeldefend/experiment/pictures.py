@@ -1,5 +1,6 @@
 """Images as picture files; figures of the papers are drawn elsewhere."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,35 @@ from pixeldefend.experiment import files
 
 _SCALE = 3  # printed pixels per image pixel
 _GAP = 4  # printed pixels between images
+_LINE = 15  # printed pixels of a line of text
+_SIZE = 12  # of its letters
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
+_RIGHT, _WRONG = (0, 114, 178), (213, 94, 0)  # apart for colour-blind people too
+_GREY = 128  # where nothing differs
+AMPLIFIED = 8  # of differences, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Images side by side.
+
+    Attributes:
+      images: `[N, H, W, C]` uint8.
+      title: to their left, in lines; "" for none.
+      texts: below each, such as its class; none for none.
+      right: whether each text is right, which is told by a sign, a word and a colour;
+        none where that is not known.
+    """
+
+    images: np.ndarray
+    title: str = ""
+    texts: Sequence[str] = ()
+    right: Sequence[bool] = ()
+
+    @property
+    def lines(self) -> int:
+        """Of text below the images."""
+        return bool(len(self.texts)) + bool(len(self.right))
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
@@ -19,29 +48,70 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
     return colour.repeat(_SCALE, axis=0).repeat(_SCALE, axis=1)
 
 
-def grid(rows: Sequence[np.ndarray], titles: Sequence[str] = ()) -> Image.Image:
-    """Lays images out in rows.
+def grid(rows: Sequence[Row]) -> Image.Image:
+    """Lays images, all of one shape, out in rows."""
+    count, height, width = rows[0].images.shape[:3]
+    titles = [line for row in rows for line in row.title.split("\n")]
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    titled = max(pen.textlength(line, font_size=_SIZE + 1) for line in titles)
+    margin = int(titled) + 18 if titled else _GAP
+    high, wide = height * _SCALE + _GAP, width * _SCALE + _GAP
+    tops = [_GAP]
+    for row in rows:
+        tops.append(tops[-1] + high + _LINE * row.lines + _GAP * bool(row.lines))
+    picture = Image.new("RGB", (margin + count * wide, tops[-1]), _PAPER)
+    pen = ImageDraw.Draw(picture)
+    for row, top in zip(rows, tops, strict=False):
+        middle = top + (high - _GAP - 18 * (row.title.count("\n") + 1)) // 2
+        pen.text((8, middle), row.title, _INK, font_size=_SIZE + 1, spacing=5)
+        for c, image in enumerate(row.images):
+            left = margin + c * wide
+            picture.paste(Image.fromarray(_enlarged(image)), (left, top))
+            _caption(pen, row, c, left, top + high - 2)
+    return picture
+
+
+def _caption(pen: ImageDraw.ImageDraw, row: Row, i: int, left: int, top: int) -> None:
+    """Below an image its text, and whether that is right."""
+    if not len(row.texts):
+        return
+    colour = _INK
+    if len(row.right):
+        right = bool(row.right[i])
+        colour = _RIGHT if right else _WRONG
+        _sign(pen, right, left + 2, top + _LINE + 3, colour)
+        word = "right" if right else "wrong"
+        pen.text((left + 16, top + _LINE), word, colour, font_size=_SIZE)
+    pen.text((left + 2, top), row.texts[i], colour, font_size=_SIZE)
+
+
+def _sign(
+    pen: ImageDraw.ImageDraw, right: bool, left: int, top: int, colour: tuple
+) -> None:
+    """A tick or a cross: fonts need not have them."""
+    if right:
+        points = [(left, top + 5), (left + 3, top + 9), (left + 10, top)]
+        pen.line(points, colour, width=2, joint="curve")
+        return
+    pen.line([(left + 1, top), (left + 9, top + 8)], colour, width=2)
+    pen.line([(left + 1, top + 8), (left + 9, top)], colour, width=2)
+
+
+def difference(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, int]:
+    """`images - others`, amplified, around grey.
 
     Args:
-      rows: images `[N, H, W, C]` uint8 each, all of one shape.
-      titles: of the rows, to their left; none for none.
+      images: `[N, H, W, C]` uint8.
+      others: likewise.
 
     Returns:
-      The picture.
+      Levels like these, and by how much they are amplified: by at most 8, and so that
+      one in a hundred is clipped at most where that is possible.
     """
-    count, height, width = rows[0].shape[:3]
-    margin = 8 + max((8 * len(title) for title in titles), default=0)
-    high, wide = height * _SCALE + _GAP, width * _SCALE + _GAP
-    size = (margin + count * wide, len(rows) * high + _GAP)
-    picture = Image.new("RGB", size, _PAPER)
-    pen = ImageDraw.Draw(picture)
-    for r, images in enumerate(rows):
-        top = _GAP + r * high
-        if titles:
-            pen.text((8, top + high // 2 - 10), titles[r], _INK, font_size=14)
-        for c, image in enumerate(images):
-            picture.paste(Image.fromarray(_enlarged(image)), (margin + c * wide, top))
-    return picture
+    apart = images.astype(np.int32) - others.astype(np.int32)
+    far = max(float(np.quantile(np.abs(apart), 0.99)), 1)
+    times = int(np.clip((_GREY - 1) // far, 1, AMPLIFIED))
+    return np.clip(_GREY + times * apart, 0, 255).astype(np.uint8), times
 
 
 def save(

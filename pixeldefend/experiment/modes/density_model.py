@@ -137,7 +137,8 @@ def sample(config: inputs.Config, workdir: Workdir) -> None:
     )
     columns = int(np.ceil(len(images) ** 0.5))
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
-    pictures.save(pictures.grid(rows), folder / "samples.png")
+    grid = pictures.grid([pictures.Row(row) for row in rows])
+    pictures.save(grid, folder / "samples.png")
     drawn = {"labels": labels.astype(np.int32)} if model.classes else {}
     files.write_arrays(folder / "samples.npz", images=images, **drawn)
     print(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,8 @@ from pixeldefend.experiment.store import Store
 from pixeldefend.experiment.tools import Tools, check_defence, source_of
 from pixeldefend.experiment.workdir import Workdir, user_errors
 from pixeldefend.models import classifiers
+
+_SHOWN = 8  # images of the before/after picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +110,8 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
         labels=job.given.labels,
     )
     _write_outcomes(folder, job.given, result, stages)
+    names = data.CLASS_NAMES.get(job.density_model.card["dataset"], ())
+    _write_before_after(folder, job.given, result, stages, names)
     provenance = measure.provenance(workdir.hash, seconds)
     rows = [
         _identity(config, job, stage.name) | summaries.stage_figures(stage) | provenance
@@ -318,7 +322,7 @@ def _write_pictures(
 
 
 def _write_purified(folder: epath.Path, given: data.Input, result: dict) -> None:
-    """All arrays and a before/after picture."""
+    """All arrays."""
     perturbed, purified = result["perturbed"], result["purified"]
     labels = {} if given.labels is None else {"labels": given.labels.astype(np.uint8)}
     files.write_arrays(
@@ -328,9 +332,36 @@ def _write_purified(folder: epath.Path, given: data.Input, result: dict) -> None
         purified=purified,
         **labels,
     )
-    shown = {"clean": given.images, "perturbed": perturbed, "purified": purified}
-    if np.array_equal(given.images, perturbed):
-        del shown["perturbed"]
-    first = [images[:12] for images in shown.values()]
-    grid_of_all = pictures.grid(first, list(shown))
-    pictures.save(grid_of_all, folder / "figures/before_after.png")
+
+
+def _write_before_after(
+    folder: epath.Path,
+    given: data.Input,
+    result: dict[str, np.ndarray],
+    stages: list[summaries.Stage],
+    names: Sequence[str],
+) -> None:
+    """A picture of the first images at every stage, of what a classifier takes them
+    for, and of how they differ from the clean ones."""
+    first = slice(_SHOWN)
+    clean = given.images[first]
+    images = {
+        stage.name: clean if stage.name == "clean" else result[stage.name][first]
+        for stage in stages
+    }
+    rows = []
+    for stage in stages:
+        guesses = result.get(f"{stage.name}_prediction", [])[first]
+        rows.append(
+            pictures.Row(
+                images[stage.name],
+                stage.title.replace(", ", ",\n"),
+                [names[g] if g < len(names) else f"class {g}" for g in guesses],
+                [] if stage.correct is None else stage.correct[first],
+            )
+        )
+    for stage in stages[1:]:
+        apart, times = pictures.difference(images[stage.name], clean)
+        what = "attacked" if stage.name == "perturbed" else stage.name
+        rows.append(pictures.Row(apart, f"{what}\nminus {stages[0].title},\nx {times}"))
+    pictures.save(pictures.grid(rows), folder / "figures/before_after.png")
