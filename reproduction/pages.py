@@ -55,6 +55,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "headline": paper.headline,
     "filters_cifar10": partial(paper.filters, "cifar10"),
     "graded_control_cifar10": partial(paper.graded_control, "cifar10"),
+    "arms_cifar10": released.arms,
     "drift_cifar10": partial(paper.drift, "cifar10"),
     "section_4_4": paper.section_4_4,
     "gradients": paper.gradients,

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable
 
-from pixeldefend.experiment import published
+from pixeldefend.experiment import published, report
+from pixeldefend.experiment.rows import WORST
 from reproduction import measured
 from reproduction.measured import interval, ratio, table, told
 
@@ -17,6 +18,13 @@ _CLASSIFIERS = """
     cifar10/resnet-adversarial_fgsm8
     cifar10/resnet-adversarial_bim8 cifar10/vgg
 """.split()
+_ARMS = {  # density models as purifiers; by name, or by their training
+    "cifar10/pixelcnn": "24 x 1, `cifar10/pixelcnn`, a CPU",
+    "cifar10-pixelcnn-24x1": "24 x 1, mirrored images",
+    "cifar10-pixelcnn-24x1-softmax": "the same, softmax conditionals",
+    "cifar10-pixelcnn-24x1-noise": "the same, given noise of up to 16 levels",
+    "cifar10/pixelcnn-64x2": "64 x 2, `cifar10/pixelcnn-64x2`",
+}
 _AUTOENCODERS = (
     *("mnist/puvae", "mnist/magnet"),
     *("fashion_mnist/puvae", "fashion_mnist/magnet"),
@@ -282,3 +290,28 @@ def reach() -> str:
         "hours": "{hours:,.0f}",
     }
     return table(measured.rows("reach"), columns)
+
+
+def arms() -> str:
+    """Small density models of equal size as purifiers, on validation images."""
+    trainings = {
+        row["training"]: row
+        for row in measured.read("accelerator")
+        if row["stage"] == "train" and row.get("beside")
+    }
+    models: dict[str, dict[float, list[dict]]] = {}
+    for row in measured.read("arms_cifar10"):
+        if row["defence"] == "purify" and row["attack"] != WORST:
+            sets = models.setdefault(row["density_model"], {})
+            sets.setdefault(row["eps_attack"], []).append(row)
+    lines = []
+    for name, sets in models.items():
+        # Of a released model its card tells, of another the row of its training.
+        of = trainings.get(name) or measured.card(name)["training"]
+        line = [_ARMS[name], f"{of['images']:,}"]
+        line.append(f"{of['validation_bits_per_dim']:.3f}")
+        for eps in (0.0, 2.0, 8.0):
+            line.append(interval(min(sets[eps], key=lambda row: row["accuracy"])))
+        lines.append(line)
+    header = ["density model", "images seen", "bits/dim", "clean", "eps 2", "eps 8"]
+    return report.markdown_table(header, lines)
