@@ -80,7 +80,7 @@ class Store:
           kind, name, fingerprint: as for `once`.
           only: the arrays to read besides the `seconds`; none for all.
         """
-        path = self._path(kind, name)
+        path = self.path(kind, name)
 
         def read(file: Any) -> Arrays | None:
             if str(file["mark"]) != fingerprint:
@@ -118,7 +118,7 @@ class Store:
         """
         if (found := self.find(kind, name, fingerprint)) is not None:
             return found
-        path = self._path(kind, name)
+        path = self.path(kind, name)
         # Every batch at once: one is much longer in the making than in the writing.
         unfinished = self.unfinished(fingerprint, f"{kind}/{path.stem}")
         result, seconds = unfinished.run(mapped, what, *arguments())
@@ -138,7 +138,7 @@ class Store:
         begun = time.perf_counter()
         result = make()
         seconds = time.perf_counter() - begun
-        self._write(self._path(kind, name), fingerprint, result, seconds)
+        self._write(self.path(kind, name), fingerprint, result, seconds)
         return result
 
     def unfinished(
@@ -176,8 +176,8 @@ class Store:
         files.write_arrays(path, **result, mark=np.array(fingerprint))
         self._seconds[path] = seconds
 
-    def _path(self, kind: str, name: str) -> epath.Path:
-        """Readable as far as a file's name goes, and no other name's."""
+    def path(self, kind: str, name: str) -> epath.Path:
+        """Of a file: readable as far as a file's name goes, and no other name's."""
         readable = re.sub(r"[^\w.+-]+", "_", name).strip("_")
         if readable != name or len(readable) > 100:
             digest = hashlib.sha256(name.encode()).hexdigest()[:8]
