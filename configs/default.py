@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.import_ = _import_()
     config.export = _export()
     config.sample = _sample()
+    config.report = _report()
     return config
 
 
@@ -522,6 +523,18 @@ def _sample() -> ml_collections.ConfigDict:
     sample.batch = 64  # images at a time, per device
     sample.label = -1  # class to draw from a class-conditional model; -1: each in turn
     return sample
+
+
+def _report() -> ml_collections.ConfigDict:
+    """A page of HTML of a run or of results."""
+    report = ml_collections.ConfigDict()
+    # The workdir of a run, or a folder of rows (*.jsonl) with arrays in a folder
+    # `arrays`; what is shown is its, whatever the data set of the config is.
+    report.input = "results"
+    report.images = (
+        12  # at most, each clean, attacked and purified, in a file's section
+    )
+    return report
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -88,6 +88,8 @@ def _comments() -> dict[str, dict[str, str]]:
     for node in ast.parse(source).body:
         if not isinstance(node, ast.FunctionDef):
             continue
+        if node.name != "get_config" and not node.name.startswith("_"):
+            continue  # a variant, which only sets other values
         section = "" if node.name == "get_config" else node.name.removeprefix("_")
         known = found.setdefault(section, {})
         above: list[str] = []

@@ -369,6 +369,8 @@ def _mistakes(folder):
     write(f"{251 * 'c'}.npz", images=np.zeros((2, 28, 28, 1), np.uint8))
     (folder / "tables").mkdir()
     (folder / "tables/table.md").write_text("mine")
+    (folder / "rows").mkdir()
+    (folder / "rows/rows.jsonl").write_text("no rows")
     (folder / "other").mkdir()
     (folder / "other/config.json").write_text('{"mode": "train"}')
     _misfit(folder / "misfit")
@@ -634,6 +636,12 @@ def _mistakes(folder):
             [f"--config.export.to={folder}/other", "--config.export.what=weights"],
             "holds config.json; name another",
         ),
+        ("report", ["--config.report.input="], "report.input is empty: a workdir or"),
+        ("report", [f"--config.report.input={folder}/absent"], "absent does not exist"),
+        ("report", [f"--config.report.input={folder}/size.npz"], "npz is a file: name"),
+        ("report", [f"--config.report.input={folder}/nothing"], "has no rows (*"),
+        ("report", [f"--config.report.input={folder}/rows"], "rows.jsonl cannot be"),
+        ("report", ["--config.report.images=-1"], "report.images must not be negative"),
         ("train", ["--config.train.model=cnn"], "train.model must be one of pixelcnn"),
         (
             "train_pixelcnn",

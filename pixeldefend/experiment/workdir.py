@@ -20,10 +20,9 @@ from pixeldefend.experiment.lock import Lock
 RESULTS = frozenset(
     "adversarial calibration checkpoints correct detection.npz figures figures.json "
     "grades.json metrics.jsonl model parts predictions predictions.npz purified "
-    "purifiers.npz rows.jsonl samples.npz samples.png scores scores.npz searches "
-    "sweep.npz table.md table.tex test threshold.json verdict.md verdict.npz "
-    "verdict.tex "
-    "written.json".split()
+    "purifiers.npz report.html rows.jsonl samples.npz samples.png scores scores.npz "
+    "searches sweep.npz table.md table.tex test threshold.json verdict.md verdict.npz "
+    "verdict.tex written.json".split()
 )
 
 

@@ -25,6 +25,7 @@ from pixeldefend.experiment.modes.importing import import_weights
 from pixeldefend.experiment.modes.judging import judge
 from pixeldefend.experiment.modes.main_job import purify
 from pixeldefend.experiment.modes.releasing import release
+from pixeldefend.experiment.modes.reporting import report
 from pixeldefend.experiment.modes.sweeping import sweep
 from pixeldefend.experiment.modes.training import train
 from pixeldefend.experiment.workdir import UserError, Workdir, config_hash, user_errors
@@ -144,6 +145,7 @@ MODES = {
         kinds={kind: (kind,) for kind in zoo.KINDS},
         reads={"purify": ("eps",)},
     ),
+    "report": Mode(report, weights=(), free=("report.images",)),
 }
 # What used to be modes, and what to say instead. Those that reproduce the papers'
 # figures have a program of their own; training and releasing take any kind of model.
