@@ -66,20 +66,18 @@ thead th{position:sticky;top:0;background:var(--panel);z-index:1;padding:0;
 vertical-align:bottom}
 thead button{all:unset;display:block;width:100%;box-sizing:border-box;cursor:pointer;
 padding:.5rem .8rem;font-size:.8rem;font-weight:600;color:var(--dim);line-height:1.3;
-white-space:normal}
+white-space:normal;min-width:4.6rem}
 thead button:focus-visible,.scroll:focus-visible,a:focus-visible,summary:focus-visible
 {outline:2px solid var(--link);outline-offset:-2px}
-thead button::after{content:" \\2195";opacity:.35}
-[aria-sort=ascending] button::after{content:" \\2191";opacity:1}
-[aria-sort=descending] button::after{content:" \\2193";opacity:1}
+thead button::after{content:"\\a0\\2195";opacity:.35}
+[aria-sort=ascending] button::after{content:"\\a0\\2191";opacity:1}
+[aria-sort=descending] button::after{content:"\\a0\\2193";opacity:1}
 html:not(.js) thead button::after{content:""}
 td.n,th.n button{text-align:right}
 tbody tr:hover{background:var(--panel)}
 .js table:not(.all) .x{display:none}
-td.a{min-width:15.5rem}
-td.a b{display:inline-block;min-width:4.2em;text-align:right}
-td.a i{font-style:normal;color:var(--dim);margin:0 .6em 0 .35em;display:inline-block;
-min-width:7.6em}
+.share{display:grid;grid-template-columns:4.2em 8.2em max-content;align-items:baseline}
+.share b{text-align:right}.share i{font-style:normal;color:var(--dim);padding-left:.6em}
 .bar{position:relative;display:block;height:3px;margin-top:.3rem;background:var(--line);
 border-radius:2px;width:13.5rem}
 .bar u{position:absolute;top:0;bottom:0;left:var(--l);right:calc(100% - var(--h));
@@ -104,8 +102,9 @@ footer{margin-top:4rem;padding-top:1rem;border-top:1px solid var(--line)}
 @media (max-width:40rem){main{padding:1.5rem 1rem 3rem}h1{font-size:1.5rem}
 h2{margin-top:2.5rem}.scroll{max-height:30rem}dl.threats{grid-template-columns:1fr;
 gap:.1rem}dl.threats dd{margin-bottom:.5rem}th,td{padding:.42rem .5rem}
-thead button{padding:.5rem}td.a{min-width:9.6rem}td.a b{min-width:0;margin-right:.4em}
-td.a i{float:left;clear:both;margin:0}td.a .tag{float:right}.bar{clear:both;width:100%}}
+thead button{padding:.5rem;min-width:0}
+.share{grid-template-columns:max-content max-content;gap:0 .5em}
+.share i{grid-row:2;grid-column:1/3;padding:0}.bar{width:8.5rem}}
 @media print{.scroll{max-height:none;overflow:visible}.tools{display:none}}
 """
 _SCRIPT = """

@@ -163,7 +163,8 @@ def share(value: float, low: float | None, high: float | None, who: str) -> Cell
         interval = f"<i>{100 * low:.1f} to {100 * high:.1f}</i>"
         ends = f"--l:{100 * low:.1f}%;--h:{100 * high:.1f}%;--m:{100 * value:.1f}%"
         bar = f'<span class="bar" style="{ends}"><u></u><s></s></span>'
-    shown = f"<b>{_percent(value)}</b> {interval}{page.tag(who)}{bar}"
+    whole = f"<b>{_percent(value)}</b> {interval} {page.tag(who)}"
+    shown = f'<span class="share">{whole}</span>{bar}'
     return Cell(shown, value, "a")
 
 
@@ -234,16 +235,16 @@ _COLUMNS: tuple[tuple[str, tuple[str, ...], Callable[[dict], Cell], bool], ...] 
     ("classifier", ("classifier",), lambda row: page.said(row["classifier"]), False),
     ("defence", ("defence",), lambda row: page.said(row["defence"]), True),
     ("attack", ("attack", "preset", "source", "through", "slope"), _attack, True),
-    ("attack’s ε, levels", ("eps_attack",), _eps, True),
-    ("accuracy, 95 % interval, threat model", ("accuracy",), _accuracy, True),
+    ("ε, levels", ("eps_attack",), _eps, True),
+    ("accuracy (95 %), threat model", ("accuracy",), _accuracy, True),
     ("n", ("n",), _plain("n", str), True),
-    ("bits/dim ± (95 %)", ("bits_per_dim", "half_width_95"), _plus_minus, False),
+    ("bits/dim ± (95 %)", ("bits_per_dim", "half_width_95"), _plus_minus, False),
     ("median p-value", ("p_value",), _plain("p_value", lambda p: f"{p:.4f}"), False),
     ("p < 0.05", ("p_below_0.05",), _plain("p_below_0.05", _percent), False),
     ("AUC", ("auc",), _plain("auc", _three), False),
     ("two-sided AUC", ("auc_two_sided",), _plain("auc_two_sided", _three), False),
     (
-        "distance from clean (largest), L∞ levels",
+        "L∞ from clean (largest)",
         ("distance", "distance_max"),
         _moved,
         False,
