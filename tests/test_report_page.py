@@ -12,11 +12,12 @@ import subprocess
 import numpy as np
 import pytest
 from PIL import Image
-from processes import ROOT, enter_anew
+from processes import ROOT, enter_anew, finish, launch
 
 from configs import fashion_mnist
 from pixeldefend import cli, detection
 from pixeldefend.experiment import (
+    data,
     files,
     modes,
     page,
@@ -350,6 +351,46 @@ def test_a_report_does_not_go_into_the_folder_of_the_run(tmp_path):
     _write(tmp_path / "other", [_line()])
     with pytest.raises(UserError, match="belongs to another config .*report.input"):
         modes.start("report", _config(tmp_path / "other"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("low, high", [(0.5, 6.1), (-3.0, 3.0), (1e-7, 3e-7), (2, 2.4)])
+def test_axes_have_round_numbers_inside(low, high):
+    found = page_charts.round_numbers(low, high)
+    assert 2 <= len(found) <= 11 and min(found) >= low and max(found) <= high
+    assert all(len(f"{v:g}".strip("-").replace(".", "")) <= 6 for v in found)
+
+
+@pytest.mark.slow
+def test_runs_of_evaluate_and_of_attack_show_their_images(tmp_path):
+    for mode, options in (
+        ("attack", []),
+        (
+            "evaluate",
+            [
+                "--config.evaluate.rows=('fashion_mnist/vgg', "
+                "'fashion_mnist/vgg + purify')",
+                "--config.evaluate.attacks=('fgsm',)",
+            ],
+        ),
+    ):
+        run = tmp_path / mode
+        finish(launch(mode, f"--workdir={run}", *options))
+        told = _made(run, tmp_path / f"{mode}-page", images=3)
+        found = _Page(told).images
+        images, labels = data.sample("fashion_mnist")
+        each = {"attack": 3, "evaluate": 4}[mode]  # clean, attacked, purified, apart
+        assert len(found) == 3 * each
+        for source, image in zip(found[::each], images, strict=False):
+            png = io.BytesIO(base64.b64decode(source.partition(",")[2]))
+            np.testing.assert_array_equal(Image.open(png), image[..., 0])
+        guesses = len(re.findall("[✓✗] ", told))
+        assert guesses == 3 * (each - 1)
+        rows = read_rows(run / "rows.jsonl")
+        threats = [row["threat"] for row in rows if row["attack"] == "fgsm"]
+        if mode == "evaluate":
+            assert threats == ["white-box", "grey-box"]
+            name = data.CLASS_NAMES["fashion_mnist"][labels[0]]
+            assert f"image 1: {name}" in told
 
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")

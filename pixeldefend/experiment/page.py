@@ -103,8 +103,8 @@ footer{margin-top:4rem;padding-top:1rem;border-top:1px solid var(--line)}
 h2{margin-top:2.5rem}.scroll{max-height:30rem}dl.threats{grid-template-columns:1fr;
 gap:.1rem}dl.threats dd{margin-bottom:.5rem}th,td{padding:.42rem .5rem}
 thead button{padding:.5rem;min-width:0}
-.share{grid-template-columns:max-content max-content;gap:0 .5em}
-.share i{grid-row:2;grid-column:1/3;padding:0}.bar{width:8.5rem}}
+.share{grid-template-columns:max-content;justify-items:start}.share i{padding:0}
+.bar{width:8.5rem}}
 @media print{.scroll{max-height:none;overflow:visible}.tools{display:none}}
 """
 _SCRIPT = """

@@ -31,6 +31,15 @@ def bins_for(values: Sequence[np.ndarray]) -> np.ndarray:
     return np.linspace(low, max(high, low + 1e-6), _BINS + 1)
 
 
+def round_numbers(low: float, high: float) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten, at most eleven, for an axis."""
+    rough = (high - low) / 4
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = max(k * power for k in (1, 2, 5) if k * power <= rough)
+    first, last = np.ceil(low / step), np.floor(high / step)
+    return [float(f"{i * step:.9g}") for i in np.arange(first, last + 1)]
+
+
 def histogram(values: Mapping[str, np.ndarray], edges: np.ndarray, unit: str) -> str:
     """Shares of images, by series.
 
@@ -53,7 +62,7 @@ def histogram(values: Mapping[str, np.ndarray], edges: np.ndarray, unit: str) ->
             points += [(x(edges[i]), y(height)), (x(edges[i + 1]), y(height))]
         points.append((x(edges[-1]), y(0)))
         drawn.append(_line(points, _LINES[name]))
-    ticks = [(x(v), f"{v:.3g}") for v in np.linspace(edges[0], edges[-1], 5)[1:-1]]
+    ticks = [(x(v), f"{v:g}") for v in round_numbers(edges[0], edges[-1])]
     levels = [(y(most * part), f"{100 * most * part:.0f} %") for part in (0.5, 1.0)]
     medians = ", ".join(
         f"{name} {np.nanmedian(found):.2f}" for name, found in values.items()
