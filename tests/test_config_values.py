@@ -101,10 +101,11 @@ def _cases():
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A file of weights to be imported."""
+    """A file of weights to be imported, with a row of somebody's beside it."""
     model, params, _, _ = tiny((28, 28, 1), conditionals="joint")
     path = tmp_path_factory.mktemp("published") / "weights.npz"
     np.savez(path, **as_tensorflow(model, params))
+    (path.parent / "rows.jsonl").write_text('{"images": 1}')
     return path
 
 
@@ -117,6 +118,7 @@ def _arguments(folder, published, name, kind):
         f"--config.release.to={folder}/released",
         f"--config.import_.weights={published}",
         f"--config.export.to={folder}/exported",
+        f"--config.report.input={published.parent}",
         *([f"--config.{name}.model={kind}"] if kind else []),
     ]
 
