@@ -324,6 +324,7 @@ def _line(**changed):
         (json.dumps(_line(threat="white-box")), "rows.jsonl, line 1: bim through"),
         (json.dumps(_line(n="many")), "rows.jsonl, line 1: n of a row must be"),
         ("", "has no rows"),
+        ('{"attack": 3, "defence": "", "threat": ""}', "that no run wrote"),
     ],
 )
 def test_rows_that_cannot_be_read_are_told(tmp_path, lines, told):

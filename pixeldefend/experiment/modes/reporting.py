@@ -36,7 +36,13 @@ def report(config: inputs.Config, workdir: Workdir) -> None:
                 f"report.input {settings.input} {kind}: name the workdir of a run, or "
                 "a folder of rows"
             )
-        html = _page(source, _read(source), settings.images)
+        try:
+            html = _page(source, _read(source), settings.images)
+        except (AttributeError, LookupError) as error:  # of fields without a check
+            raise ValueError(
+                f"report.input {settings.input} has rows or arrays that no run wrote: "
+                f"{error!r}"
+            ) from error
         if not html:
             raise ValueError(
                 f"report.input {settings.input} has no rows (*.jsonl) and no scores: "
