@@ -381,5 +381,5 @@ def check_dataset(config: Config, weights: str, card: dict) -> None:
     if card["dataset"] != dataset(config):
         raise ValueError(
             f"{weights} was trained on {card['dataset']}; use the config of that data "
-            f"set, not of {dataset(config)}"
+            f"set, not of {config.dataset}"
         )
