@@ -33,7 +33,7 @@ def bins_for(values: Sequence[np.ndarray]) -> np.ndarray:
 
 def round_numbers(low: float, high: float) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten, at most eleven, for an axis."""
-    rough = (high - low) / 4
+    rough = (high - low) / 4 * (1 + 1e-9)  # of a power of ten, log10 rounds up
     power = 10.0 ** np.floor(np.log10(rough))
     step = max(k * power for k in (1, 2, 5) if k * power <= rough)
     first, last = np.ceil(low / step), np.floor(high / step)
