@@ -141,7 +141,8 @@ def test_the_wheel_carries_samples_and_models(site):
             n.startswith(f"pixeldefend/released/{name}/pixelcnn/weights/")
             for n in names
         )
-    assert not any(n.startswith(("tests/", "configs/")) for n in names)
+    assert "pixeldefend/py.typed" in names
+    assert not any(n.startswith(("tests/", "configs/", "notebooks/")) for n in names)
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ class MagNet(nn.Module):
         sizes.check(self, features=(1, sizes.FEATURES), copies=(1, 256))
         super().__post_init__()
 
-    def setup(self):
+    def setup(self) -> None:
         """One module for all copies of an architecture."""
         copied = nn.vmap(
             _Autoencoder,

@@ -106,7 +106,7 @@ class PuVAE(nn.Module):
         sizes.check(self, latents=(1, 2**16), classes=(2, sizes.CLASSES))
         super().__post_init__()
 
-    def setup(self):
+    def setup(self) -> None:
         """Makes the layers."""
         channels = self.shape[2]
         self.convolutions = [
