@@ -1,6 +1,7 @@
 """What stands in launch/: checked by the tools of those who run it."""
 
 import copy
+import json
 import os
 import pathlib
 import re
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 import yaml
@@ -323,3 +325,44 @@ def test_a_run_without_a_venv_takes_the_interpreter_of_the_path(tmp_path):
             return
         time.sleep(0.1)
     raise AssertionError((tmp_path / "told").read_text())
+
+
+def _instructions():
+    """Of the Dockerfile, each with what it is given."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    lines = [line for line in text.splitlines() if line and line[0] != "#"]
+    return [line.split(None, 1) for line in lines]
+
+
+def test_the_image_is_made_of_what_is_there():
+    told = _instructions()
+    copied = [path for name, rest in told if name == "COPY" for path in rest.split()]
+    copied = {path for path in copied if path not in (".", "./")}
+    assert copied and all((ROOT / path).exists() for path in copied)
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    kept = {line[1:] for line in lines if line.startswith("!")}
+    assert lines[1] == "*" and kept == copied
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    # What pip needs to make the package.
+    assert {"pyproject.toml", project["readme"], *project["license-files"]} <= copied
+    (extras,) = (rest.partition("=")[2] for name, rest in told if name == "ARG")
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    (entry,) = (json.loads(rest) for name, rest in told if name == "ENTRYPOINT")
+    assert entry == ["pixeldefend"] and entry[0] in project["scripts"]
+
+
+def test_the_image_runs_as_a_user_of_its_own():
+    told = _instructions()
+    (user,) = (rest for name, rest in told if name == "USER")
+    names = [name for name, _ in told]
+    assert user != "root" and f" {user} " in told[names.index("RUN")][1]
+    last = max(i for i, name in enumerate(names) if name in ("RUN", "COPY"))
+    assert last < names.index("USER") < names.index("ENTRYPOINT")
+
+
+def test_the_jobset_runs_where_the_image_has_main_py(jobset):
+    (job,) = _inner_jobs(jobset)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    told = dict(_instructions())
+    assert container["workingDir"] == told["WORKDIR"]
+    assert container["command"][:2] == ["python", "main.py"]
