@@ -1,4 +1,4 @@
-"""What the site has besides docs/: top-level pages, and the fields of a config."""
+"""What the site has besides docs/: top-level pages, notebooks, a config's fields."""
 
 import pathlib
 import runpy
@@ -20,6 +20,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds what is not in docs/."""
     for name in _TOP:
         files.append(File.generated(config, name, abs_src_path=str(_ROOT / name)))
+    for path in sorted(_ROOT.glob("notebooks/*.ipynb")):  # to be downloaded
+        name = f"notebooks/{path.name}"
+        files.append(File.generated(config, name, abs_src_path=str(path)))
     files.append(File.generated(config, "reference/config.md", content=_fields()))
     return files
 
