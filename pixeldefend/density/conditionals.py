@@ -2,20 +2,18 @@
 
 At each position the network's head gives a vector of P outputs; a family turns it into
 one distribution over 256 levels per channel, in the order red, green, blue, each given
-the channels before it. All of them sum to one exactly:
+the channels before it. All of them sum to one exactly, since the outermost bins are open
+towards infinity:
 
 * `LogisticMixture(shared=False)`, `"independent"`: what PixelDefend's authors trained
   and purified with. A mixture of logistics per channel with the *prior* component
   weights, on 256 bins whose edges divide -1..1 evenly. Green's means shift by red,
   blue's by red and green.
 * `LogisticMixture(shared=True)`, `"joint"`: PixelCNN++'s own likelihood. One component
-  explains all channels, so the weights of the later channels are reweighted by how well
-  each component explained the earlier ones; bins reach 1/255 around each level.
-  Published bits/dim mean this.
+  explains all channels, so the weights of the later ones are reweighted by how well each
+  explained the earlier; bins reach 1/255 around each level. Published bits/dim mean this.
 * `Softmax`, `"softmax"`: 256 free logits per channel, plus tables indexed by the
   earlier channels of the pixel.
-
-The outermost bins are open towards infinity, which is what makes the sums exact.
 
 Everything here works with positions last: outputs `[P, N]`, candidates `[S, N]`. With
 the long axis innermost one exponential per bin edge runs at full vector width, and the
@@ -25,7 +23,7 @@ asks for one candidate, purifying for the 2 eps + 1 allowed ones, sampling for a
 
 Bins: PixelCNN++ (Salimans et al. 2017) section 2.1 for "joint". The mass of a bin
 (a, b) of a logistic is written sigmoid(b) sigmoid(-a) (1 - exp(a - b)), which neither
-cancels nor needs the approximations of the released codes.
+cancels nor needs the released codes' approximations.
 """
 
 import dataclasses
@@ -379,18 +377,14 @@ def log_prob(
     head: dict,
     outputs: chex.Array,
     images: chex.Array,
-    *,
     context: chex.Array | None = None,
 ) -> chex.Array:
     """Log-probability of each position's pixel, without forming 256 candidates.
 
     Args:
-      family: of the model, `model.family`.
-      head: the head's parameters, `params["head"]`.
-      outputs: head outputs `[..., P]`.
+      family, head, outputs: as for `level_log_probs`.
       images: levels `[..., C]`, `uint8` or floating 0..255.
-      context: levels `[..., C]`, of whose earlier channels the later are given; None:
-        `images`.
+      context: levels `[..., C]`, earlier channels for the later; None: `images`.
 
     Returns:
       `[...]` nats, the sum over channels of `level_log_probs` at the image's levels.

@@ -68,9 +68,7 @@ def loss(
     images, labels = batch["images"], batch["labels"] if model.classes else None
     context = batch.get("context", images)
     outputs = pixelcnn.apply(model, params, context, labels=labels, key=key)
-    nats = conditionals.log_prob(
-        model.family, params["head"], outputs, images, context=context
-    )
+    nats = conditionals.log_prob(model.family, params["head"], outputs, images, context)
     return jnp.mean(to_bits_per_dim(jnp.sum(nats, axis=(1, 2)), images.shape[1:]))
 
 

@@ -5,7 +5,7 @@ All is read from the files that modes leave in a workdir, as of somebody else.
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -200,7 +200,10 @@ def _detection(found: dict[str, np.ndarray], rows: Sequence[dict], count: int) -
     shape = found["examples/clean"].shape[1:]
     clean = {eps: of for (eps, attack), of in sets.items() if attack == CLEAN}
     attacks = {key: of for key, of in sets.items() if key[1] != CLEAN}
-    bits = lambda scores: np.asarray(likelihood.to_bits_per_dim(scores, shape))  # noqa: E731
+
+    def bits(scores: np.ndarray) -> np.ndarray:
+        return np.asarray(likelihood.to_bits_per_dim(scores, shape))
+
     scores = [bits(of[d]["log_probs"]) for of in sets.values() for d in of]
     edges = page_charts.bins_for(scores)
     drawn, shown = [], []
@@ -245,7 +248,13 @@ def _detection(found: dict[str, np.ndarray], rows: Sequence[dict], count: int) -
 
 
 def _drawings(
-    found: dict, clean: dict, of: dict, title: str, threats: dict, edges, bits
+    found: dict,
+    clean: dict,
+    of: dict,
+    title: str,
+    threats: dict,
+    edges: np.ndarray,
+    bits: Callable[[np.ndarray], np.ndarray],
 ) -> str:
     """A histogram and a ROC curve of one attack."""
     scores = {"attacked": of["none"]["log_probs"]}
