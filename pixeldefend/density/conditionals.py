@@ -2,16 +2,16 @@
 
 At each position the network's head gives a vector of P outputs; a family turns it into
 one distribution over 256 levels per channel, in the order red, green, blue, each given
-the channels before it. All of them sum to one exactly, since the outermost bins are open
-towards infinity:
+the channels before it. Each sums to one exactly, its outermost bins being open:
 
 * `LogisticMixture(shared=False)`, `"independent"`: what PixelDefend's authors trained
   and purified with. A mixture of logistics per channel with the *prior* component
   weights, on 256 bins whose edges divide -1..1 evenly. Green's means shift by red,
   blue's by red and green.
 * `LogisticMixture(shared=True)`, `"joint"`: PixelCNN++'s own likelihood. One component
-  explains all channels, so the weights of the later ones are reweighted by how well each
-  explained the earlier; bins reach 1/255 around each level. Published bits/dim mean this.
+  explains all channels, so the weights of the later ones are reweighted by how well
+  each explained the earlier; bins reach 1/255 around each level. Published bits/dim
+  mean this.
 * `Softmax`, `"softmax"`: 256 free logits per channel, plus tables indexed by the
   earlier channels of the pixel.
 
