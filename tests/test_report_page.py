@@ -25,6 +25,7 @@ from pixeldefend.experiment import (
     page_images,
     page_rows,
     page_runs,
+    pictures,
 )
 from pixeldefend.experiment.rows import read_rows
 from pixeldefend.experiment.workdir import UserError, config_hash
@@ -237,15 +238,23 @@ def test_areas_and_curves_are_those_of_detection(rng):
     assert found[-1] == 1
 
 
-def test_differences_are_amplified_as_far_as_they_fit():
-    before = np.full((2, 4, 4, 1), 100, np.uint8)
-    after = before.copy()
-    after[0, 0, 0, 0], after[1, 0, 0, 0] = 108, 96
-    factor = page_images.amplification(before, after)
-    assert factor == 8
-    found = page_images.difference(before[0], after[0], factor)
-    assert found[0, 0, 0] == 128 + 64 and np.all(found.ravel()[1:] == 128)
-    assert page_images.amplification(before, 255 - 0 * before) == 1
+def test_differences_are_shown_as_in_the_figures():
+    clean = np.full((2, 4, 4, 1), 100, np.uint8)
+    attacked = clean.astype(np.float32)  # as it may be before rounding
+    attacked[0, 0, 0, 0], attacked[1, 0, 0, 0] = 108.4, 96
+    stages = {"clean": clean, "attacked": attacked}
+    strip = page_images.Strip("BIM", {}, stages, {}, None)
+    text = page_images.cards(strip, 1)
+    shown = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(found))))
+        for found in re.findall(r'src="data:image/png;base64,([^"]*)"', text)
+    ]
+    assert len(shown) == 3 and shown[1][0, 0] == 108
+    wanted, times = pictures.difference(
+        np.rint(attacked[:1]).astype(np.uint8), clean[:1]
+    )
+    np.testing.assert_array_equal(shown[2], wanted[0, ..., 0])
+    assert times > 1 and f"attacked minus clean, ×{times} around" in text
 
 
 def test_a_run_of_purify_shows_its_images(tmp_path, rng):

@@ -53,17 +53,20 @@ def histogram(values: Mapping[str, np.ndarray], edges: np.ndarray, unit: str) ->
         inside = np.clip(found[np.isfinite(found)], edges[0], edges[-1])
         shares[name] = np.histogram(inside, edges)[0] / max(len(inside), 1)
     most = max((float(s.max()) for s in shares.values()), default=0) or 1.0
-    x = lambda v: _LEFT + (v - edges[0]) / (edges[-1] - edges[0]) * _inner_width()  # noqa: E731
-    y = lambda v: _HIGH - _BOTTOM - v / most * (_HIGH - _TOP - _BOTTOM)  # noqa: E731
+    first, last = edges[0], edges[-1]
+    places = [_x(edge) for edge in (edges - first) / (last - first)]
     drawn = []
     for name, share in shares.items():
-        points = [(x(edges[0]), y(0))]
-        for i, height in enumerate(share):
-            points += [(x(edges[i]), y(height)), (x(edges[i + 1]), y(height))]
-        points.append((x(edges[-1]), y(0)))
+        points = [(places[0], _y(0))]
+        for i, height in enumerate(share / most):
+            points += [(places[i], _y(height)), (places[i + 1], _y(height))]
+        points.append((places[-1], _y(0)))
         drawn.append(_line(points, _LINES[name]))
-    ticks = [(x(v), f"{v:g}") for v in round_numbers(edges[0], edges[-1])]
-    levels = [(y(most * part), f"{100 * most * part:.0f} %") for part in (0.5, 1.0)]
+    ticks = [
+        (_x((value - first) / (last - first)), f"{value:g}")
+        for value in round_numbers(first, last)
+    ]
+    levels = [(_y(part), f"{100 * most * part:.0f} %") for part in (0.5, 1.0)]
     medians = ", ".join(
         f"{name} {np.nanmedian(found):.2f}" for name, found in values.items()
     )
@@ -79,23 +82,21 @@ def roc(negatives: np.ndarray, positives: Mapping[str, np.ndarray]) -> str:
       negatives: log-probabilities of training images, `[N]` nats.
       positives: of attacked images, `[M]` each, by a key of attacked, purified.
     """
-    x = lambda v: _LEFT + v * _inner_width()  # noqa: E731
-    y = lambda v: _HIGH - _BOTTOM - v * (_HIGH - _TOP - _BOTTOM)  # noqa: E731
-    chance = [(x(0), y(0)), (x(1), y(1))]
+    chance = [(_x(0), _y(0)), (_x(1), _y(1))]
     drawn = [_line(chance, "fill:none;stroke:var(--line);stroke-width:1.2")]
     for name, scores in positives.items():
         wrong, right = curve(negatives, scores)
         points = [
-            (x(0), y(0)),
-            *((x(a), y(b)) for a, b in zip(wrong, right, strict=True)),
+            (_x(0), _y(0)),
+            *((_x(a), _y(b)) for a, b in zip(wrong, right, strict=True)),
         ]
         drawn.append(_line(points, _LINES[name]))
     parts = (0.0, 0.5, 1.0)
     told = [f"{name} {area:.3f}" for name, area in areas(negatives, positives).items()]
     return _drawing(
         drawn,
-        [(x(v), f"{v:g}") for v in parts],
-        [(y(v), f"{v:g}") for v in parts[1:]],
+        [(_x(v), f"{v:g}") for v in parts],
+        [(_y(v), f"{v:g}") for v in parts[1:]],
         "false-positive rate (upwards: true-positive rate)",
         f"ROC curve; area under it: {', '.join(told)}",
     )
@@ -144,6 +145,16 @@ def legend(names: Mapping[str, str]) -> str:
         for name, told in names.items()
     )
     return f'<p class="facts">{items}</p>'
+
+
+def _x(share: float) -> float:
+    """Where a share of the horizontal axis is, in units of the drawing."""
+    return _LEFT + share * _inner_width()
+
+
+def _y(share: float) -> float:
+    """Likewise of the vertical axis, upwards."""
+    return _HIGH - _BOTTOM - share * (_HIGH - _TOP - _BOTTOM)
 
 
 def _inner_width() -> int:

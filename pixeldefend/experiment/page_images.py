@@ -9,10 +9,6 @@ import numpy as np
 
 from pixeldefend.experiment import page, pictures
 
-_FACTORS = (16, 8, 4, 2, 1)  # by which a difference may be amplified
-_MIDDLE = 128  # level of no difference
-_REACH = 100  # levels from there that the largest difference may have
-
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
@@ -43,21 +39,16 @@ def cards(strip: Strip, count: int) -> str:
       count: how many of them at most.
     """
     before, after = list(strip.stages)[:2]
-    stages = {name: images[:count] for name, images in strip.stages.items()}
-    factor = amplification(stages[before], stages[after])
-    told = (
-        f"difference: {after} minus {before}, ×{factor} around mid-grey"
-        if factor > 1
-        else f"difference: {after} minus {before}, around mid-grey"
-    )
+    stages = {name: _levels(images[:count]) for name, images in strip.stages.items()}
+    changed, times = pictures.difference(stages[after], stages[before])
+    amplified = f" ×{times}" if times > 1 else ""
+    told = f"difference: {after} minus {before},{amplified} around mid-grey"
+    stages[f"difference{amplified}"] = changed
     threats = "".join(
         f"{page.text(name)} {page.tag(threat)} · "
         for name, threat in strip.threats.items()
     )
-    shown = "".join(
-        _card(strip, stages, before, after, factor, i)
-        for i in range(len(stages[before]))
-    )
+    shown = "".join(_card(strip, stages, i) for i in range(len(changed)))
     return (
         f"<h3>{page.text(strip.title)}</h3>"
         f'<p class="facts">{threats}{page.text(told)}</p>'
@@ -65,34 +56,13 @@ def cards(strip: Strip, count: int) -> str:
     )
 
 
-def amplification(before: np.ndarray, after: np.ndarray) -> int:
-    """By how much a difference of levels may be multiplied so that all of it fits."""
-    most = np.abs(after.astype(float) - before.astype(float)).max(initial=1)
-    return next((f for f in _FACTORS if f * most <= _REACH), 1)
-
-
-def difference(before: np.ndarray, after: np.ndarray, factor: int) -> np.ndarray:
-    """What changed in an image, `[H, W, C]` levels, `factor` times around mid-grey."""
-    moved = _MIDDLE + factor * (after.astype(float) - before.astype(float))
-    return np.clip(np.rint(moved), 0, 255).astype(np.uint8)
-
-
-def _card(
-    strip: Strip,
-    stages: dict[str, np.ndarray],
-    before: str,
-    after: str,
-    factor: int,
-    i: int,
-) -> str:
+def _card(strip: Strip, stages: dict[str, np.ndarray], i: int) -> str:
     label = None if strip.labels is None else int(strip.labels[i])
     tiles = []
     for name, images in stages.items():
         guess = strip.guesses.get(name)
         said = "" if guess is None else _verdict(strip, int(guess[i]), label)
-        tiles.append(_tile(_levels(images[i]), name, said))
-    changed = difference(stages[before][i], stages[after][i], factor)
-    tiles.append(_tile(changed, f"difference ×{factor}", ""))
+        tiles.append(_tile(images[i], name, said))
     of = "" if label is None else f": {page.text(_name(strip, label))}"
     caption = f"<figcaption><b>image {i + 1}{of}</b></figcaption>"
     return f'<figure>{caption}<div class="tiles">{"".join(tiles)}</div></figure>'
@@ -118,8 +88,8 @@ def _name(strip: Strip, number: int) -> str:
     return strip.classes[number] if known else f"class {number}"
 
 
-def _levels(image: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(image.astype(float)), 0, 255).astype(np.uint8)
+def _levels(images: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(images.astype(float)), 0, 255).astype(np.uint8)
 
 
 def _source(image: np.ndarray) -> str:
