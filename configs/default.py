@@ -3,6 +3,9 @@
 import ml_collections
 from ml_collections import config_dict
 
+# Columns of a table beside the paper's five attacks, which are weaker.
+STRONGER = ("apgd images=200", "auto_attack images=200")
+
 
 def get_config() -> ml_collections.ConfigDict:
     """The fields that every mode may read; data sets override what is theirs."""
@@ -476,6 +479,8 @@ def _train() -> ml_collections.ConfigDict:
     """Training; how is in the section of the model."""
     train = ml_collections.ConfigDict()
     train.model = "pixelcnn"  # pixelcnn, classifier, puvae, magnet
+    # The metrics as TensorBoard's events too, in `events/`; wants tensorboardX.
+    train.tensorboard = False
     return train
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,10 @@ def kill_once(command, folder, pattern):
 def trained(tmp_path_factory):
     """A finished smoke training run, never disturbed."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    result = _run(f"{FASHION}:smoke", "train", f"--workdir={folder}")
+    board = f"--config.train.tensorboard={find_spec('tensorboardX') is not None}"
+    result = _run(f"{FASHION}:smoke", "train", f"--workdir={folder}", board)
     assert result.returncode == 0, result.stderr
+    assert len(list((folder / "events").iterdir())) == 1 or "False" in board
     assert "bits/dim" in result.stdout and "images/s" in result.stdout
     return folder
 

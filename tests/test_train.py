@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import struct
+import time
 
 import jax
 import jax.numpy as jnp
@@ -402,3 +404,47 @@ def test_clipping_bounds_the_gradient():
     _, state_free = free.update(large, free.init(params))
     assert optax.tree.norm(state[1].mu) == pytest.approx(0.05, rel=1e-4)
     assert optax.tree.norm(state_free[0].mu) > 1
+
+
+def _events(folder):
+    """Scalars by step and name, from the records of all files, the oldest first."""
+    from tensorboardX.proto import event_pb2
+
+    found = []
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = event_pb2.Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            scalars = {value.tag: value.simple_value for value in event.summary.value}
+            restart = event.session_log.status == event.session_log.START
+            found.append((event.step, scalars, restart))
+    return found
+
+
+def test_tensorboard_has_the_numbers_of_the_lines(tmp_path):
+    pytest.importorskip("tensorboardX")
+    _, _, lines = _fit(tmp_path)
+    board = metrics.Events(tmp_path / "events")
+    assert not (tmp_path / "events").exists()
+    for line in lines[:4]:
+        board.add(line)
+    board.close()
+    time.sleep(1.1)  # files are named by the second
+    again = metrics.Events(tmp_path / "events")  # goes on from an earlier checkpoint
+    for line in lines[2:]:
+        again.add(line)
+    again.close()
+    found = {}
+    for step, scalars, restart in _events(tmp_path / "events"):
+        if restart:  # as TensorBoard has it
+            found = {k: v for k, v in found.items() if k[0] < step}
+        found |= {(step, name): value for name, value in scalars.items()}
+    wanted = {
+        (line["step"], name): np.float32(value)
+        for line in lines
+        for name, value in line.items()
+        if name != "step"
+    }
+    assert found == wanted and (12, "validation") in found

@@ -1,7 +1,10 @@
-"""What a training says of itself: averages over steps, and `metrics.jsonl`."""
+"""What a training says of itself: averages over steps, `metrics.jsonl`, and the same as
+TensorBoard's events."""
 
+import functools
 import json
 import time
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -105,3 +108,45 @@ class MetricsFile:
             return
         with self.path.open("a") as file:
             file.write(text)
+
+
+class Events:
+    """Lines of metrics as events in a folder, for TensorBoard.
+
+    A run that goes on writes another file; TensorBoard drops what an earlier one has
+    of the same steps.
+    """
+
+    def __init__(self, folder: epath.Path):
+        """Prepares; the folder is made with the first line.
+
+        Raises:
+          ValueError: tensorboardX is not installed, or the folder is in a bucket.
+        """
+        try:
+            import tensorboardX
+        except ImportError as error:
+            raise ValueError(
+                "train.tensorboard needs the package tensorboardX: pip install "
+                "tensorboardX"
+            ) from error
+        if files.is_remote(folder):
+            raise ValueError(f"train.tensorboard needs a local folder, not {folder}")
+        self._begin = functools.partial(tensorboardX.SummaryWriter, str(folder))
+        self._writer: Any = None
+
+    def add(self, line: dict) -> None:
+        """Writes a line's numbers as scalars at its step."""
+        if not processes.is_first():
+            return
+        if self._writer is None:
+            self._writer = self._begin(purge_step=line["step"])
+        for name, value in line.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, line["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        if self._writer is not None:
+            self._writer.close()

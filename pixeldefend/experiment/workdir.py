@@ -18,10 +18,11 @@ from pixeldefend.experiment.lock import Lock
 
 # All that modes write in a workdir, besides its `config.json` and what is hidden.
 RESULTS = frozenset(
-    "adversarial calibration checkpoints correct detection.npz figures figures.json "
-    "grades.json metrics.jsonl model parts predictions predictions.npz purified "
-    "purifiers.npz report.html rows.jsonl samples.npz samples.png scores scores.npz "
-    "searches sweep.npz table.md table.tex test threshold.json verdict.md verdict.npz "
+    "adversarial calibration checkpoints correct detection.npz events figures "
+    "figures.json grades.json metrics.jsonl model parts predictions predictions.npz "
+    "purified purifiers.npz report.html rows.jsonl samples.npz samples.png scores "
+    "scores.npz searches sweep.npz table.md table.tex test threshold.json verdict.md "
+    "verdict.npz "
     "verdict.tex written.json".split()
 )
 
@@ -90,6 +91,11 @@ class Workdir:
         self.hash = config_hash(config)
         self._check()
         files.enter(self._folder)
+
+    @property
+    def folder(self) -> epath.Path:
+        """That of the run, which is there once it is opened."""
+        return self._folder
 
     def _check(self) -> None:
         """Raises ValueError where the folder has somebody else's files."""

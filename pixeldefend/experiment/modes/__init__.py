@@ -122,6 +122,7 @@ MODES = {
         train,
         weights=(),
         kinds=dict.fromkeys(zoo.KINDS, ()) | {"puvae": ("classifier",)},
+        free=_free("train", "tensorboard"),
     ),
     "release": Mode(
         release,

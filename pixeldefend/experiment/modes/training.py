@@ -1,5 +1,6 @@
 """The mode `train`: a model of any kind, from its section of the config."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -42,10 +43,15 @@ def train(config: inputs.Config, workdir: Workdir) -> None:
         if settings.start:
             weights = zoo.find_released(settings.start) / "weights"
             variables = checkpoints.load_weights(weights, abstract)
+        events = workdir.folder / "events"
+        board = metrics.Events(events) if config.train.tensorboard else None
     folder = workdir.open()
     if variables is None:
         variables = trainable.init(training)
-    last, line = _fit(trainable, variables, training, held_out, plan, folder, begun)
+    with contextlib.closing(board) if board else contextlib.nullcontext():
+        last, line = _fit(
+            trainable, variables, training, held_out, plan, folder, begun, board
+        )
     card = {
         "kind": kind,
         "dataset": inputs.dataset(config),
@@ -85,6 +91,7 @@ def _fit(
     plan: schedule.Plan,
     folder: epath.Path,
     begun: float,
+    board: metrics.Events | None,
 ) -> tuple[TrainState, dict]:
     """The last state and line of metrics of a training, with its progress shown.
 
@@ -102,6 +109,8 @@ def _fit(
     def show(line: dict) -> None:
         said = f"{trainable.in_words(line)}, {line['images_per_second']:.1f} images/s"
         progress.update(line["progress"], said)
+        if board:
+            board.add(line)
 
     try:
         last, line = fit(
