@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from pixeldefend.experiment import summaries
 from pixeldefend.experiment.rows import accuracy
@@ -59,3 +60,27 @@ def test_a_curve_is_shown_in_steps_with_the_chosen_threshold():
     ]
     assert [line[0] for line in lines] == ["0.00", "0.35 (chosen)", "0.50", "1.00"]
     assert lines[1] == ["0.35 (chosen)", "35.0%", "50.0%"]
+
+
+def test_the_interval_of_an_area_has_hanley_and_mcneils_error():
+    # Their example: 58 normal and 51 abnormal images, area 0.893, standard error 0.032.
+    low, high = summaries.area_interval(0.893, 51, 58)
+    assert (high - low) / 2 / 1.96 == pytest.approx(0.032, abs=0.002)
+    assert high - 0.893 < 0.893 - low  # no further than 1
+    # With an end at 0 or 1 the other end shrinks with the number, as a share's does.
+    for n, far in ((10, 0.8), (100, 0.97)):
+        low, high = summaries.area_interval(1.0, n, n)
+        assert far - 0.1 < low < 1 and high == 1
+        mirrored = summaries.area_interval(0.0, n, n)
+        assert mirrored == pytest.approx((1 - high, 1 - low))
+
+
+def test_the_interval_of_an_area_holds_the_true_one_mostly(rng):
+    true = stats.norm.cdf(1.2 / 2**0.5)
+    held = []
+    for _ in range(400):
+        negatives, positives = rng.normal(1.2, 1, 60), rng.normal(0, 1, 30)
+        area = np.mean(positives[:, None] < negatives)
+        low, high = summaries.area_interval(area, 30, 60)
+        held.append(low <= true <= high)
+    assert 0.92 < np.mean(held) < 0.985

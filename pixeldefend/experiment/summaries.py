@@ -3,12 +3,16 @@
 import dataclasses
 
 import numpy as np
+from scipy import optimize, stats
 
 from pixeldefend import detection as detection_
 from pixeldefend.density import likelihood
 from pixeldefend.experiment import report
 from pixeldefend.experiment.grid import CLEAN, EVADE
 from pixeldefend.experiment.rows import accuracy
+
+# A number and the ends of its interval, on a page and in a terminal.
+MARKDOWN, TEXT = "{} ({} to {})", "{}\n{}-{}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,12 +175,18 @@ def _attacked_with(rows: list[dict], eps: float) -> list[dict]:
     return [r for r in rows if r["attack"] == CLEAN or r["table_eps"] == eps]
 
 
-def detection_table(rows: list[dict], eps: float) -> tuple[list[str], list[list[str]]]:
+def detection_table(
+    rows: list[dict], eps: float, form: str = MARKDOWN
+) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a table of detection, before and after purification.
+
+    With 95 % intervals, but for the distance from uniform: of shares Wilson's, of areas
+    `area_interval`.
 
     Args:
       rows: of `--mode=detect`, two for each attack: `defence` "none" and "purify".
       eps: levels, of the attacks to show.
+      form: of a number and the ends of its interval: `MARKDOWN` or `TEXT`.
     """
     header = ["", "AUC", "purified", "two-sided", "purified"]
     header += ["p < 0.05", "purified", "p > 0.95", "purified"]
@@ -187,31 +197,69 @@ def detection_table(rows: list[dict], eps: float) -> tuple[list[str], list[list[
             found.setdefault(row["attack"], {})[row["defence"]] = row
     lines = []
     for attack, pair in found.items():
+        stages = [pair[stage] for stage in ("none", "purify")]
         line = [_title(attack)]
-        for name in (
-            "auc",
-            "auc_two_sided",
-            "p_below_0.05",
-            "p_above_0.95",
-            "distance_from_uniform",
-        ):
-            form = ".1%" if name.startswith("p_") else ".3f"
-            line += [format(pair[stage][name], form) for stage in ("none", "purify")]
+        for name in ("auc", "auc_two_sided"):
+            line += [_area(row, name, form) for row in stages]
+        for name in ("p_below_0.05", "p_above_0.95"):
+            line += [_share(row[name], row["n"], form) for row in stages]
+        line += [f"{row['distance_from_uniform']:.3f}" for row in stages]
         lines.append(line)
     return header, lines
+
+
+def _area(row: dict, name: str, form: str) -> str:
+    ends = area_interval(row[name], row["n"], row["reference_images"])
+    return form.format(*(f"{value:.3f}" for value in (row[name], *ends)))
+
+
+def _share(share: float, n: int, form: str) -> str:
+    """A share of n images, percent, with its interval."""
+    ends = stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
+    return form.format(f"{share:.1%}", *(f"{100 * end:.1f}" for end in ends))
+
+
+def area_interval(area: float, positives: int, negatives: int) -> tuple[float, float]:
+    """95 % interval of an area under a ROC curve.
+
+    Its ends are the areas that would have been missed by so many of their own standard
+    errors, those of Hanley and McNeil (1982); so it is one at 0 and 1 too (Newcombe
+    2006, method 4).
+
+    Args:
+      area: measured.
+      positives: attacked images.
+      negatives: innocent ones.
+    """
+
+    def error(true: float) -> float:
+        spread = 1 + (positives - 1) * (1 - true) / (2 - true)
+        spread += (negatives - 1) * true / (1 + true)
+        return (true * (1 - true) * spread / (positives * negatives)) ** 0.5
+
+    def beyond(true: float) -> float:
+        return abs(area - true) - stats.norm.ppf(0.975) * error(true)
+
+    near = 1e-9  # at 0 and 1 itself the error is none
+    low = optimize.brentq(beyond, 0, area - near) if area > near else 0.0
+    high = optimize.brentq(beyond, area + near, 1) if area < 1 - near else 1.0
+    return float(low), float(high)
 
 
 def _title(attack: str) -> str:
     return "clean" if attack == CLEAN else attack.upper()
 
 
-def rejection_table(rows: list[dict], eps: float) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of a table of detectors with thresholds.
+def rejection_table(
+    rows: list[dict], eps: float, form: str = MARKDOWN
+) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a table of detectors with thresholds; Wilson's intervals.
 
     Args:
       rows: of `--mode=detect`, with `rejected`, `passed` (misclassified and not
         rejected) and `accuracy`.
       eps: levels, of the attacks to show.
+      form: as for `detection_table`.
     """
     shown = [r for r in _attacked_with(rows, eps) if r["defence"] == "none"]
     names = list(shown[0]["rejected"])
@@ -219,11 +267,12 @@ def rejection_table(rows: list[dict], eps: float) -> tuple[list[str], list[list[
     header += [f"{what} at {name}" for name in names for what in ("rejected", "passed")]
     lines = []
     for row in shown:
-        line = [_title(row["attack"]), str(row["n"]), f"{1 - row['accuracy']:.1%}"]
+        wrong = _share(1 - row["accuracy"], row["n"], form)
+        line = [_title(row["attack"]), str(row["n"]), wrong]
         for name in names:
             for what in ("rejected", "passed"):
                 share = row[what].get(name)
-                line.append("" if share is None else f"{share:.1%}")
+                line.append("" if share is None else _share(share, row["n"], form))
         lines.append(line)
     return header, lines
 

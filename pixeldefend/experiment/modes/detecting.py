@@ -292,13 +292,17 @@ def _arrays(
 
 
 def _tell(rows: list[dict], eps: float, detector: _Detector) -> None:
-    print(f"\nattacks of eps {eps:g}; training images are the negatives")
-    print(report.table(*summaries.detection_table(rows, eps), together=2))
+    print(
+        f"\nattacks of eps {eps:g}; training images are the negatives; below each "
+        "number its 95 % interval"
+    )
+    form = summaries.TEXT
+    print(report.table(*summaries.detection_table(rows, eps, form), together=2))
     print(
         f"\nthresholds for false-positive rates, from {detector.n} "
         f"{detector.source} images; passed: misclassified and not rejected"
     )
-    print(report.table(*summaries.rejection_table(rows, eps), together=2))
+    print(report.table(*summaries.rejection_table(rows, eps, form), together=2))
     if rows[0]["input"] == detector.source:
         print("thresholds come from the images they are tested on (no data_dir)")
     print(
