@@ -1,5 +1,6 @@
 """APGD: ascent that halves its steps wherever they no longer pay."""
 
+import dataclasses
 from typing import Any
 
 import chex
@@ -97,7 +98,7 @@ def apgd(
     if "targeted_dlr" in wanted and isinstance(targets, int):
         outcome.check_at_least("targets", targets, 1)
         aimed = outcome.rivals(judge(task.images), task.labels, targets)
-        task = task.replace(queries=task.queries + 1)
+        task = dataclasses.replace(task, queries=task.queries + 1)
     elif "targeted_dlr" in wanted:
         task, one, _ = outcome.with_targets(judge, task, targets)
         aimed = one[:, None]
@@ -226,15 +227,19 @@ def search_ascents(
         shown, success, more = state.moved, fooled, 0
         if quantise:
             shown, success, more = _judge(network, norm, task, shown, keys, fooled)
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             queries=state.queries + 1 + more,
             flat=state.flat | (~fooled & ~jnp.any(gradient, (1, 2, 3))),
         )
         over = ~success & (state.look >= steps)
-        state = state.replace(steps=state.steps + (~(over | success)).astype(jnp.int32))
+        state = dataclasses.replace(
+            state, steps=state.steps + (~(over | success)).astype(jnp.int32)
+        )
         state = _climb(norm, task, state, loss, gradient, steps, rising)
         state = _next_attempt(norm, task, key, state, over, len(losses), steps)
-        return state.replace(
+        return dataclasses.replace(
+            state,
             best=jnp.where(norms.each(success), shown, state.best),
             success=success,
             done=success | state.done,
@@ -322,7 +327,8 @@ def _climb(
     progress = norms.each(jnp.where(state.look == 0, 1, _PROGRESS).astype(at.dtype))
     moved = at + progress * (ahead - at) + (1 - progress) * (at - state.previous)
     none = jnp.zeros_like(since)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         moved=norm.project(task.images, moved, task.radius),
         previous=at,
         best=best,
@@ -354,11 +360,13 @@ def _next_attempt(
 
     def anew(state: _Climb) -> _Climb:
         begun = _begin(norm, task, key, state.attempt + 1, state.done, steps)
-        kept = begun.replace(steps=state.steps, queries=state.queries, flat=state.flat)
+        kept = dataclasses.replace(
+            begun, steps=state.steps, queries=state.queries, flat=state.flat
+        )
         return select(again, kept, state)
 
     state = jax.lax.cond(jnp.any(again), anew, lambda state: state, state)
-    return state.replace(done=state.done | ended)
+    return dataclasses.replace(state, done=state.done | ended)
 
 
 def _share(hundredths: int, steps: chex.Array | int) -> chex.Array:

@@ -1,5 +1,6 @@
 """The loop of gradient attacks: projected steps that end, image by image."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -89,7 +90,7 @@ def to_levels(
 def limit_radius(norm: norms.Norm, task: Task) -> Task:
     """Balls that hold all images need be no larger; nor could steps be infinite."""
     widest = jnp.asarray(norm.widest(task.images), task.radius.dtype)
-    return task.replace(radius=jnp.minimum(task.radius, widest))
+    return dataclasses.replace(task, radius=jnp.minimum(task.radius, widest))
 
 
 def climb(network: Network, task: Task, _: Any, moved: chex.Array) -> tuple:

@@ -114,11 +114,11 @@ def auto_attack(
         steps=jnp.zeros_like(task.queries),
         queries=task.queries + 1,
     )
-    options = {"lanes": lanes, "quantise": quantise}
+    options: dict[str, Any] = {"lanes": lanes, "quantise": quantise}
 
     rivals = outcome.rivals(logits, task.labels, TARGETS)
     tries = _attempts(parts, rivals.shape[1], restarts)
-    found = search_ascents(
+    ascents = search_ascents(
         network,
         ball,
         task,
@@ -130,7 +130,8 @@ def auto_attack(
         **options,
     )
     names = jnp.array([PARTS.index(part) for part, _ in tries], jnp.int32)
-    state = state.merged(found, names[found.attempt]).replace(flat=found.flat)
+    merged = state.merged(ascents, names[ascents.attempt])
+    state = dataclasses.replace(merged, flat=ascents.flat)
     plain = functools.partial(logits_fn, variables)
     for place, part in enumerate(PARTS):
         if part not in parts or part in _LOSSES:
@@ -191,7 +192,8 @@ class _Attacked:
     def merged(self, found: outcome.Found, part: chex.Array) -> "_Attacked":
         """With what one more part has found; `part` is its place, or `[B]` of them."""
         tried = ~self.fooled
-        return self.replace(
+        return dataclasses.replace(
+            self,
             levels=jnp.where(norms.each(tried), found.levels, self.levels),
             by=jnp.where(tried & found.success, part, self.by),
             steps=self.steps + found.steps,

@@ -128,12 +128,12 @@ class BoxLBFGS:
         )
         there = self._forget(there, self._promise(there) <= 0)
         flat = self._promise(there) <= self.tolerance * value
-        there = there.replace(done=there.done | flat)
-        here = state.replace(length=state.length / 2)
+        there = dataclasses.replace(there, done=there.done | flat)
+        here = dataclasses.replace(state, length=state.length / 2)
         spent = here.length < 2.0**-_HALVINGS
         remembers = jnp.any(here.moves != 0, (1, 2, 3, 4))
         here = self._forget(here, spent & remembers)
-        here = here.replace(done=spent & ~remembers)
+        here = dataclasses.replace(here, done=spent & ~remembers)
         return select(accepted, there, here)
 
     def _steepest(self, point: chex.Array, gradient: chex.Array) -> chex.Array:
@@ -142,7 +142,8 @@ class BoxLBFGS:
 
     def _forget(self, state: State, which: chex.Array) -> State:
         """Those images `[B]` go on along the gradient, without their history."""
-        fresh = state.replace(
+        fresh = dataclasses.replace(
+            state,
             direction=self._steepest(state.point, state.gradient),
             length=jnp.ones_like(state.length),
             moves=jnp.zeros_like(state.moves),

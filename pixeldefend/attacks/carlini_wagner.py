@@ -4,6 +4,7 @@ Both work in the paper's units, in which the range of a value is 1 (constants an
 tolerances published elsewhere are in these).
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -212,7 +213,8 @@ def cw_l2(
     )
     first = _init(task, box_descent.init(adam, task.images), initial_const)
     clean = outcome.is_fooled(network(task.images), task.labels)
-    last = batched_while(step, task, first.replace(done=clean), lanes=lanes)
+    first = dataclasses.replace(first, done=clean)
+    last = batched_while(step, task, first, lanes=lanes)
     return rounding.finish(
         network,
         task,
@@ -252,7 +254,7 @@ def _shrink(
     failed = ~solved & (descent.steps >= steps)
     const = jnp.where(failed, const_factor * state.const, state.const)
     # Adam goes on with the new constant, as in the authors' code.
-    descent = descent.replace(steps=jnp.where(failed, 0, descent.steps))
+    descent = dataclasses.replace(descent, steps=jnp.where(failed, 0, descent.steps))
     return _Shrinking(
         descent=select(solved, box_descent.init(adam, moved), descent),
         const=const,
@@ -287,11 +289,11 @@ def _bisect(
     if abort_early:
         state, stuck = _check_progress(state, loss, -(-steps // 10))
         over |= stuck
-    state = state.replace(descent=descent, taken=state.taken + 1)
+    state = dataclasses.replace(state, descent=descent, taken=state.taken + 1)
     # Afresh from the image itself.
     anew = box_descent.init(adam, task.images)
     state = select(over, _next_constant(state, search_steps, anew), state)
-    return state.replace(done=state.searched >= search_steps)
+    return dataclasses.replace(state, done=state.searched >= search_steps)
 
 
 def _init(task: Task, descent: Descent, const: float) -> _Bisection:
@@ -319,7 +321,8 @@ def _keep_nearest(
     """Keeps the image, where it succeeds and none was nearer."""
     distance = norms.l2(moved - task.images)
     nearer = fooled & (distance < state.nearest)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         succeeded=state.succeeded | fooled,
         best=select(nearer, moved, state.best),
         nearest=jnp.where(nearer, distance, state.nearest),
@@ -332,7 +335,8 @@ def _check_progress(
     """Every so many steps: has the loss not fallen since? `[B]` bool."""
     now = state.descent.steps % every == 0
     stuck = now & ~(loss <= 0.9999 * state.previous)
-    return state.replace(previous=jnp.where(now, loss, state.previous)), stuck
+    previous = jnp.where(now, loss, state.previous)
+    return dataclasses.replace(state, previous=previous), stuck
 
 
 def _next_constant(
@@ -347,7 +351,8 @@ def _next_constant(
         # A long search ends with a constant that is known to succeed, if one is.
         final = (searched == search_steps - 1) & jnp.isfinite(upper)
         const = jnp.where(final, upper, const)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         descent=descent,
         const=const,
         lower=lower,

@@ -36,7 +36,7 @@ class FabOptions:
     overshoot: float = 0.05
     backward: float = 0.9
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         outcome.check_at_least("targets", self.targets, 0)
         outcome.check_at_least("steps", self.steps, 1)
         outcome.check_at_least("restarts", self.restarts, 1)
@@ -147,7 +147,7 @@ def fab(
         lanes=lanes,
         quantise=quantise,
     )
-    task = task.replace(queries=task.queries + 1)  # the images themselves
+    task = dataclasses.replace(task, queries=task.queries + 1)  # the images themselves
     rest = {"quantise": quantise, "keep_failed": keep_failed}
     return outcome.conclude_search(network, task, found, size=ball.size, **rest)
 

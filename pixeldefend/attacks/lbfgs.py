@@ -9,6 +9,7 @@ into. Images are at different constants and iterations at any time; each takes o
 gradient a turn.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -81,7 +82,7 @@ def lbfgs(
     task = outcome.prepare(network, images, labels, eps, quantise)
     task, targets, logits = outcome.with_targets(network, task, targets)
     loss, gradient, _ = gradients.cross_entropy(network, task.images, targets)
-    task = task.replace(queries=task.queries + 1)
+    task = dataclasses.replace(task, queries=task.queries + 1)
     minimiser = BoxLBFGS(_curvature(task.images), history, tolerance, steps)
     constants = task, targets, (loss, gradient)
     step = functools.partial(_step, network, minimiser, doublings, bisections, quantise)
@@ -133,17 +134,17 @@ class _Search:
 def _init(
     minimiser: BoxLBFGS, task: Task, clean: tuple, done: chex.Array, constant: float
 ) -> _Search:
-    constant = jnp.full_like(task.radius, constant)
+    constants = jnp.full_like(task.radius, constant)
     none = jnp.zeros_like(task.queries)
     return _Search(
-        descent=_restart(minimiser, task, constant, clean),
-        constant=constant,
-        low=jnp.zeros_like(constant),
-        high=jnp.full_like(constant, jnp.inf),
+        descent=_restart(minimiser, task, constants, clean),
+        constant=constants,
+        low=jnp.zeros_like(constants),
+        high=jnp.full_like(constants, jnp.inf),
         doubled=none,
         halved=none,
         best=task.images,
-        distance=jnp.full_like(constant, jnp.inf),
+        distance=jnp.full_like(constants, jnp.inf),
         steps=none,
         queries=none,
         done=done,
@@ -170,13 +171,15 @@ def _step(
     trial = minimiser.trial(descent)
     shown = jnp.where(norms.each(descent.done), minimum, trial)
     loss, gradient, logits = gradients.cross_entropy(network, shown, targets)
-    state = state.replace(queries=state.queries + 1)
+    state = dataclasses.replace(state, queries=state.queries + 1)
     objective = _objective(task, state.constant, shown, loss, gradient)
-    onward = minimiser.advance(descent, shown, *objective)
-    moved = onward.iterations - descent.iterations
-    onward = state.replace(descent=onward, steps=state.steps + moved)
+    advanced = minimiser.advance(descent, shown, *objective)
+    moved = advanced.iterations - descent.iterations
+    onward = dataclasses.replace(state, descent=advanced, steps=state.steps + moved)
     anew = _judge(state, task, shown, logits, doublings, bisections)
-    anew = anew.replace(descent=_restart(minimiser, task, anew.constant, clean))
+    anew = dataclasses.replace(
+        anew, descent=_restart(minimiser, task, anew.constant, clean)
+    )
     return select(descent.done, anew, onward)
 
 
@@ -227,7 +230,8 @@ def _judge(
     # The halving that this constant came from, if it came from one.
     halved = state.halved + jnp.isfinite(state.high).astype(jnp.int32)
     spent = jnp.where(bracketed, halved >= bisections, state.doubled >= doublings)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         best=jnp.where(norms.each(take), shown, state.best),
         distance=jnp.where(hit, distance, state.distance),
         constant=jnp.where(bracketed, (low + high) / 2, 2 * state.constant),

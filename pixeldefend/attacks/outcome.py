@@ -1,5 +1,6 @@
 """What attacks begin with and what they hand back, the same for all of them."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -152,7 +153,7 @@ def with_targets(
         network does not know.
     """
     logits = network(task.images)
-    task = task.replace(queries=task.queries + 1)
+    task = dataclasses.replace(task, queries=task.queries + 1)
     if targets is None:
         return task, rivals(logits, task.labels, 1)[:, 0], logits
     if np.shape(targets) != task.labels.shape:

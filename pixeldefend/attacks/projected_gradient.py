@@ -4,6 +4,7 @@ All are `ascent.ascend` with other options: FGSM and FGM take one step of it, re
 wrap it.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -137,7 +138,7 @@ def bim(
     one = jnp.ones_like(task.radius)
     length = one if relative_step is None else relative_step * task.radius
     if not ball:
-        task = task.replace(radius=counts.astype(length.dtype) * length)
+        task = dataclasses.replace(task, radius=counts.astype(length.dtype) * length)
     ascent = ascend(
         norms.LINF,
         functools.partial(climb, network),
@@ -250,7 +251,7 @@ def _fast(
     climbed = task
     if loss_labels == "predicted":
         guesses = jnp.argmax(network(task.images), -1)
-        climbed = task.replace(labels=guesses.astype(task.labels.dtype))
+        climbed = dataclasses.replace(task, labels=guesses.astype(task.labels.dtype))
     look = functools.partial(climb, network)
     ascent = ascend(
         norm, look, climbed, task.images, steps=1, length=task.radius, lanes=None

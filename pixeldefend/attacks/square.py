@@ -1,5 +1,6 @@
 """Square Attack: random squares, kept where they help. No gradients."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -104,7 +105,7 @@ def square(
         lanes=lanes,
         quantise=quantise,
     )
-    task = task.replace(queries=task.queries + 1)  # the images themselves
+    task = dataclasses.replace(task, queries=task.queries + 1)  # the images themselves
     rest = {"quantise": quantise, "keep_failed": keep_failed}
     return outcome.conclude_search(network, task, found, size=ball.size, **rest)
 
@@ -214,11 +215,14 @@ def _stage(turn: chex.Array) -> chex.Array:
     return jnp.sum(turn - 1 > jnp.asarray(HALVED_AFTER, turn.dtype))
 
 
-def _place(key: chex.PRNGKey, size: chex.Array, shape: tuple[int, int]) -> tuple:
+def _place(
+    key: chex.PRNGKey, size: chex.Array, shape: tuple[int, int]
+) -> tuple[chex.Array, chex.Array]:
     """Rows `[H]` and columns `[W]`, counted from a square's corner, drawn uniformly."""
     most = jnp.asarray(shape, jnp.int32) + 1 - size
     corner = jax.random.randint(key, (2,), 0, most, jnp.int32)
-    return tuple(jnp.arange(shape[i], dtype=jnp.int32) - corner[i] for i in (0, 1))
+    rows, columns = (jnp.arange(shape[i], dtype=jnp.int32) - corner[i] for i in (0, 1))
+    return rows, columns
 
 
 def _inside(rows: chex.Array, columns: chex.Array, size: chex.Array) -> chex.Array:

@@ -43,7 +43,7 @@ class Strengths:
     quantise: bool
     repetitions: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the numbers; raises ValueError naming the one that is wrong."""
         least = {"grid": 1, "refinements": 0, "at_once": 1, "repetitions": 1}
         for name, smallest in least.items():
@@ -110,7 +110,9 @@ def weakest(
         counts = place < search.grid
         near = counts & (distance <= task.radius[:, None])
         near &= distance < state.distance[:, None]
-        state = state.replace(tried=state.tried + jnp.sum(counts, 1, jnp.int32))
+        state = dataclasses.replace(
+            state, tried=state.tried + jnp.sum(counts, 1, jnp.int32)
+        )
         return _judge(state, search, shown, distance, near, counts & fools)
 
     clean = network(task.images)
@@ -183,7 +185,8 @@ def _judge(
     take = close | (hope & jnp.isinf(state.distance))
     image = jnp.take_along_axis(shown, chosen[..., None, None, None], 1)[:, 0]
     nearest = jnp.take_along_axis(distance, chosen, 1)[:, 0]
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         image=jnp.where(norms.each(take), image, state.image),
         distance=jnp.where(close, nearest, state.distance),
     )
@@ -210,7 +213,8 @@ def _move_on(
     low = jnp.where(finer, state.low + state.width * share, state.low)
     width = jnp.where(finer, state.width / search.grid, state.width)
     attempt = state.attempt + over.astype(jnp.int32)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         low=jnp.where(over, 0, low),
         width=jnp.where(over, 1, width),
         place=jnp.where(over | finer, 0, behind),
