@@ -6,8 +6,8 @@ own and a line in `defences.DEFENCES`. From the protocol come composition (`appl
 network that a white-box attacker sees (`behind`) and all that the experiments need.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -25,7 +25,7 @@ OUTPUTS = "outputs"
 Params = dict[str, Any]
 # What `Defence.compute` found, `[B, ...]` by name.
 Computed = dict[str, chex.Array]
-Keys = chex.PRNGKey | None  # `[B]`, one for each image
+Keys: TypeAlias = chex.PRNGKey | None  # `[B]`, one for each image
 
 
 class Given(NamedTuple):
@@ -98,9 +98,10 @@ class Defence:
         Raises:
           ValueError, TypeError: settings that cannot be.
         """
-        return (
-            (cls(given.model), {"params": given.params}) if cls.model else (cls(), {})
-        )
+        make: Callable[..., Defence] = cls  # each has fields of its own
+        if cls.model:
+            return make(given.model), {"params": given.params}
+        return make(), {}
 
     @property
     def computed_by(self) -> "Defence":

@@ -166,8 +166,8 @@ class PurifyGraded(purification.Purify):
                 '(--config.purify.grades="()") for the same eps everywhere'
             )
         window = purification.window_for(largest)
-        its = {name: jnp.asarray(values) for name, values in its.items()}
-        return cls(given.model, window), its | {"params": given.params}
+        params: base.Params = {name: jnp.asarray(its[name]) for name in its}
+        return cls(given.model, window), params | {"params": given.params}
 
     def compute(
         self, params: base.Params, images: chex.Array, key: base.Keys
@@ -184,7 +184,7 @@ class PurifyGraded(purification.Purify):
     def facts(self, params: base.Params) -> dict[str, Any]:
         """`eps_defend`, the largest, and `grades` in words."""
         starts = (0.0, *np.asarray(params["thresholds"], float))
-        words = []
+        words: list[str] = []
         for start, eps, quality in zip(
             starts, params["eps"], params["quality"], strict=True
         ):

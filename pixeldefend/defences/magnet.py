@@ -71,7 +71,7 @@ class Detector:
     power: int = 0
     temperature: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raises ValueError unless there is either a power or a temperature."""
         if (self.power > 0) == (self.temperature > 0):
             raise ValueError(
@@ -125,7 +125,7 @@ def _rebuilt(
     count = len(model.autoencoders)
     if not 0 <= autoencoder < count:
         raise ValueError(f"autoencoder must be from 0 to {count - 1}: {autoencoder}")
-    found = model.apply(variables, images, autoencoder, method="of_one")
+    found: chex.Array = model.apply(variables, images, autoencoder, method="of_one")
     return found[chosen(model, key), jnp.arange(images.shape[0])]
 
 
@@ -313,6 +313,7 @@ def scores(
     def logits(place: int | None) -> chex.Array:
         given = images.astype(pixels.at_least_float32(images.dtype))
         shown = given if place is None else rebuilt[place]
+        assert logits_fn is not None  # seen to above
         return logits_fn(classifier_variables, shown)
 
     def score(detector: Detector) -> chex.Array:
@@ -372,6 +373,7 @@ class RejectUnstable(base.Detector):
     @classmethod
     def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
         """As for every defence; detectors are those of the autoencoders."""
+        assert given.classifier is not None  # it asks for one
         asked, variables = given.classifier
         found = cls(given.model, asked, detectors_of(given.model))
         return found, {"params": given.params, "classifier": variables}

@@ -238,7 +238,7 @@ def check_eps(eps: chex.Array | int) -> chex.Array:
       ValueError: negative, above 255, or not a number or a vector.
     """
     traced = isinstance(eps, jax.core.Tracer)
-    array = eps if traced else np.asarray(pixels.native(eps))
+    array: Any = eps if traced else np.asarray(pixels.native(eps))
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"the defence's eps must be whole levels, an integer: {eps}")
     if array.ndim > 1:

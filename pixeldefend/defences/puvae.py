@@ -7,6 +7,8 @@ those of `models.puvae`.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -92,15 +94,14 @@ def reconstructions(
     _check(model, images, labels, samples)
     count = labels or model.classes
     batch = len(images)
-    features = model.apply(params, images, method="features")
+    apply: Callable[..., Any] = model.apply  # to flax it may return variables too
+    features = apply(params, images, method="features")
     tried = jnp.arange(count)[None]
-    mean, deviation = model.apply(params, features[:, None], tried, method="posterior")
+    mean, deviation = apply(params, features[:, None], tried, method="posterior")
     drawn = noise * _normal(key, samples, model.latents, mean.dtype)
     latents = mean[:, None] + deviation[:, None] * drawn[:, :, None]
     every = jnp.broadcast_to(tried[None], (batch, samples, count)).reshape(-1)
-    log_odds = model.apply(
-        params, latents.reshape(-1, model.latents), every, method="decode"
-    )
+    log_odds = apply(params, latents.reshape(-1, model.latents), every, method="decode")
     found = pixels.from_fractions(nn.sigmoid(log_odds))
     found = found.reshape(batch, samples, count, *images.shape[1:])
     return found, _rmse(found, images[:, None, None])
@@ -143,11 +144,12 @@ def reconstruct(
     count = every.shape[-1]
     nearest = jnp.argmin(every.reshape(len(images), -1), -1)
     label, sample = nearest % count, nearest // count
-    features = model.apply(params, images, method="features")
-    mean, deviation = model.apply(params, features, label, method="posterior")
+    apply: Callable[..., Any] = model.apply  # to flax it may return variables too
+    features = apply(params, images, method="features")
+    mean, deviation = apply(params, features, label, method="posterior")
     drawn = noise * _normal(key, samples, model.latents, mean.dtype)
     drawn = jnp.take_along_axis(drawn, sample[:, None, None], 1)[:, 0]
-    log_odds = model.apply(params, mean + deviation * drawn, label, method="decode")
+    log_odds = apply(params, mean + deviation * drawn, label, method="decode")
     found = pixels.from_fractions(nn.sigmoid(log_odds))
     return Reconstruction(found, _rmse(found, images), label)
 
@@ -242,8 +244,14 @@ class Reconstruct(base.Smooth):
     def _reconstruct(
         self, params: base.Params, images: chex.Array, key: base.Keys
     ) -> Reconstruction:
-        options = {"samples": self.samples, "noise": self.noise}
-        return reconstruct(self.puvae, params["params"], images, key, **options)
+        return reconstruct(
+            self.puvae,
+            params["params"],
+            images,
+            key,
+            samples=self.samples,
+            noise=self.noise,
+        )
 
     def smooth(
         self, params: base.Params, images: chex.Array, key: base.Keys

@@ -58,9 +58,9 @@ def thresholds(scores: chex.Array, *, false_positive_rate: float) -> chex.Array:
         jnp.searchsorted(-own, -of, side="right")
         for own, of in zip(falling, scores, strict=True)
     ]
-    ranks = jnp.sort(jnp.min(jnp.stack(ranks), 0))
+    ordered = jnp.sort(jnp.min(jnp.stack(ranks), 0))
     room = int(false_positive_rate * count + 1e-9)
-    highest = count if room >= count else ranks[room] - 1
+    highest = count if room >= count else ordered[room] - 1
     never = jnp.full_like(falling[:, :1], -jnp.inf)
     return jnp.concatenate([falling, never], 1)[:, highest]
 

@@ -48,14 +48,15 @@ class Family(Protocol):
     """One way to read a head; hashable, so static under `jax.jit`.
 
     A state is what is known about N positions, some channels of which may be decided.
-
-    Attributes:
-      channels: C, of the images.
-      dtype: of all log-probabilities.
     """
 
-    channels: int
-    dtype: jnp.dtype
+    @property
+    def channels(self) -> int:
+        """C, of the images."""
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of all log-probabilities."""
 
     @property
     def num_outputs(self) -> int:
@@ -76,8 +77,7 @@ class Family(Protocol):
         """Log-mass of a window of levels, up to a constant per position.
 
         The constant depends neither on the candidate nor on `first`; subtract
-        `normaliser` where it matters. An argmax, or a softmax over all levels, needs
-        none.
+        `normaliser` where it matters, not for an argmax or a softmax of all levels.
 
         Args:
           state: with all earlier channels decided.
@@ -200,8 +200,7 @@ class LogisticMixture:
         self, state: MixtureState, channel: int, level: chex.Array
     ) -> MixtureState:
         """See `Family.condition`: shifts means and reweights shared components."""
-        later = _later(channel, self.channels)
-        if not later:
+        if not (later := _later(channel, self.channels)):
             return state
         log_weights, means = state.log_weights, state.means
         if self.shared:
@@ -210,7 +209,7 @@ class LogisticMixture:
         units = pixels.to_units(level, self.dtype)
         for c, pair in later:
             means = means.at[c].add(state.coefficients[pair] * units[None])
-        return state.replace(log_weights=log_weights, means=means)
+        return dataclasses.replace(state, log_weights=log_weights, means=means)
 
     def _component_mass(
         self, state: MixtureState, channel: int, first: chex.Array, count: int
@@ -259,8 +258,7 @@ class SoftmaxState:
     Attributes:
       logits: `[C, 256, N]`, up to a constant per position and channel; the decided
         channels' tables are already added.
-      tables: `[C (C - 1) / 2, 256, 256]`, rows indexed by the earlier channel's level;
-        None for one channel.
+      tables: `[C (C - 1) / 2, 256, 256]`, by the earlier level; None for one channel.
     """
 
     logits: chex.Array
@@ -311,8 +309,9 @@ class Softmax:
         """See `Family.condition`: adds this channel's tables to the later logits."""
         logits = state.logits
         for c, pair in _later(channel, self.channels):
+            assert state.tables is not None  # of several channels
             logits = logits.at[c].add(_table_rows(state.tables[pair], level).T)
-        return state.replace(logits=logits)
+        return dataclasses.replace(state, logits=logits)
 
 
 def _below(level: chex.Array, dtype: jnp.dtype) -> tuple[chex.Array, chex.Array]:

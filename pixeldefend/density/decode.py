@@ -176,9 +176,11 @@ def _choosing(
 
     def pick(window: int, state: Any, channel: int, place: Place) -> chex.Array:
         level = place.image[channel]
+        assert place.lower is not None and place.upper is not None
         low, high = place.lower[channel], place.upper[channel]
         keys = None
         if key is not None:
+            assert place.index is not None
             order = place.index * model.channels + channel
             keys = jax.vmap(jax.random.fold_in, (0, None))(key, order)
         candidates = low[None] + jnp.arange(window, dtype=low.dtype)[:, None]

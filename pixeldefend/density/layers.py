@@ -237,6 +237,7 @@ class Image:
         self.key = key
 
     def next_key(self) -> chex.PRNGKey:
+        assert self.key is not None  # without one nothing is dropped
         self.key, key = jax.random.split(self.key)
         return key
 
@@ -268,7 +269,7 @@ class Image:
     def first(
         self, resolution: int, block: str, x: chex.Array, skip: chex.Array | None
     ) -> chex.Array:
-        shape = (*self.extent, x.shape[-1], x.shape[-1] // 2)
+        shape: tuple[int, ...] = (*self.extent, x.shape[-1], x.shape[-1] // 2)
         y = self.layer(resolution, f"{block}.conv1", shape, lambda w: _convolve(x, w))
         sides = [] if self.above is None else [self.above.outputs[resolution, block]]
         sides += [] if skip is None else [skip]

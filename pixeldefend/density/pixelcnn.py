@@ -46,7 +46,7 @@ class PixelCNN:
     channels: int = 3
     dtype: str = "float32"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the description.
 
         Raises:

@@ -332,7 +332,7 @@ def _order(layer: _Layer, channels: int, kernel: np.ndarray) -> tuple[np.ndarray
     """Where the inputs and outputs of a kernel here are there."""
     inputs, outputs = (np.arange(size) for size in kernel.shape[-2:])
     stream, *_, name = layer.place
-    if stream == "ul" and re.fullmatch(r"up\d+\.side", name):
+    if stream == "ul" and re.fullmatch(r"up\d+\.side", str(name)):
         # There one concat_elu is of the two inputs together: [u, s, -u, -s].
         inputs = inputs.reshape(4, -1)[[0, 2, 1, 3]].reshape(-1)
     if stream == "head" and channels == 3:

@@ -8,7 +8,7 @@ where nothing is batch-normalised.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -105,7 +105,7 @@ class ResNet(nn.Module):
     classes: int = 10
     axis_name: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the attributes; raises ValueError naming the one that is wrong."""
         _check(self, VARIANTS)
         super().__post_init__()
@@ -161,7 +161,7 @@ class VGG(nn.Module):
     dropout: float = 0.5
     axis_name: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the attributes; raises ValueError naming the one that is wrong."""
         _check(self, VARIANTS)
         if not 0 <= self.dropout < 1:
@@ -201,7 +201,7 @@ class CNN(nn.Module):
     classes: int = 10
     axis_name: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the attributes; raises ValueError naming the one that is wrong."""
         _check(self, _CNN_CONVOLUTIONS)
         super().__post_init__()
@@ -284,7 +284,8 @@ def describe(model: Classifier) -> dict[str, Any]:
 
 def init(model: Classifier, key: chex.PRNGKey, images: chex.Array) -> dict:
     """First variables for images `[B, H, W, C]`, of which only the shape matters."""
-    return model.init({"params": key}, images, train=False)
+    assert not isinstance(model, Own)  # which has no variables
+    return cast(dict, model.init({"params": key}, images, train=False))
 
 
 def logits(model: Classifier, variables: dict, images: chex.Array) -> chex.Array:

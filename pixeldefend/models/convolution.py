@@ -38,7 +38,7 @@ import numpy as np
 # Largest number of channel pairs that are summed one by one; from 64 on it loses.
 _FEW = 16
 _COLOURS = 3  # at most so many channels have images before the first convolution
-_LAYOUT = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+_LAYOUT: dict[str, Any] = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
 
 def convolve(

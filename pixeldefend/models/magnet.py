@@ -6,7 +6,7 @@ examples", 2017). Images are levels, as everywhere; inside, and in losses, fract
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -83,7 +83,7 @@ class MagNet(nn.Module):
     features: int = 3
     copies: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the attributes; raises ValueError naming the one that is wrong."""
         names = self.autoencoders
         names = (names,) if isinstance(names, str) else tuple(names)
@@ -147,7 +147,7 @@ def init(model: MagNet, key: chex.PRNGKey, images: chex.Array) -> dict:
     Raises:
       ValueError: an odd height or width, where an architecture pools.
     """
-    return model.init({"params": key}, images)
+    return cast(dict, model.init({"params": key}, images))
 
 
 def reconstructions(model: MagNet, variables: dict, images: chex.Array) -> chex.Array:

@@ -6,7 +6,7 @@ al., PuVAE (2019), as Wester and Thisted's thesis (2020) has it (section 3.1, Ta
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -88,7 +88,7 @@ class PuVAE(nn.Module):
     divisor: int = 1
     classes: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the attributes; raises ValueError naming the one that is wrong."""
         if self.variant not in _ENCODERS:
             raise ValueError(
@@ -136,10 +136,11 @@ class PuVAE(nn.Module):
     def _sizes(self) -> list[tuple[int, int]]:
         """Of the decoder's grid and of what each step makes of it, up to the image."""
         _, part, steps, _ = _DECODERS[self.variant]
-        sizes = [tuple(-(-n // part) for n in self.shape[:2])]
+        height, width, _ = self.shape
+        sizes = [(-(-height // part), -(-width // part))]
         for _, _, stride in steps:
             part //= stride
-            sizes.append(tuple(-(-n // part) for n in self.shape[:2]))
+            sizes.append((-(-height // part), -(-width // part)))
         return sizes
 
     def features(self, images: chex.Array) -> chex.Array:
@@ -169,8 +170,8 @@ class PuVAE(nn.Module):
             x = nn.relu(layer(x))
         sizes = self._sizes()
         x = nn.relu(self.grid(x)).reshape(len(x), *sizes[0], self._maps)
-        for layer, (height, width) in zip(self.steps, sizes[1:], strict=True):
-            x = nn.relu(layer(x)[:, :height, :width])
+        for step, (height, width) in zip(self.steps, sizes[1:], strict=True):
+            x = nn.relu(step(x)[:, :height, :width])
         return self.last(x)
 
     def __call__(self, images: chex.Array, labels: chex.Array) -> chex.Array:
@@ -194,7 +195,7 @@ class Weights:
     divergence: float = 1e-3
     classification: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raises ValueError naming a weight that is negative or not finite."""
         for name, value in dataclasses.asdict(self).items():
             if not 0 <= value < float("inf"):
@@ -215,7 +216,7 @@ def init(model: PuVAE, key: chex.PRNGKey, images: chex.Array) -> dict:
     """
     check_shape(model, images)
     labels = jnp.zeros(len(images), jnp.int32)
-    return model.init({"params": key}, images, labels)
+    return cast(dict, model.init({"params": key}, images, labels))
 
 
 def check_shape(model: PuVAE, images: chex.Array) -> None:
@@ -257,10 +258,11 @@ def loss(
       share of reconstructions that are classified rightly as `accuracy`.
     """
     wanted = pixels.to_fractions(images)
-    features = model.apply(params, images, method="features")
-    mean, deviation = model.apply(params, features, labels, method="posterior")
+    apply: Callable[..., Any] = model.apply  # to flax it may return variables too
+    features = apply(params, images, method="features")
+    mean, deviation = apply(params, features, labels, method="posterior")
     noise = jax.random.normal(key, mean.shape, mean.dtype)
-    log_odds = model.apply(params, mean + deviation * noise, labels, method="decode")
+    log_odds = apply(params, mean + deviation * noise, labels, method="decode")
     logits = logits_fn(variables, pixels.from_fractions(nn.sigmoid(log_odds)))
     parts = {
         "reconstruction": jnp.mean(
