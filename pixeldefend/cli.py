@@ -44,7 +44,7 @@ _REFUSED = re.compile(r"flag --(?:no)?(?:config\.)?([\w.]+)=.*?: (expected .*)",
 def _expecting(what: str, kind: type[flags.ArgumentParser]) -> flags.ArgumentParser:
     """A parser of fields that says what it takes."""
 
-    class Parser(kind):
+    class Parser(kind):  # type: ignore[valid-type, misc]  # of any class
         def parse(self, argument: object) -> object:
             try:
                 return super().parse(argument)
@@ -179,7 +179,9 @@ def _check_fields(
 ) -> None:
     """Raises ValueError for an option of a field that there is not."""
     overrides = [m[1] for m in map(_OVERRIDE.match, arguments[1:]) if m]
-    if overrides and config is None:
+    if not overrides:
+        return
+    if config is None:
         raise ValueError(f"--config is missing, {_EXAMPLE}")
     for field in overrides:
         fields = [name for name, _ in usage.flat(config)]

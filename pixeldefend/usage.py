@@ -80,7 +80,7 @@ def _table(config: Mapping[str, Any]) -> str:
 def _comments() -> dict[str, dict[str, str]]:
     """What the default config says of its fields, by section; "" of those without."""
     module = sys.modules.get("configs.default")
-    path = pathlib.Path(module.__file__ if module else _DEFAULT)
+    path = pathlib.Path((module and module.__file__) or _DEFAULT)
     if not path.is_file():
         return {}
     source = path.read_text(encoding="utf-8")

@@ -39,9 +39,11 @@ class Target:
         """Of the classifier, behind the defences where there are any."""
         if self.model is None:
             return pipeline.blind
-        logits_fn = self.model
-        if isinstance(self.model, classifiers.Classifier):
-            logits_fn = classifiers.logits_fn(self.model)
+        logits_fn = (
+            classifiers.logits_fn(self.model)
+            if isinstance(self.model, classifiers.Classifier)
+            else self.model
+        )
         if not self.defences:
             return logits_fn
         return base.behind(
@@ -70,7 +72,7 @@ def attacked(
       variables: `target` (what its `logits_fn` takes), `eps` and `key`.
       *arrays: images, labels and their places in the set.
     """
-    move = attacks.named(name, preset)
+    move = attacks.named(name, preset or "")
     if fractional:
         move = functools.partial(move, quantise=False)
     perturb = pipeline.perturbing(move, target.logits_fn)
@@ -88,7 +90,7 @@ def searched(
 ) -> dict:
     """By an attack without a ball; the same search whatever eps is, see `cut`."""
     del indices
-    move = attacks.named(name, preset)
+    move = attacks.named(name, preset or "")
     found, info = move(
         target.logits_fn,
         variables["target"],

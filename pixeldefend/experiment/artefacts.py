@@ -159,6 +159,7 @@ def make(
     if what == "score":
         function = _score(model, params, reference)
     else:
+        assert eps is not None  # seen to above
         function = _purify(model, params, purification.window_for(eps), classifier)
     kept = tuple(platform for platform in PLATFORMS if platform in platforms)
     return Artefact(what, function, shape, eps, kept, batch, models)
@@ -216,7 +217,7 @@ def write(folder: epath.Path, made: Artefact) -> dict:
     """
     from jax import export
 
-    count = made.batch
+    count: Any = made.batch
     if not count:
         (count,) = export.symbolic_shape("batch", constraints=["batch >= 1"])
     shapes = [jax.ShapeDtypeStruct((count, *made.shape), np.uint8)]
@@ -250,6 +251,7 @@ def _told(made: Artefact, exported: Any, content: bytes) -> dict:
     images, *others = exported.in_avals
     inputs = {"images": array(images, unit="levels 0 to 255")}
     for eps in others:
+        assert made.eps is not None  # it takes one
         largest = purification.largest_eps(purification.window_for(made.eps))
         usual = {"default": made.eps, "smallest": 0, "largest": largest}
         inputs["eps"] = array(eps, unit="levels", **usual)

@@ -91,8 +91,8 @@ class Checkpoints:
             except UnreadableError as error:
                 damaged.append((step, error))
                 continue
-            for bad, error in damaged:
-                print(f"{error}; going on from step {step}")
+            for bad, reason in damaged:
+                print(f"{reason}; going on from step {step}")
                 if processes.is_first():
                     (self.folder / str(bad)).rmtree()
             if damaged:

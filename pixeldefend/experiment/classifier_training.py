@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -20,7 +21,7 @@ PRESETS = ("paper", "code")
 SMOOTHED = 0.9  # of the right class under label smoothing; the others share the rest
 LAMBDA = 0.3  # weight of an attacked image in adversarial training, clean ones have 1
 # Training wants every attacked image, successful or not, and unrounded.
-_AS_MADE = {"quantise": False, "keep_failed": True}
+_AS_MADE: dict[str, Any] = {"quantise": False, "keep_failed": True}
 _GROUPS = 4  # of images that BIM training attacks together
 
 
@@ -45,7 +46,7 @@ class Recipe:
     crop: int = 0
     weight_decay: float = 5e-4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the recipe.
 
         Raises:
@@ -161,6 +162,7 @@ def loss_fn(model: classifiers.Classifier, recipe: Recipe) -> train.LossFn:
       model: the description.
       recipe: what to learn from.
     """
+    assert not isinstance(model, classifiers.Own)  # which has nothing to learn
     synchronised = model.clone(axis_name=parallel.AXIS)
 
     def loss(
@@ -220,10 +222,11 @@ def evaluation(
       batch: images at a time, per device.
     """
     logits_fn = classifiers.logits_fn(model)
-    attack = {
+    known: dict[str, Callable[..., tuple[chex.Array, Any]]] = {
         "adversarial_fgsm": attacks.fgsm,
         "adversarial_bim": attacks.bim,
-    }.get(recipe.training)
+    }
+    attack = known.get(recipe.training)
 
     def measure(variables: dict, images: chex.Array, labels: chex.Array) -> dict:
         found = {"accuracy": images}

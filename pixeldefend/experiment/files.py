@@ -223,13 +223,17 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 
 
 def write_arrays(
-    path: epath.PathLike, *, every_process: bool = False, **arrays: np.ndarray
+    path: epath.PathLike,
+    *,
+    every_process: bool = False,
+    **arrays: np.ndarray | np.generic,
 ) -> None:
     """Writes a compressed `.npz` whole; see `whole_file`."""
     if not every_process and not processes.is_first():
         return
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    named: dict[str, Any] = {**arrays}  # or a type checker thinks of numpy's options
+    np.savez_compressed(buffer, **named)
     with whole_file(path, every_process=every_process) as temporary:
         temporary.write_bytes(buffer.getvalue())
 

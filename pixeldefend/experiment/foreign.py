@@ -138,10 +138,11 @@ def _named(path: epath.Path) -> Iterator[None]:
         raise ValueError(f"cannot read numeric arrays from {path}: {reason}") from error
 
 
-def _single(file: IO[bytes], names: Sequence[str]) -> Iterator[tuple]:
+def _single(file: IO[bytes], names: Sequence[str] | None) -> Iterator[tuple]:
     """The array of an `.npy`: its name, a stream and how many bytes that has."""
     if file.read(4) == b"PK\x03\x04":
         raise ValueError("it is several arrays; call it .npz")
+    assert names is not None  # see `read_arrays`
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     yield names[0], file, size
@@ -172,7 +173,7 @@ def _archive(file: IO[bytes], names: Sequence[str] | None) -> Iterator[tuple]:
 class _Array:
     """An array in a stream, whose header is read at once and its data later."""
 
-    def __init__(self, stream: IO[bytes], size: int):
+    def __init__(self, stream: io.BufferedIOBase, size: int):
         """Reads the header; ValueError where `size`, in bytes, is not what it says."""
         head = stream.read(_HEAD)
         try:
@@ -197,7 +198,7 @@ class _Array:
         dtype, shape = self.header
         data = np.empty(self._bytes, np.uint8)
         data[: len(self._begun)] = np.frombuffer(self._begun, np.uint8)
-        view, done = memoryview(data), len(self._begun)
+        view, done = data.data, len(self._begun)
         while done < self._bytes:
             count = self._stream.readinto(view[done : done + _PIECE])
             if not count:

@@ -69,12 +69,12 @@ def measured(
     """What candidates, plain purification and nothing make of a set."""
     qualities = sorted({0, *(quality for _, quality in candidates)})
     plain = bench.tools.settings["purify"]["eps"]
-    right, bits = {}, None
+    right: dict[tuple[int, int], np.ndarray] = {}
     for eps in sorted({plain, *(eps for eps, _ in candidates)}):
         purified = _purified(bench, adversary, eps)
         bits = bench.bits_per_dim(purified["given_log_probs"])
         classes = _classes(bench, row, adversary, eps, purified["images"], qualities)
-        labels = bench.given.labels[: len(classes), None]
+        labels = bench.labels[: len(classes), None]
         for quality, correct in zip(qualities, (classes == labels).T, strict=True):
             right[eps, quality] = correct
     bare = bench.correct(row, adversary)
@@ -220,14 +220,14 @@ def search(
         best[i, i + 1 :] = of_each.argmax(1)  # the first, which is the gentlest
         scores[i, i + 1 :] = of_each.max(1)
     rough = best * (counts[None] - counts[:cells, None])
-    scores, rough = scores.tolist(), rough.tolist()
+    gains, roughness = scores.tolist(), rough.tolist()
     # By the cell before which they end: score, minus roughness, where grades begin.
-    layer = {0: (0, 0, ())}
+    layer: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
     whole = []
     for _ in range(min(most, cells)):
         layer = {
             j: max(
-                (score + scores[i][j], gentle - rough[i][j], (*begun, i))
+                (score + gains[i][j], gentle - roughness[i][j], (*begun, i))
                 for i, (score, gentle, begun) in layer.items()
                 if i < j
             )
@@ -244,7 +244,8 @@ def search(
 
 def _passed(bits: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """How many starts each image is not below, as `graded.graded_eps` compares them."""
-    return np.searchsorted(np.float32(starts), np.float32(bits), side="right")
+    levels = np.asarray(starts, np.float32)
+    return np.searchsorted(levels, np.asarray(bits, np.float32), side="right")
 
 
 def graded_right(one: Measured, grades: Sequence[tuple[float, int]]) -> np.ndarray:

@@ -75,6 +75,7 @@ class Column:
         """Short, for the head of a table: what is usual goes without saying."""
         words = [self.attack]
         if self.attack != CLEAN and self.preset != attacks.usual(self.attack):
+            assert self.preset is not None  # an attack has one
             words.append(self.preset)
         if self.eps is not None and self.eps != _usual_eps(self.attack):
             words.append(f"{self.eps:g}")

@@ -58,7 +58,7 @@ def listen(leave: Callable[[int], None]) -> None:
 
 def _watch(reading: int, leave: Callable[[int], None]) -> None:
     """Reads the signals of which the system writes at once; see `listen`."""
-    codes = {signal.SIGTERM: EXIT_CODE}
+    codes: dict[int, int] = {signal.SIGTERM: EXIT_CODE}
     if signal.getsignal(signal.SIGINT) is _interrupt:
         codes[signal.SIGINT] = CTRL_C
     while True:

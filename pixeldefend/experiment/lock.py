@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import uuid
+from typing import Any
 
 from etils import epath
 
@@ -36,7 +37,7 @@ class Lock:
     def __init__(self, path: epath.PathLike):
         """Nothing is written before `take`."""
         self.path = files.expanded(path)
-        self._own = {
+        self._own: dict[str, Any] = {
             "host": platform.node(),
             "machine": _machine(),
             "process": os.getpid(),

@@ -91,7 +91,7 @@ def judge(
 ) -> tuple[np.ndarray, dict]:
     """Which images count as right `[N]`; where some are rejected, also the shares."""
     found = labelled(bench, row, adversary, shown)
-    labels = bench.given.labels[: len(found)]
+    labels = bench.labels[: len(found)]
     if shown.passed.rejected is None:
         return found == labels, {}
     last = bench.tools.classifiers[row.classifier].model.classes

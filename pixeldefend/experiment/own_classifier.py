@@ -107,7 +107,9 @@ def _check(weights: str, logits: np.ndarray, again: np.ndarray) -> None:
 
 def _found(weights: str) -> Callable:
     """The object that is named; ValueError where it cannot be had."""
-    module_name, object_name = _NAMED.fullmatch(weights).group("module", "object")
+    words = _NAMED.fullmatch(weights)
+    assert words is not None  # or it would not have been taken for one's own
+    module_name, object_name = words.group("module", "object")
     try:
         module = _imported(module_name)
     except Exception as error:  # whatever it does when it is imported
@@ -133,6 +135,7 @@ def _imported(name: str) -> Any:
     path = files.expanded(name)
     foreign.check_regular(path)
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # as for every .py
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)  # dataclasses look there
     spec.loader.exec_module(module)

@@ -37,7 +37,7 @@ class Pool(NamedTuple):
       marks: by which an image is known again, whatever stands beside it.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # in place of a tuple's method
     labels: np.ndarray | None
     read: Callable[[np.ndarray], np.ndarray]
     marks: Callable[[], list[bytes]]
@@ -199,7 +199,9 @@ def _alike(pools: dict[str, Pool], path: epath.Path) -> dict[str, Pool]:
             f"{min(absent)}: number the classes from 0 without gaps"
         )
     for split, pool in pools.items():
-        if classes is not None and pool.labels.max() > classes.max():
+        if classes is None or pool.labels is None:
+            continue
+        if pool.labels.max() > classes.max():
             raise ValueError(
                 f"{path}: {split} has labels up to {pool.labels.max()}, the training "
                 f"images up to {classes.max()}"

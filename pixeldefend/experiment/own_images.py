@@ -343,6 +343,6 @@ def _of_size(
     )
 
 
-def describe(shape: Sequence[int]) -> str:
+def describe(shape: Sequence[int | str]) -> str:
     """A shape as one says it: 28 x 28 x 1."""
     return " x ".join(str(size) for size in shape)

@@ -72,7 +72,7 @@ def _named(folder: epath.Path, *names: str) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _classes(rows: Sequence[dict]) -> Sequence[str]:
-    known = {row.get("dataset") for row in rows}
+    known = {row.get("dataset", "") for row in rows}
     return data.CLASS_NAMES.get(known.pop(), ()) if len(known) == 1 else ()
 
 

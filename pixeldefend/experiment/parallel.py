@@ -48,7 +48,8 @@ def check_platform() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the second without its plugin
-        asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+        configured = jax.config.jax_platforms  # type: ignore[attr-defined]
+        asked = os.environ.get("JAX_PLATFORMS") or configured
         raise ValueError(
             f"JAX finds no device for JAX_PLATFORMS={asked or ''}: unset it, or set "
             "JAX_PLATFORMS=cpu"
@@ -91,7 +92,7 @@ def enable_cache(folder: str = "~/.cache/pixeldefend") -> None:
     Args:
       folder: made if need be.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(files.expanded(folder)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -202,7 +203,7 @@ def map_step(call: Callable[..., Any], most: int = 1) -> Callable[..., Any]:
         per_device[:, :count] = np.swapaxes(split(np.swapaxes(rows, 0, 1)), 1, 2)
         padded = np.zeros(most, np.float32)
         padded[:count] = rates
-        heard = np.tile(np.float32(told), (devices, 1))
+        heard = np.tile(np.asarray(told, np.float32), (devices, 1))
         return state, arrays, per_device, padded, np.int32(count), key, heard
 
     @functools.wraps(call)
@@ -218,7 +219,10 @@ def map_step(call: Callable[..., Any], most: int = 1) -> Callable[..., Any]:
             compiled = True
         return mapped(*arguments)
 
-    run.lower = lambda *arguments: mapped.lower(*given(*arguments))
+    def lower(*arguments: Any) -> Any:
+        return mapped.lower(*given(*arguments))
+
+    run.lower = lower  # type: ignore[attr-defined]
     return run
 
 
@@ -342,7 +346,9 @@ def whole(parts: list[tuple[np.ndarray, Any]], count: int) -> Any:
     own = concatenated([result for _, result in parts]) if parts else {}
     alone = not isinstance(own, dict)
     rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, int)
-    sent = {"alone": own} if alone else {f"of {name}": own[name] for name in own}
+    sent: dict[str, Any] = (
+        {"alone": own} if alone else {f"of {name}": own[name] for name in own}
+    )
     found = []
     for arrays in processes.gathered({"rows": rows, **sent}):
         theirs = arrays.pop("rows")

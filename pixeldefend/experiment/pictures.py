@@ -34,7 +34,7 @@ class Row:
     images: np.ndarray
     title: str = ""
     texts: Sequence[str] = ()
-    right: Sequence[bool] = ()
+    right: Sequence[bool] | np.ndarray = ()
 
     @property
     def lines(self) -> int:

@@ -37,7 +37,7 @@ def join() -> None:
     """
     # Its handler of SIGTERM would take the place of ours.
     jax.config.update("jax_enable_preemption_service", False)
-    given = {}
+    given: dict[str, Any] = {}
     for name in ("num_processes", "process_id"):
         text = os.environ.get(f"JAX_{name.upper()}", "")
         if text and not text.isdecimal():
@@ -95,7 +95,8 @@ def gathered(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         return [arrays]
     name = f"pixeldefend/gathered/{next(_names)}"
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    named: dict[str, Any] = arrays  # or a type checker thinks of numpy's options
+    np.savez(buffer, **named)
     _send(f"{name}/{jax.process_index()}", buffer.getvalue())
     found = []
     for process in range(count()):

@@ -131,8 +131,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def latex_text(text: str) -> str:
     """A text as LaTeX has to have it."""
-    signs = {"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "#": r"\#"}
-    return text.translate(str.maketrans(signs))
+    signs = str.maketrans(
+        {"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "#": r"\#"}
+    )
+    return text.translate(signs)
 
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -129,7 +129,7 @@ class Row:
     version: str
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks types, and that the fields agree with each other.
 
         Raises:

@@ -63,7 +63,7 @@ class Plan:
     steps_per_call: int = 1
     checkpoint_minutes: float = 5.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the plan.
 
         Raises:
@@ -265,7 +265,7 @@ class Batches:
     size: int
     seed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the sizes.
 
         Raises:

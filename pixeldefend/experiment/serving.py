@@ -168,7 +168,7 @@ class _Served:
             levels = self._black + share * (self._white - self._black)
         return self._turned(levels, back=True).astype(dtype)
 
-    def _turned(self, images: np.ndarray, back: bool = False) -> np.ndarray:
+    def _turned(self, images: Any, back: bool = False) -> Any:
         """From the layout of images to `[N, H, W, C]`, or `back`."""
         if self._layout == "NHWC":
             return images

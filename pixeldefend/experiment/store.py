@@ -5,6 +5,7 @@ parts, so that a killed run goes on where it was. What others put beside them st
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -256,8 +257,9 @@ class Unfinished:
         count = len(arrays[0])
         if self.done:
             print(f"{what}: going on after {self.done} of {count} images")
-        for found in self.results if each is not None and processes.is_first() else ():
-            each(*found)
+        if each is not None and processes.is_first():
+            for found in self.results:
+                each(*found)
         with report.compiling(what):
             mapped.compile(variables, *arrays)
         begun = time.perf_counter()
@@ -324,7 +326,7 @@ class Unfinished:
         for name in names:
             if name not in self._names:
                 path = self._folder / name
-                part = files.patiently(lambda path=path: _load(path, _part), path)
+                part = files.patiently(functools.partial(_load, path, _part), path)
                 self._take(name, part)
 
     def _take(self, name: str, part: dict) -> None:

@@ -1,6 +1,7 @@
 """From per-image outcomes to rows and tables."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
@@ -71,7 +72,9 @@ def _stage(
     images = clean if name == "clean" else result[name]
     log_probs = result[f"{name}_log_prob"]
     guesses = result.get(f"{name}_prediction")
-    known = labels is not None and guesses is not None
+    correct: np.ndarray | None = None
+    if labels is not None and guesses is not None:
+        correct = guesses == labels
     ranked = reference is not None
     return Stage(
         name,
@@ -81,7 +84,7 @@ def _stage(
         p_values=np.asarray(detection_.p_values(log_probs, reference))
         if ranked
         else None,
-        correct=guesses == labels if known else None,
+        correct=correct,
     )
 
 
@@ -121,7 +124,7 @@ def stage_figures(stage: Stage) -> dict:
     `bits_per_dim` is a mean, `half_width_95` half of its interval, `distance` a mean,
     `distance_max` the largest, `p_value` a median, `p_below_0.05` a share.
     """
-    figures = {"n": len(stage.bits_per_dim)}
+    figures: dict[str, Any] = {"n": len(stage.bits_per_dim)}
     if stage.correct is not None:
         figures |= accuracy(stage.correct)
     figures |= summary(stage.bits_per_dim)

@@ -51,7 +51,8 @@ class Cell:
         """Whether the paper's number is outside the interval and 5 points away."""
         if self.paper is None:
             return False
-        return not self.low <= self.paper <= self.high and abs(self.difference) > 5
+        outside = not self.low <= self.paper <= self.high
+        return outside and abs(self.ours - self.paper) > 5
 
     def __str__(self) -> str:
         text = f"{self.ours:.1f} ({self.low:.1f} to {self.high:.1f})"
@@ -163,24 +164,26 @@ class Table:
     def _strongest(self, text: str, eps: float, source: str | None) -> Cell | None:
         """The least accuracy of these attacks, once all are measured."""
         cells = [self.cell(text, name, eps, source) for name in self._compared]
-        if source:
-            cells = [cell for cell in cells if cell is not None]
-        if None in cells or not cells:
+        measured = [cell for cell in cells if cell is not None]
+        if not measured or (len(measured) < len(cells) and not source):
             return None
-        least = min(cells, key=lambda cell: cell.ours)
+        least = min(measured, key=lambda cell: cell.ours)
         clean = self._rows.get(
             _key(grid.pipeline(text, eps), grid.Adversary(grid.CLEAN))
         )
         known = {column.attack for column in self._compared.values()}
         theirs = clean is not None and source is None and known == _FIVE
         theirs &= {c.preset for c in self._compared.values()} <= set(_THEIRS)
-        paper = self._paper(clean, STRONGEST, eps) if theirs else None
+        paper = None
+        if clean is not None and theirs:
+            paper = self._paper(clean, STRONGEST, eps)
         return dataclasses.replace(least, paper=paper)
 
     def _cell(self, row: dict, paper: float | None) -> Cell:
-        percent = (100 * row[name] for name in ("accuracy", "low", "high"))
+        ours, low, high = (100 * row[name] for name in ("accuracy", "low", "high"))
         whole = max(other["n"] for other in self._rows.values())
-        return Cell(*percent, n=row["n"], paper=paper, fewer=row["n"] < whole)
+        fewer = row["n"] < whole
+        return Cell(ours, low, high, n=row["n"], paper=paper, fewer=fewer)
 
     def _paper(self, row: dict, attack: str, eps: float) -> float | None:
         """The published percentage, where the row measures the same thing."""

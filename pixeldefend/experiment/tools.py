@@ -50,9 +50,10 @@ class Tools:
             defence does not ask.
         """
         kind = DEFENCES[name]
-        model, params, _ = self.models.get(kind.model, Loaded(None, None, {}))
+        found = self.models.get(kind.model, Loaded(None, None, {}))
         asked = self.classifiers[classifier][:2] if kind.asks_classifier else None
-        defence, its = kind.build(base.Given(self.settings, model, params, asked))
+        given = base.Given(self.settings, found.model, found.params, asked)
+        defence, its = kind.build(given)
         if name in self.thresholds:
             its = its | {"threshold": jnp.asarray(self.thresholds[name])}
         return defence, its
@@ -129,7 +130,7 @@ def source_of(words: Any) -> list[str]:
             found += source_of(word.defences)
         elif isinstance(word, tuple):
             found += source_of(word)
-        made = type(word) if isinstance(word, base.Defence) else None
+        made: Any = type(word) if isinstance(word, base.Defence) else None
         if isinstance(word, str) and word in attacks.ATTACKS:
             made = attacks.ATTACKS[word].function
         if made is not None and _is_own(made):

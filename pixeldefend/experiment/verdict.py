@@ -230,12 +230,12 @@ class Verdict:
                 "the defence has a loop in its forward pass, through which gradients "
                 "may mislead: an attack made for it may find more"
             )
-        draws = [one for one in self.outcomes if one.draws is not None]
-        for one in draws[-1:]:
-            spread = np.mean([np.any(o.draws != o.draws[0]) for o in draws])
+        draws = [one.draws for one in self.outcomes if one.draws is not None]
+        for last in draws[-1:]:
+            spread = np.mean([np.any(of != of[0]) for of in draws])
             found.append(
                 f"the defence is random: accuracies are those of a majority of "
-                f"{len(one.draws)} evaluations, which differ from each other in "
+                f"{len(last)} evaluations, which differ from each other in "
                 f"{spread:.0%} of the lines"
             )
         return found + self._implied()

@@ -55,6 +55,12 @@ class Workbench:
         """That everything asked for took to make, compilation apart."""
         return self._store.seconds
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The true ones `[N]`; nothing is attacked or measured without."""
+        assert self.given.labels is not None
+        return self.given.labels
+
     def tidy(self) -> None:
         """Removes what only a killed run would need."""
         self._store.tidy()
@@ -70,12 +76,13 @@ class Workbench:
         """
         if adversary.attack == CLEAN:
             clean = self.given.images[: self._count(adversary)]
-            none = {"seconds": np.float64(0), "device": np.array(parallel.devices())}
+            none: dict[str, Any] = {"seconds": np.float64(0)}
+            none["device"] = np.array(parallel.devices())
             return {"images": clean} | none
         target, variables = self._target(adversary)
         if adversary.attack == EVADE:
             names = [n for n in adversary.through if DEFENCES[n].detects]
-            built = [self.tools.defence(name, adversary.source) for name in names]
+            built = [self.tools.defence(name, adversary.source or "") for name in names]
             detectors, params = zip(*built, strict=True)
             variables |= {"detectors": params, "key": self._attackers_key}
             return self._attack(
@@ -149,7 +156,7 @@ class Workbench:
         preset: dict[str, Any] = {}
         if adversary.preset and adversary.attack in attacks.ATTACKS:
             preset = dict(attacks.ATTACKS[adversary.attack].presets[adversary.preset])
-        images, labels = (a[:count] for a in (self.given.images, self.given.labels))
+        images, labels = (a[:count] for a in (self.given.images, self.labels))
         arrays = (images, labels.astype(np.int32), np.arange(count, dtype=np.uint32))
         name = slug(adversary) + "-search" * (function is adversaries.searched)
         return self.once(
@@ -239,6 +246,7 @@ class Workbench:
         images = self.attacked(adversary)["images"]
         defence, params = self.tools.defence(detector, classifier)
         computed = self._computed(adversary, (), images, defence, params, classifier)
+        assert isinstance(defence, base.Detector)
         return np.asarray(defence.computed_scores(computed)).T
 
     def log_probs(self, adversary: Adversary) -> np.ndarray:
@@ -261,7 +269,7 @@ class Workbench:
         Arguments as for `classes`; what detectors say is not regarded.
         """
         found = self.classes(row, adversary, images)
-        return found == self.given.labels[: len(found)]
+        return found == self.labels[: len(found)]
 
     def classes(
         self,

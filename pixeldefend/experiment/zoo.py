@@ -113,7 +113,7 @@ def save_released(
 
 def file_hashes(folder: epath.Path) -> dict[str, str]:
     """SHA-256 of every file of a model but its cards, by path within `folder`."""
-    found = {}
+    found: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             inner = file_hashes(path).items()

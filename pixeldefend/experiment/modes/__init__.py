@@ -63,7 +63,7 @@ def _free(section: str, *fields: str) -> tuple[str, ...]:
 
 
 _DEFENCES = ("pixelcnn", "puvae", "magnet")
-_LATENT = {"puvae": ("samples", "noise")}
+_LATENT: dict[str, tuple[str, ...]] = {"puvae": ("samples", "noise")}
 _PURIFIER = {"purify": ("eps", "grades"), "squeeze": ("colours", "preset")}
 _GIVEN = ("images", "input", "batch")
 MODES = {
@@ -253,6 +253,6 @@ def describe(modes: Mapping[str, Mode]) -> str:
     """One line for every mode."""
     wide = max(map(len, modes))
     return "\n".join(
-        f"{name.ljust(wide)}  {mode.run.__doc__.splitlines()[0]}"
+        f"{name.ljust(wide)}  {(mode.run.__doc__ or name).splitlines()[0]}"
         for name, mode in modes.items()
     )

@@ -1,5 +1,7 @@
 """The mode `attack`: adversarial images of a classifier, and what they did to it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,12 +57,11 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
         settings.save_seconds,
     )
     found = outcomes(variables, given, settings.eps, unfinished)
+    kept: dict[str, Any] = {n: rows for n, rows in found.items() if n != "correct"}
+    if given.labels is not None:
+        kept["labels"] = given.labels.astype(np.uint8)
     files.write_arrays(
-        folder / images,
-        clean=given.images,
-        names=np.array(given.names),
-        **{name: rows for name, rows in found.items() if name != "correct"},
-        **({} if given.labels is None else {"labels": given.labels.astype(np.uint8)}),
+        folder / images, clean=given.images, names=np.array(given.names), **kept
     )
     _tell(config, loaded, given, found, outcomes.seconds, folder, workdir.hash)
     store.tidy()  # only now is everything elsewhere

@@ -1,6 +1,7 @@
 """Classifiers: training and releasing them, classifying."""
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def trainable(config: inputs.Config, plan: schedule.Plan) -> Trainable:
         crop=settings.train.crop,
         weight_decay=settings.train.weight_decay,
     )
-    told = {"training": recipe.training}
+    told: dict[str, Any] = {"training": recipe.training}
     if recipe.adversarial:
         told |= {"delta": recipe.delta, "preset": recipe.preset}
         if parallel.per_device(plan.batch) % 2:
@@ -135,7 +136,7 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
     guesses, seconds = report.run_batches(
         mapped, "classifying", variables, given.images
     )
-    labels = {} if given.labels is None else {"labels": given.labels}
+    labels: dict[str, Any] = {} if given.labels is None else {"labels": given.labels}
     files.write_arrays(
         folder / "predictions.npz", clean=guesses, names=np.array(given.names), **labels
     )

@@ -139,7 +139,7 @@ def sample(config: inputs.Config, workdir: Workdir) -> None:
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
     grid = pictures.grid([pictures.Row(row) for row in rows])
     pictures.save(grid, folder / "samples.png")
-    drawn = {"labels": labels.astype(np.int32)} if model.classes else {}
+    drawn: dict[str, Any] = {"labels": labels.astype(np.int32)} if model.classes else {}
     files.write_arrays(folder / "samples.npz", images=images, **drawn)
     print(
         f"{len(images)} samples at {len(images) / seconds:.1f} images/s after "

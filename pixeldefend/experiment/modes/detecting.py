@@ -80,10 +80,14 @@ def detect(config: inputs.Config, workdir: Workdir) -> None:
     inputs.tell_source(config, given)
     detector = _calibrated(settings, tools, calibration, reference)
     bar = detector.least[_rate(settings.evading_rate)]
-    tools = dataclasses.replace(tools, thresholds={_DETECTOR: np.float32([-bar])})
+    tools = dataclasses.replace(
+        tools, thresholds={_DETECTOR: np.asarray([-bar], np.float32)}
+    )
     bench = Workbench(folder, given, tools)
     measure.make(bench, layout)
-    rows, arrays = [], {"reference": reference, "calibration": detector.log_probs}
+    rows: list[dict] = []
+    arrays: dict[str, Any] = {"reference": reference}
+    arrays["calibration"] = detector.log_probs
     for eps in layout.eps:
         sets = list(_sets(layout, bench, eps))
         for one in sets:
@@ -96,7 +100,7 @@ def detect(config: inputs.Config, workdir: Workdir) -> None:
     whole = {"table_seconds": round(bench.seconds, 1), "config": workdir.hash}
     rows = [row | whole for row in rows]
     arrays["eps_defend"] = np.int32(config.purify.eps)
-    arrays["examples/labels"] = given.labels[: settings.examples]
+    arrays["examples/labels"] = bench.labels[: settings.examples]
     arrays["examples/clean"] = given.images[: settings.examples]
     files.write_arrays(folder / "detection.npz", **arrays)
     write_rows(folder / "rows.jsonl", rows)
@@ -177,9 +181,11 @@ def _sets(layout: grid.Grid, bench: Workbench, eps: float) -> Iterator[_Set]:
     clean = grid.adversary_for(bare, grid.Column(grid.CLEAN), eps)
     for adversary in (clean, *layout.attacks_on(bare, eps)):
         shown = bench.shown(adversary, behind.defences)
+        purified = shown.passed.log_prob
+        assert purified is not None  # `purify` tells it
         yield _Set(
             adversary,
-            {"none": bench.log_probs(adversary), "purify": shown.passed.log_prob},
+            {"none": bench.log_probs(adversary), "purify": purified},
             {
                 "none": bench.correct(bare, adversary),
                 "purify": bench.correct(behind, adversary, shown.passed.images),
@@ -198,7 +204,7 @@ def _rows(
         row = grid.Pipeline(config.detect.classifier, defences)
         # Of the classifier with a random label for what is rejected (Appendix A).
         drawn = np.random.default_rng(config.seed).integers(classes, size=len(right))
-        lucky = drawn == bench.given.labels[: len(right)]
+        lucky = drawn == bench.labels[: len(right)]
         guessed = {
             name: np.mean(np.where(log_probs < bar, lucky, right))
             for name, bar in detector.least.items()

@@ -45,8 +45,14 @@ def chosen(config: Config, mode: str, shape: Sequence[int]) -> data.Input:
 
 def read(config: Config, source: str, count: int, shape: Sequence[int]) -> data.Input:
     """The first images of a source; see `data.read_input`."""
+    height, width, channels = shape
     return data.read_input(
-        config.dataset, source, count, tuple(shape), config.data_dir, **config.own
+        config.dataset,
+        source,
+        count,
+        (height, width, channels),
+        config.data_dir,
+        **config.own,
     )
 
 

@@ -132,7 +132,7 @@ def _measured(
         shown = bench.shown(attacker, judged.defences, judged.classifier, draw)
         found.append(measure.labelled(bench, judged, attacker, shown, draw))
     last = bench.tools.classifiers[row.classifier].model.classes
-    labels = bench.given.labels[: len(found[0])]
+    labels = bench.labels[: len(found[0])]
     doubts = its.get("doubts", {})
     outcome = verdict.outcome(line, found, labels, last, its["seconds"], doubts)
     if outcome.draws is not None:

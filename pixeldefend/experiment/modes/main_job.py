@@ -296,15 +296,17 @@ def _write_outcomes(
     stages: list[summaries.Stage],
 ) -> None:
     """Predicted classes by stage, and which of them are right."""
-    guesses = {
+    guesses: dict[str, Any] = {
         stage.name: result[f"{stage.name}_prediction"]
         for stage in stages
         if f"{stage.name}_prediction" in result
     }
-    correct = {s.name: s.correct for s in stages if s.correct is not None}
+    correct: dict[str, Any] = {
+        s.name: s.correct for s in stages if s.correct is not None
+    }
     if guesses:
-        names = {"names": np.array(given.names)}
-        files.write_arrays(folder / "predictions.npz", **guesses, **names)
+        names = np.array(given.names)
+        files.write_arrays(folder / "predictions.npz", **guesses, names=names)
     if correct:
         files.write_arrays(folder / "correct" / f"{given.source}.npz", **correct)
 
@@ -324,7 +326,9 @@ def _write_pictures(
 def _write_purified(folder: epath.Path, given: data.Input, result: dict) -> None:
     """All arrays."""
     perturbed, purified = result["perturbed"], result["purified"]
-    labels = {} if given.labels is None else {"labels": given.labels.astype(np.uint8)}
+    labels: dict[str, Any] = {}
+    if given.labels is not None:
+        labels["labels"] = given.labels.astype(np.uint8)
     files.write_arrays(
         folder / "purified" / f"{given.source}.npz",
         clean=given.images,
@@ -351,7 +355,7 @@ def _write_before_after(
     }
     rows = []
     for stage in stages:
-        guesses = result.get(f"{stage.name}_prediction", [])[first]
+        guesses: Any = result.get(f"{stage.name}_prediction", [])[first]
         rows.append(
             pictures.Row(
                 images[stage.name],

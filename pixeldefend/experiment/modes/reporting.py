@@ -102,7 +102,7 @@ def _page(source: epath.Path, told: _Told, images: int) -> str:
     title, above = _head(source, rows)
     body = [f"<h1>{page.text(title)}</h1>", above, _legend(rows)]
     measured = {name for name, rows in told if any(map(page_rows.is_measured, rows))}
-    groups = {"Accuracies": [], "Other measurements": []}
+    groups: dict[str, list[tuple]] = {"Accuracies": [], "Other measurements": []}
     for entry in sections:
         main = entry[1] in measured or entry[0] == "rows"
         groups["Accuracies" if main else "Other measurements"].append(entry)

@@ -121,7 +121,7 @@ def _examples(
     bench: Workbench,
     tools: Tools,
     given: data.Input,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Images for figures: one under rising eps, and what a PuVAE makes of a few."""
     count = min(config.sweep.examples, len(given.images))
     shown = {}
@@ -137,18 +137,19 @@ def _examples(
         return {}
     # Seven of them, as many as fit across a page.
     some = np.unique(np.linspace(0, len(layout.eps) - 1, 7).round().astype(int))
-    arrays = {"strengths/eps": np.float32(sorted(layout.eps))[some]}
+    eps = np.asarray(sorted(layout.eps), np.float32)
+    arrays: dict[str, Any] = {"strengths/eps": eps[some]}
     for name, sets in shown.items():
         images = [bench.attacked(sets[i])["images"][0] for i in some]
         arrays[f"strengths/{name}"] = np.stack(images)
     if "puvae" not in tools.models or "pgd" not in shown:
         return arrays
     strongest = shown["pgd"][-1]
-    arrays |= {"eps": np.float32(strongest.eps), "labels": given.labels[:count]}
+    arrays |= {"eps": np.float32(strongest.eps), "labels": bench.labels[:count]}
     for name, adversary in (("clean", grid.Adversary(grid.CLEAN)), ("pgd", strongest)):
-        images = bench.attacked(adversary)["images"][:count]
-        rebuilt, distances = _every_label(tools, images)
-        arrays[f"given/{name}"] = images
+        few = bench.attacked(adversary)["images"][:count]
+        rebuilt, distances = _every_label(tools, few)
+        arrays[f"given/{name}"] = few
         arrays[f"rebuilt/{name}"] = np.round(rebuilt).astype(np.uint8)
         arrays[f"distances/{name}"] = distances
     return arrays
@@ -157,6 +158,7 @@ def _examples(
 def _every_label(tools: Tools, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A PuVAE's reconstructions `[N, K, H, W, C]` and their distances `[N, K]`."""
     defence, its = tools.defence("puvae")
+    assert isinstance(defence, puvae.Reconstruct)
 
     def run(params: Any, images: jax.Array, indices: jax.Array) -> Any:
         return puvae.reconstructions(

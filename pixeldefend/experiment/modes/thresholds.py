@@ -107,7 +107,7 @@ def tell_test_images(given: data.Input) -> None:
 
 def _curve(layout: grid.Grid, bench: Workbench) -> dict:
     """Accuracy against the threshold: clean, and under the strongest attack."""
-    found: dict[tuple, tuple[np.ndarray, ...]] = {}
+    found: dict[tuple, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for eps in layout.eps:
         bare, behind = (grid.pipeline(text, eps) for text in layout.rows)
         clean = grid.adversary_for(bare, grid.Column(grid.CLEAN), eps)
