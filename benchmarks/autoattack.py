@@ -3,7 +3,8 @@
 Runs each component of both, apart and in turn, on the same test images of the same
 released ResNet or VGG: ours in JAX, the public one (the packages torch and
 pyautoattack, which nothing else needs) on a torch twin of the network, whose logits are
-compared first. What either finds is rounded to whole levels and judged by our network.
+compared first. What either finds is rounded to whole levels and judged by our network;
+what the public one finds also as it is, since ours knows that it will be rounded.
 Seconds are wall time of one run: ours after compilation, which is told apart. Each
 component is a line of JSON.
 
@@ -26,7 +27,7 @@ from absl import app, flags, logging
 from pixeldefend import attacks
 from pixeldefend.experiment import data, zoo
 from pixeldefend.models import classifiers
-from reproduction.torch_classifier import from_torch, of_variables, to_torch
+from reproduction.torch_classifier import of_variables, to_torch
 
 _WEIGHTS = flags.DEFINE_string("weights", "fashion_mnist/vgg", "a ResNet or VGG")
 _IMAGES = flags.DEFINE_integer("images", 200, "the first of the test set", 1)
@@ -50,7 +51,7 @@ _COMPONENTS = flags.DEFINE_multi_enum(
 def theirs(
     component: str, network: torch.nn.Module, images: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """What the public attack finds, in whole levels, and its seconds."""
+    """What the public attack finds, in levels, and its seconds."""
     norm = {"linf": "Linf", "l2": "L2"}[_NORM.value]
     options: dict[str, Any] = {"version": "standard"}
     if component != "standard":
@@ -69,7 +70,7 @@ def theirs(
         to_torch(images), torch.tensor(labels.astype(np.int64)), batch_size=len(images)
     )
     seconds = time.perf_counter() - begun
-    return from_torch(found), seconds
+    return 255 * found.numpy().transpose(0, 2, 3, 1), seconds
 
 
 def ours(
@@ -112,7 +113,7 @@ def main(_: list[str]) -> None:
             component, classifiers.logits_fn(model), variables, images, labels
         )
         other, other_seconds = theirs(component, network, images, labels)
-        robust, other_robust = right(mine), right(other)
+        robust, other_robust = right(mine), right(np.rint(other))
         line = {
             "classifier": _WEIGHTS.value,
             "classifier_sha256": card["sha256"][:8],
@@ -123,6 +124,7 @@ def main(_: list[str]) -> None:
             "clean": float(right(images).mean()),
             "ours": float(robust.mean()),
             "public": float(other_robust.mean()),
+            "public_unrounded": float(right(other).mean()),
             "only_ours_fooled": int(np.sum(other_robust & ~robust)),
             "only_public_fooled": int(np.sum(robust & ~other_robust)),
             "seconds": round(my_seconds, 2),

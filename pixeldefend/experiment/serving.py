@@ -1,9 +1,7 @@
 """Purifying and screening images as other programs have them."""
 
 import functools
-import sys
 import threading
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +11,7 @@ import numpy as np
 from pixeldefend import detection, pixels
 from pixeldefend.defences import base, graded, purification
 from pixeldefend.density import likelihood
-from pixeldefend.experiment import parallel, zoo
-
-LAYOUTS = ("NHWC", "NCHW")
-_SLACK = 0.01  # levels: how far beyond black and white counts as rounding
+from pixeldefend.experiment import forms, parallel, zoo
 
 
 class _Served:
@@ -77,11 +72,7 @@ class _Served:
             )
         if (eps is None) == (grades is None):
             raise ValueError("give either eps or grades")
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}: {layout!r}")
-        self._black, self._white = _read_range(range)
-        self._layout = layout
-        self._shape = tuple(card["image_shape"])
+        self._form = forms.Form.read(tuple(card["image_shape"]), layout, range)
         kind = purification.Purify if grades is None else graded.PurifyGraded
         if grades is not None:
             eps = int(graded.read_grades(grades)["eps"].max())
@@ -104,14 +95,9 @@ class _Served:
     def __deepcopy__(self, _: dict) -> "_Served":
         return self  # nothing in it changes
 
-    @property
-    def _in_levels(self) -> bool:
-        """Whether the range of images is that of levels."""
-        return (self._black, self._white) == (0, pixels.LEVELS - 1)
-
     def compile(self) -> float:
         """Compiles now rather than at the first images; returns the seconds it took."""
-        shown = np.zeros((1, *self._shape), np.uint8)
+        shown = np.zeros((1, *self._form.shape), np.uint8)
         return self._ready(self._run, self._arguments, shown)
 
     def _ready(self, run: parallel.BatchMap, *arguments: Any) -> float:
@@ -126,56 +112,9 @@ class _Served:
 
     def _computed(self, given: np.ndarray) -> dict[str, np.ndarray]:
         """What is computed of images as they were given."""
-        levels = self._to_levels(given)
+        levels = self._form.to_levels(given)
         self.compile()
         return self._run(self._arguments, levels)
-
-    def _to_levels(self, given: np.ndarray) -> np.ndarray:
-        """Checked `uint8` levels `[N, H, W, C]`."""
-        height, width, channels = self._shape
-        wanted = {"NHWC": self._shape, "NCHW": (channels, height, width)}
-        if given.shape[1:] != wanted[self._layout]:
-            fits = [name for name, shape in wanted.items() if shape == given.shape[1:]]
-            hint = f'; layout="{fits[0]}" takes them' if fits else ""
-            if given.ndim == 3:
-                hint = "; of one image images[None]"
-            expected = ", ".join(str(size) for size in wanted[self._layout])
-            raise ValueError(f"images must be [N, {expected}]: {[*given.shape]}{hint}")
-        pixels.check_some(given)
-        given = self._turned(given)
-        black, white = self._black, self._white
-        if jnp.issubdtype(given.dtype, jnp.floating):
-            share = (given.astype(np.float64) - black) / (white - black)
-            levels = pixels.from_fractions(share)
-            if not np.all((levels > -_SLACK) & (levels < pixels.LEVELS - 1 + _SLACK)):
-                raise ValueError(
-                    f"images must be from {black:g} to {white:g}: "
-                    f"{given.min():g} to {given.max():g}"
-                )
-            given = np.clip(levels, 0, pixels.LEVELS - 1)
-        elif not self._in_levels:
-            raise TypeError(
-                f"images from {black:g} to {white:g} must be floating: {given.dtype}"
-            )
-        if self._in_levels:
-            pixels.check_images(given)
-        return np.rint(given.astype(np.float64)).astype(np.uint8)
-
-    def _from_levels(self, levels: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """Levels `[N, H, W, C]` as images are given."""
-        if not self._in_levels:
-            share = levels / np.float64(pixels.LEVELS - 1)
-            levels = self._black + share * (self._white - self._black)
-        return self._turned(levels, back=True).astype(dtype)
-
-    def _turned(self, images: Any, back: bool = False) -> Any:
-        """From the layout of images to `[N, H, W, C]`, or `back`."""
-        if self._layout == "NHWC":
-            return images
-        turned = images.transpose((0, 3, 1, 2) if back else (0, 2, 3, 1))
-        return (
-            np.ascontiguousarray(turned) if isinstance(turned, np.ndarray) else turned
-        )
 
 
 class Purifier(_Served):
@@ -205,9 +144,9 @@ class Purifier(_Served):
           ValueError: another shape, none at all, or values outside the range; floating
             ones of at most 1 where it goes to 255.
         """
-        given, restore = _opened("images", images)
+        given, restore = forms.opened("images", images)
         found = self._computed(given)
-        return restore(self._from_levels(found["images"], given.dtype))
+        return restore(self._form.from_levels(found["images"], given.dtype))
 
     def traced(self, images: jax.Array, *, gradient: str = "bpda") -> jax.Array:
         """Purified images within a program of JAX, which may be differentiated.
@@ -222,14 +161,14 @@ class Purifier(_Served):
         Returns:
           As `images`.
         """
-        share = (self._turned(images) - self._black) / (self._white - self._black)
+        black, white = self._form.black, self._form.white
+        share = (self._form.turned(images) - black) / (white - black)
         levels = pixels.from_fractions(share.astype(jnp.float32))
         whole = jnp.clip(jnp.round(levels), 0, pixels.LEVELS - 1)
         levels = levels + jax.lax.stop_gradient(whole - levels)
         found = self.defence.view(self.params, levels, None, gradient)
-        share = found / (pixels.LEVELS - 1)
-        moved = self._black + share * (self._white - self._black)
-        return self._turned(moved, back=True).astype(images.dtype)
+        moved = black + found / (pixels.LEVELS - 1) * (white - black)
+        return self._form.turned(moved, back=True).astype(images.dtype)
 
     def pull_back(
         self, images: Any, towards: Any, *, gradient: str = "straight_through"
@@ -255,8 +194,8 @@ class Purifier(_Served):
         if gradient not in self.defence.gradients:
             known = ", ".join(self.defence.gradients)
             raise ValueError(f"gradient must be one of {known}: {gradient!r}")
-        given, restore = _opened("images", images)
-        slopes, _ = _opened("towards", towards)
+        given, restore = forms.opened("images", images)
+        slopes, _ = forms.opened("towards", towards)
         if not jnp.issubdtype(given.dtype, jnp.floating):
             raise TypeError(f"whole levels have no gradient: images are {given.dtype}")
         if slopes.shape != given.shape:
@@ -265,8 +204,8 @@ class Purifier(_Served):
             )
         if gradient == "bpda":
             return towards
-        levels = self._to_levels(given).astype(np.float32)
-        slopes = self._turned(slopes).astype(np.float32)
+        levels = self._form.to_levels(given).astype(np.float32)
+        slopes = self._form.turned(slopes).astype(np.float32)
         with self._lock:
             if gradient not in self._backwards:
                 back = functools.partial(self._pull_back, gradient)
@@ -274,7 +213,7 @@ class Purifier(_Served):
         run = self._backwards[gradient]
         self._ready(run, self.params, levels[:1], slopes[:1])
         # The units of both sides are the same, so that of levels is right in any.
-        found = self._turned(run(self.params, levels, slopes), back=True)
+        found = self._form.turned(run(self.params, levels, slopes), back=True)
         return restore(found.astype(given.dtype))
 
     def _pull_back(
@@ -341,10 +280,10 @@ class Screener(_Served):
 
     def __call__(self, images: Any) -> Screened:
         """Purifies images and judges them as they came; as for `Purifier`."""
-        given, restore = _opened("images", images)
+        given, restore = forms.opened("images", images)
         found = self._computed(given)
         return Screened(
-            restore(self._from_levels(found["images"], given.dtype)),
+            restore(self._form.from_levels(found["images"], given.dtype)),
             restore(found["bits_per_dim"]),
             restore(found["p_values"]),
             restore(~(found["p_values"] > self.rejects)),
@@ -358,55 +297,3 @@ class Screener(_Served):
             "bits_per_dim": likelihood.to_bits_per_dim(given, levels.shape[1:]),
             "p_values": detection.p_values(given, params["reference"]),
         }
-
-
-def _opened(name: str, images: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
-    """Images as an array on the host, and what brings results back to where they were.
-
-    Raises:
-      TypeError: it is no array that we know.
-    """
-    if isinstance(images, np.ndarray):
-        return images, lambda found: found
-    if isinstance(images, jax.core.Tracer):
-        raise TypeError(
-            f"{name} are traced: within jit or grad call Purifier.traced, "
-            "pixeldefend.purify or pixeldefend.behind"
-        )
-    if isinstance(images, jax.Array):
-
-        def placed(found: np.ndarray) -> jax.Array:
-            fits = images.committed and found.ndim == images.ndim
-            alone = images.committed and len(images.devices()) == 1
-            return jax.device_put(found, images.sharding if fits or alone else None)
-
-        return np.asarray(images), placed
-    torch = sys.modules.get("torch")  # whoever has a tensor has it already
-    if torch is None or not isinstance(images, torch.Tensor):
-        kind = type(images)
-        raise TypeError(
-            f"{name} must be an array of numpy or JAX, or a tensor of torch: "
-            f"{kind.__module__}.{kind.__qualname__}"
-        )
-
-    def restore(found: np.ndarray) -> Any:
-        dtype = images.dtype if found.shape == tuple(images.shape) else None
-        return torch.from_numpy(found).to(images.device, dtype)
-
-    narrow = images.dtype == torch.bfloat16  # which numpy has not
-    return (images.float() if narrow else images).numpy(force=True), restore
-
-
-def _read_range(given: tuple[float, float]) -> tuple[float, float]:
-    """What black and white are.
-
-    Raises:
-      ValueError: not two finite numbers that ascend.
-    """
-    try:
-        black, white = map(float, () if isinstance(given, str) else given)
-    except (TypeError, ValueError):
-        black = white = 0.0
-    if not (np.isfinite(black) and np.isfinite(white) and black < white):
-        raise ValueError(f"range must be two numbers that ascend: {given!r}")
-    return black, white
