@@ -3,9 +3,6 @@
 import ml_collections
 from ml_collections import config_dict
 
-# Columns of a table beside the paper's five attacks, which are weaker.
-STRONGER = ("apgd images=200", "auto_attack images=200")
-
 
 def get_config() -> ml_collections.ConfigDict:
     """The fields that every mode may read; data sets override what is theirs."""

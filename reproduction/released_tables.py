@@ -192,6 +192,10 @@ def autoattack() -> str:
     def times(row: dict) -> str:
         return f"**{row['public_seconds'] / row['seconds']:.1f}**"
 
+    def unrounded(row: dict) -> str:
+        share = row.get("public_unrounded")
+        return "" if share is None else f"{100 * share:.1f}"
+
     columns = {
         "classifier": "`{classifier}`",
         "eps": "{eps:g}",
@@ -200,6 +204,7 @@ def autoattack() -> str:
         "ours": _percent("ours"),
         "public": _percent("public"),
         "points": points,
+        "public, unrounded": unrounded,
         "fooled by ours alone, by the public one alone": (
             "{only_ours_fooled}, {only_public_fooled}"
         ),

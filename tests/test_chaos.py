@@ -50,7 +50,9 @@ def _killed(mode, folder, kills, seconds, layouts, *options):
     for _ in range(kills):
         layout = draw.choice(layouts)
         started = launch(mode, f"--workdir={folder / 'killed'}", *options, **layout)
-        time.sleep(draw.uniform(0.3, 1.1) * seconds)
+        until = time.monotonic() + draw.uniform(0.3, 1.1) * seconds
+        while time.monotonic() < until and any(p.poll() is None for p in started):
+            time.sleep(0.02)
         kill(started, draw.randrange(len(started)))
     layout = draw.choice(layouts)
     finish(launch(mode, f"--workdir={folder / 'killed'}", *options, **layout))
