@@ -44,14 +44,14 @@ def main_job_sentence() -> str:
     )
     found |= {f"seen{row['eps_attack']:g}": row for row in seen}
     return told(
-        "Bits/dim give an attack away: the more suspicious an image, the larger its "
-        "ball and the\nharder it is compressed afterwards. Under the strongest of the "
-        "paper's five attacks, which\nsee only the classifier, it keeps {bare2:.1f} % "
-        "at eps 2 and {bare8:.1f} % at eps 8 by itself,\n{ours2:.1f} % and "
-        "{ours8:.1f} % behind this defence, and {plain2:.1f} % and {plain8:.1f} % "
-        "behind the\npaper's, eps 16 for every image (grey-box). Once PGD looks "
-        "through this defence as well\n(white-box, BPDA, {seen8[n]} images), "
-        "{seen2[accuracy]:.1%} and {seen8[accuracy]:.1%} are left.",
+        "High bits/dim betray an attack: the higher, the larger the ball, and the "
+        "stronger the\nJPEG compression afterwards, which leaves the ball (L-inf is "
+        "from the clean image).\nAgainst the strongest of the paper's five attacks "
+        "(grey-box, 500 images) the bare ResNet\nkeeps {bare2:.1f} % at eps 2 and "
+        "{bare8:.1f} % at eps 8, behind this defence {ours2:.1f} % and\n{ours8:.1f} %, "
+        "behind the paper's (eps 16 for every image) {plain2:.1f} % and {plain8:.1f} "
+        "%.\nAgainst these and PGD through this defence (white-box, BPDA, "
+        "{seen8[n]} images)\n{seen2[accuracy]:.1%} and {seen8[accuracy]:.1%} are left.",
         found,
     )
 
@@ -280,8 +280,8 @@ def headline() -> str:
         "Fashion-MNIST, ResNet behind PixelDefend, under PGD that sees the purifier "
         f"(white-box,\nBPDA, 100 steps, {both[-1]['pgd']['n']} test images):\n"
         f"{accuracies}.\n"
-        "An attacker who looks through the purifier does more harm than the paper's "
-        "attacks;\nnothing here claims robustness."
+        "Attacks through the purifier do more harm than the paper's; nothing here "
+        "claims\nrobustness."
     )
 
 

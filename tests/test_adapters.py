@@ -253,6 +253,15 @@ def test_an_attack_of_foolbox_is_ours(purifier, images, toy):
     assert np.mean(_levels(found) != expected) < 0.005
 
 
+def test_a_purifier_alone_says_that_it_has_no_gradient(purifier, images):
+    given = images.clone().requires_grad_()
+    with pytest.raises(TypeError, match="adapters.torch.Defended has"):
+        purifier(given)
+    with torch.no_grad():
+        found = purifier(given)
+    assert torch.equal(found, purifier(images))
+
+
 def test_mistakes_are_told(toy, purifier, images):
     with pytest.raises(ValueError, match="one of bpda, straight_through: 'expectat"):
         Defended(purifier, gradient="expectation")

@@ -1,6 +1,7 @@
 """What holds for every attack, by name and preset."""
 
 import functools
+import warnings
 
 import hypothesis
 import hypothesis.strategies as st
@@ -303,3 +304,21 @@ def test_names_and_presets_that_there_are_not_are_listed():
     with pytest.raises(ValueError, match="fgsm has no preset 'y': one of paper, code"):
         attacks.named("fgsm", "y")
     assert attacks.usual("fgsm") == "paper"
+
+
+def test_less_than_one_level_is_warned_of(rng):
+    """As eps is of who has images from 0 to 1: no whole level is so near."""
+    images = rng.integers(0, 256, (2, 4, 4, 1)).astype(np.float32)
+    weights = rng.normal(size=(16, 3)).astype(np.float32)
+
+    def logits_fn(weights, images):
+        return images.reshape(len(images), -1) @ weights
+
+    labels = np.argmax(logits_fn(weights, images), -1)
+    with pytest.warns(UserWarning, match="less than one level .* for 8/255 give 8"):
+        found, _ = attacks.fgsm(logits_fn, weights, images, labels, eps=8 / 255)
+    np.testing.assert_array_equal(found, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for eps, quantise in ((8 / 255, False), (0.0, True), (1.0, True)):
+            attacks.fgsm(logits_fn, weights, images, labels, eps=eps, quantise=quantise)

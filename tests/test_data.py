@@ -272,8 +272,12 @@ def test_broken_files_are_refused(tmp_path, rng):
 def test_pictures_that_do_not_fit_are_refused(tmp_path, rng):
     folder = tmp_path / "a"
     folder.mkdir()
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match=r"no pictures in .*\)$"):
         data.read_images(folder, GREY)
+    (folder / "cats").mkdir()
+    with pytest.raises(ValueError, match="name one of its folders, such as cats$"):
+        data.read_images(folder, GREY)
+    (folder / "cats").rmdir()
     (folder / "x.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match="x.png is not a picture"):
         data.read_images(folder, GREY)

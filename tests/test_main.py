@@ -483,6 +483,19 @@ def _mistakes(folder):
         ("purify", ["--config.purify.input="], "input is empty"),
         ("purify", ["--config.purify.threshold=-2"], "or -1 for the card's"),
         ("evaluate", ["--config.evaluate.attacks=('bim2',)"], "unknown attack 'bim2'"),
+        *(
+            (mode, [f"--config.{field}=0.03"], f"{field} 0.03 is less than one level")
+            for mode, field in (
+                ("purify", "purify.eps_attack"),
+                ("attack", "attack.eps"),
+                ("judge", "judge.eps"),
+            )
+        ),
+        (
+            "evaluate",
+            ["--config.evaluate.eps_attack=(0.03,)"],
+            "eps_attack 0.03 is less than one level of 0..255, which changes nothing",
+        ),
         ("evaluate", ["--config.evaluate.rows=('a + b',)"], "unknown defence 'b'"),
         ("evaluate", ["--config.evaluate.rows=()"], "at least one row"),
         ("evaluate", ["--config.evaluate.rows=('no/model',)"], "no model 'no/model'"),
@@ -665,7 +678,8 @@ def test_training_depends_on_its_kind_of_model_and_not_on_weights():
     for kind in zoo.KINDS:
         found = _depends_on("train", **{"train.model": kind})
         assert {"mode", "dataset", "seed", "train", kind} <= found.keys()
-        assert found["train"] == {"model": kind} and "train" in found[kind]
+        assert found["train"]["model"] == kind and "train" in found[kind]
+        assert found["train"].keys() == {"model", "tensorboard"}
         changed = _depends_on("train", **{"train.model": kind, f"{kind}.weights": "x"})
         assert found == changed
     found = _depends_on("train", **{"train.model": "puvae", "classifier.weights": "x"})

@@ -113,6 +113,10 @@ def prepare(
             f"{list(shape)}"
         )
     check_eps(eps)
+    try:
+        check_eps(eps, whole=quantise)
+    except ValueError as error:  # who makes eps ever smaller comes by here
+        warnings.warn(str(error), stacklevel=3)
     eps = pixels.native(eps)
     if jnp.shape(eps) not in ((), (count,)):
         raise ValueError(
@@ -197,12 +201,17 @@ def check_whole(images: chex.Array) -> None:
         raise ValueError("images must be whole levels 0 to 255, or quantise False")
 
 
-def check_eps(eps: chex.Array | float, name: str = "eps") -> None:
+def check_eps(eps: chex.Array | float, name: str = "eps", whole: bool = False) -> None:
     """Checks an eps; tracers pass.
+
+    Args:
+      eps: levels.
+      name: for messages.
+      whole: whether whole levels are to come back, as less than one changes none.
 
     Raises:
       TypeError: not made of numbers.
-      ValueError: negative, or NaN.
+      ValueError: negative, or NaN; above 0 and below 1 where `whole`.
     """
     if isinstance(eps, jax.core.Tracer):
         return
@@ -211,6 +220,11 @@ def check_eps(eps: chex.Array | float, name: str = "eps") -> None:
         raise TypeError(f"{name} must be a number of levels: {eps!r}")
     if not np.all(values >= 0):
         raise ValueError(f"{name} must be a number and not negative: {eps}")
+    if whole and np.any((values > 0) & (values < 1)):
+        raise ValueError(
+            f"{name} {eps} is less than one level of 0..255, which changes nothing in "
+            "whole levels; for 8/255 give 8"
+        )
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

@@ -137,6 +137,12 @@ def opened(name: str, images: Any) -> tuple[np.ndarray, Callable[[np.ndarray], A
             f"{kind.__module__}.{kind.__qualname__}"
         )
 
+    if images.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            f"{name} want a gradient, and a purifier alone has none: "
+            "pixeldefend.adapters.torch.Defended has; or detach them"
+        )
+
     def restore(found: np.ndarray) -> Any:
         dtype = images.dtype if found.shape == tuple(images.shape) else None
         return torch.from_numpy(found).to(images.device, dtype)

@@ -197,7 +197,7 @@ def column(text: str) -> Column:
     if own is None:
         own = _usual_eps(name)
     if own is not None:
-        attacks.check_eps(own, f"eps of attack {text!r}")
+        attacks.check_eps(own, f"eps of attack {text!r}", not options["levels"])
     if options["through"] and not attacks.ATTACKS[name].looks:
         raise ValueError(f"attack {text!r}: {name} looks at nothing")
     if options["through"] == OUTPUTS and attacks.ATTACKS[name].differentiates:
@@ -369,6 +369,9 @@ def read(
         )
     for one in grid.eps:
         attacks.check_eps(one, "eps_attack")
+    # A sweep may well begin below one level, but not a table of whole levels end there.
+    if any(c.eps is None and not c.fractional for c in grid.columns):
+        attacks.check_eps(max(grid.eps), "eps_attack", whole=True)
     _check_once("attack", list(map(str, grid.columns)))
     _check_once("eps", [f"{one:g}" for one in grid.eps])
     list(grid.cells())  # raises what it must

@@ -81,7 +81,7 @@ def judge(
     kinds = [line.kind for line in lines]
     if kinds.count(CLEAN) != 1 or kinds.count(BARE) != 1:
         raise ValueError("lines must have one CLEAN and one BARE")
-    attacks.check_eps(eps)
+    attacks.check_eps(eps, whole=True)
     attacks.check_logits(logits_fn, variables, images[:2])
     images, labels = np.asarray(images), np.asarray(labels).astype(np.int32)
     bench = _Bench(logits_fn, variables, tuple(defences), tuple(params), seed, batch)

@@ -154,7 +154,10 @@ def list_pictures(path: epath.Path) -> list[epath.Path]:
     there = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     paths = [file for file in there if _is_picture(file)]
     if not paths:
-        raise ValueError(f"no pictures in {path} (looked for {', '.join(_SUFFIXES)})")
+        inner = [file.name for file in there if file.is_dir()]
+        hint = f"; name one of its folders, such as {inner[0]}" if inner else ""
+        looked = ", ".join(_SUFFIXES)
+        raise ValueError(f"no pictures in {path} (looked for {looked}){hint}")
     stems: dict[str, epath.Path] = {}
     for file in paths:
         twin = stems.setdefault(file.stem.casefold(), file)

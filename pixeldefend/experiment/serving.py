@@ -71,7 +71,9 @@ class _Served:
                 f"{weights} is class-conditional, and images come without labels"
             )
         if (eps is None) == (grades is None):
-            raise ValueError("give either eps or grades")
+            raise ValueError(
+                "give either eps, such as 16, or grades, such as ((0.0, 16), (4.5, 24))"
+            )
         self._form = forms.Form.read(tuple(card["image_shape"]), layout, range)
         kind = purification.Purify if grades is None else graded.PurifyGraded
         if grades is not None:

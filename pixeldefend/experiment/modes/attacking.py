@@ -33,7 +33,7 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
     weights = config.classifier.weights
     with user_errors():
         model, variables, card = loaded = inputs.classifier(config)
-        inputs.attack(settings.name, settings.preset, settings.eps)
+        inputs.attack(settings.name, settings.preset, settings.eps, "attack.eps")
         parallel.check_batch(settings.batch, "attack.batch")
         inputs.check_save_seconds(settings.save_seconds)
         given = inputs.chosen(config, "attack", card["image_shape"])

@@ -71,7 +71,7 @@ def releasable(config: inputs.Config, card: dict) -> Releasable:
     """Accuracies of a classifier, on clean and on attacked images."""
     settings = config.release
     for eps in settings.eps_attack:
-        attacks.check_eps(eps, "release.eps_attack")
+        attacks.check_eps(eps, "release.eps_attack", whole=True)
     model, variables, _ = inputs.classifier(config)
 
     def measure(split: str, given: data.Input) -> tuple[dict, None]:

@@ -304,13 +304,19 @@ def labels_or_unknown(given: data.Input) -> np.ndarray:
     return given.labels.astype(np.int32)
 
 
-def attack(name: str, preset: str, eps: float) -> Callable:
+def attack(name: str, preset: str, eps: float, field: str) -> Callable:
     """An attack by name, after the checks of what a user gave for it.
 
+    Args:
+      name: of `attacks.ATTACKS`.
+      preset: of its.
+      eps: levels.
+      field: that has it.
+
     Raises:
-      ValueError: unknown attack or preset, negative eps.
+      ValueError: unknown attack or preset; a negative eps, or one between 0 and 1.
     """
-    attacks.check_eps(eps)
+    attacks.check_eps(eps, field, whole=True)
     return attacks.named(name, preset)
 
 

@@ -70,7 +70,7 @@ def judge(config: inputs.Config, workdir: Workdir) -> None:
 def _read(config: inputs.Config) -> tuple[grid.Pipeline, list[Line]]:
     """What is judged and how, checked."""
     settings = config.judge
-    attacks.check_eps(settings.eps, "judge.eps")
+    attacks.check_eps(settings.eps, "judge.eps", whole=True)
     if not 0 < settings.eps <= verdict.NO_BOUND:
         raise ValueError(f"judge.eps must be above 0 and at most 255: {settings.eps}")
     if settings.draws < 1:

@@ -172,7 +172,9 @@ def _adversary(
         if settings.preset:
             raise ValueError(f"purify.preset {settings.preset!r} without an attack")
         return None, grid.Adversary(grid.CLEAN)
-    attack = inputs.attack(name, settings.preset, settings.eps_attack)
+    attack = inputs.attack(
+        name, settings.preset, settings.eps_attack, "purify.eps_attack"
+    )
     looks = attacks.ATTACKS[name].looks
     if looks and not row.classifier:
         raise ValueError(
@@ -271,7 +273,7 @@ def _check(settings: inputs.Config) -> None:
         raise ValueError(
             f"unknown attack {settings.attack!r}: one of {', '.join(known)}"
         )
-    attacks.check_eps(settings.eps_attack, "purify.eps_attack")
+    attacks.check_eps(settings.eps_attack, "purify.eps_attack", whole=True)
     inputs.check_save_seconds(settings.save_seconds)
     parallel.check_batch(settings.batch, "purify.batch")
 
