@@ -218,8 +218,8 @@ def test_levels_are_checked_as_everywhere(purifier, toy):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"eps": None}, "either eps or grades"),
-        ({"grades": ((0.0, 9),)}, "either eps or grades"),
+        ({"eps": None}, "either eps, such as 16, or grades"),
+        ({"grades": ((0.0, 9),)}, "either eps, such as 16, or grades"),
         ({"eps": 256}, "between 0 and 255"),
         ({"layout": "CHW"}, "layout must be one of NHWC, NCHW: 'CHW'"),
         ({"range": (1, 0)}, "two numbers that ascend"),
