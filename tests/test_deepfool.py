@@ -176,6 +176,7 @@ def test_rounding_that_needs_more_than_the_ball_has_is_no_success(rng):
     assert 0.1 < np.mean(info.success) < 1
 
 
+@pytest.mark.filterwarnings("ignore:eps 0.001 is less than one level")
 def test_failed_images_are_clean_ones(rng):
     variables, images, labels = draw(rng, 8)
     for quantise in (True, False):
