@@ -79,7 +79,10 @@ def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
     settings = config.compare_purifiers
     with user_errors():
         job = read_job(config, "compare_purifiers")
-        move = inputs.attack(settings.attack, settings.preset, settings.eps_attack)
+        field = "compare_purifiers.eps_attack"
+        move = inputs.attack(
+            settings.attack, settings.preset, settings.eps_attack, field
+        )
         for field in ("starts", "iterations"):
             if settings[field] < 1:
                 raise ValueError(

@@ -21,7 +21,9 @@ def drift(config: inputs.Config, workdir: Workdir) -> None:
     settings = config.drift
     with user_errors():
         job = comparing.read_job(config, "drift")
-        move = inputs.attack(settings.attack, settings.preset, settings.eps_attack)
+        move = inputs.attack(
+            settings.attack, settings.preset, settings.eps_attack, "drift.eps_attack"
+        )
         parallel.check_batch(settings.batch, "drift.batch")
         place = zoo.find_released(config.pixelcnn.weights)
         if settings.keep:
