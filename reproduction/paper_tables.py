@@ -43,11 +43,12 @@ def main_job_sentence() -> str:
         attack=tables.WORST,
     )
     found |= {f"seen{row['eps_attack']:g}": row for row in seen}
+    found["n"] = cells.cell("cifar10/resnet", tables.STRONGEST, 8.0).n
     return told(
         "High bits/dim betray an attack: the higher, the larger the ball, and the "
         "stronger the\nJPEG compression afterwards, which leaves the ball (L-inf is "
         "from the clean image).\nAgainst the strongest of the paper's five attacks "
-        "(grey-box, 500 images) the bare ResNet\nkeeps {bare2:.1f} % at eps 2 and "
+        "(grey-box, {n} images) the bare ResNet\nkeeps {bare2:.1f} % at eps 2 and "
         "{bare8:.1f} % at eps 8, behind this defence {ours2:.1f} % and\n{ours8:.1f} %, "
         "behind the paper's (eps 16 for every image) {plain2:.1f} % and {plain8:.1f} "
         "%.\nAgainst these and PGD through this defence (white-box, BPDA, "

@@ -193,8 +193,8 @@ def autoattack() -> str:
         return f"**{row['public_seconds'] / row['seconds']:.1f}**"
 
     def unrounded(row: dict) -> str:
-        share = row.get("public_unrounded")
-        return "" if share is None else f"{100 * share:.1f}"
+        name = "public_unrounded"  # which older rows have not
+        return _percent(name)(row) if name in row else ""
 
     columns = {
         "classifier": "`{classifier}`",

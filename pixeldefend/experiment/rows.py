@@ -225,11 +225,16 @@ def threat(
     return "white-box" if through == whole else "grey-box"
 
 
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, from so many of a count."""
+    ends = stats.binomtest(right, count).proportion_ci(method="wilson")
+    return float(ends.low), float(ends.high)
+
+
 def accuracy(correct: np.ndarray) -> dict:
     """Outcomes `[N]` as n, correct, accuracy (a fraction) and its 95 % interval."""
     count, right = len(correct), int(np.sum(correct))
-    ends = stats.binomtest(right, count).proportion_ci(method="wilson")
-    low, high = (round(float(bound), 4) for bound in ends)
+    low, high = (round(bound, 4) for bound in wilson(right, count))
     fraction = round(right / count, 4)
     return {
         "n": count,

@@ -10,7 +10,7 @@ from pixeldefend import detection as detection_
 from pixeldefend.density import likelihood
 from pixeldefend.experiment import report
 from pixeldefend.experiment.grid import CLEAN, EVADE
-from pixeldefend.experiment.rows import accuracy
+from pixeldefend.experiment.rows import accuracy, wilson
 
 # A number and the ends of its interval, on a page and in a terminal.
 MARKDOWN, TEXT = "{} ({} to {})", "{}\n{}-{}"
@@ -218,7 +218,7 @@ def _area(row: dict, name: str, form: str) -> str:
 
 def _share(share: float, n: int, form: str) -> str:
     """A share of n images, percent, with its interval."""
-    ends = stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
+    ends = wilson(round(share * n), n)
     return form.format(f"{share:.1%}", *(f"{100 * end:.1f}" for end in ends))
 
 
