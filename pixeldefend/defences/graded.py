@@ -12,6 +12,8 @@ from pixeldefend import pixels
 from pixeldefend.defences import base, compression, purification
 from pixeldefend.density import likelihood, pixelcnn
 
+_MOST = 1e6  # bits/dim of a threshold, more than any model gives
+
 
 def adaptive_eps(
     bits_per_dim: chex.Array, *, eps: chex.Array | int, threshold: chex.Array | float
@@ -97,10 +99,18 @@ class PurifyAdaptively(purification.Purify):
 
     @classmethod
     def build(cls, given: base.Given) -> tuple[base.Defence, base.Params]:
-        """As for `Purify`; takes `purify.threshold` too."""
+        """As for `Purify`; takes `purify.threshold` too.
+
+        Raises:
+          ValueError: a threshold that no bits/dim can have.
+        """
         defence, its = super().build(given)
-        threshold = jnp.float32(given.settings["purify"]["threshold"])
-        return defence, its | {"threshold": threshold}
+        threshold = given.settings["purify"]["threshold"]
+        if not 0 <= threshold <= _MOST:
+            raise ValueError(
+                f"purify.threshold must be bits/dim, from 0 to {_MOST}: {threshold}"
+            )
+        return defence, its | {"threshold": jnp.float32(threshold)}
 
     @property
     def computed_by(self) -> base.Defence:
@@ -236,7 +246,8 @@ def read_grades(grades: Any) -> dict[str, np.ndarray]:
         for row in rows
     )
     starts = [row[0] for row in rows]
-    if not fits or starts[0] != 0 or not np.all(np.diff(starts) > 0):
+    ascend = rows and starts[0] == 0 and np.all(np.diff(starts) > 0)
+    if not fits or not ascend or starts[-1] > _MOST:
         raise ValueError(
             "purify.grades must be (bits/dim, eps) or (bits/dim, eps, quality of "
             "JPEG), eps and quality whole, bits/dim ascending from 0, such as "

@@ -89,7 +89,7 @@ class MagNet(nn.Module):
         names = (names,) if isinstance(names, str) else tuple(names)
         # Cards hold lists, which are not hashable.
         object.__setattr__(self, "autoencoders", names)
-        if not names or not set(names) <= set(ARCHITECTURES):
+        if not names or any(name not in [*ARCHITECTURES] for name in names):
             known = ", ".join(ARCHITECTURES)
             raise ValueError(f"autoencoders must be one or more of {known}: {names}")
         if len(names) > _MOST:

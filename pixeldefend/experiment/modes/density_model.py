@@ -111,9 +111,10 @@ def sample(config: inputs.Config, workdir: Workdir) -> None:
         model, params, card = zoo.load_released(config.pixelcnn.weights)
         parallel.check_batch(settings.count, "sample.count")
         parallel.check_batch(settings.batch, "sample.batch")
-        if settings.label >= model.classes and settings.label >= 0:
+        if not -1 <= settings.label < max(model.classes, 0):
             raise ValueError(
-                f"sample.label {settings.label}: this model has {model.classes} classes"
+                f"sample.label must be one of this model's {model.classes} classes, or "
+                f"-1 for each in turn: {settings.label}"
             )
     height, width, _ = card["image_shape"]
     indices = np.arange(settings.count, dtype=np.uint32)
