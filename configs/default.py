@@ -353,6 +353,8 @@ def _judge() -> ml_collections.ConfigDict:
     judge.eps = 8.0  # levels, L-infinity
     # whole: the protocol; glance: a tenth of its steps; "auto": a glance on the sample.
     judge.budget = "auto"
+    # bpda, straight_through, expectation: the ways to look through it; (): all.
+    judge.gradients = ()
     judge.draws = 10  # evaluations of a random defence, whose majority counts
     judge.threshold = -1.0  # as for evaluate
     return judge

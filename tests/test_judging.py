@@ -49,6 +49,23 @@ def test_a_defence_is_looked_through_in_every_way():
     assert len(glance) == len(lines) and glance[3:] != lines[3:]
 
 
+def test_one_gradient_alone_is_less_of_the_protocol_and_said():
+    lines = verdict.protocol([PURIFY], gradients=("straight_through",))
+    assert {line.gradient for line in lines} == {"", "straight_through", "outputs"}
+    assert _kinds(lines)[:3] == _kinds(verdict.protocol([PURIFY]))[:3]
+    assert _kinds(lines)[-1] == ("unbounded", "apgd", "straight_through")
+    note = _verdict(gradients=("straight_through",)).notes()[0]
+    assert "by straight-through alone" in note
+    for defences, name in (
+        ([PURIFY], "wide"),
+        ([SQUEEZE], "bpda"),
+        ([DETECTOR], "bpda"),
+        ([], "bpda"),
+    ):
+        with pytest.raises(ValueError, match=f"no such gradients.*{name}"):
+            verdict.protocol(defences, gradients=("bpda", name))
+
+
 def test_random_defences_are_attacked_over_draws():
     lines = verdict.protocol([PUVAE])
     drawn = [line.gradient for line in lines if line.preset == "rand"]
@@ -197,7 +214,8 @@ def judged():
             batch=12,
             tell=told.append,
         )
-        assert len(told) == len(found.outcomes)
+        count = len(found.outcomes)
+        assert len(told) == count and told[1].startswith(f"line 2 of {count}: ")
         return found
 
     return variables, images, labels, judge(Wall), judge(Glass)
@@ -294,6 +312,7 @@ def test_a_judge_that_was_killed_ends_with_the_same_rows(tmp_path):
     told, _ = finish(launch("judge", f"--workdir={whole}", *options))[0]
     lines = ("auto_attack", "apgd", "pgd", "square", "worst", "Threat model")
     assert all(line in told for line in lines)
+    assert "\nline 1 of 7: none (clean): " in told and " with compiling; " in told
     assert "this was a glance" in told  # on the bundled sample
     started = launch("judge", f"--workdir={tmp_path / 'killed'}", *options)
     wait_for(tmp_path / "killed", "adversarial/*", started)

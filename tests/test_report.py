@@ -10,7 +10,7 @@ def test_time_left_counts_only_what_this_run_did(monkeypatch, capsys):
     now[0] += 30.0
     progress.update(0.6, "fast")
     # A tenth in half a minute: four tenths are two minutes.
-    assert "60%  0:30 gone, 2:00 left  fast" in capsys.readouterr().out
+    assert "60%  0:30 elapsed, 2:00 left  fast" in capsys.readouterr().out
 
 
 def test_a_long_compilation_is_told(capsys):

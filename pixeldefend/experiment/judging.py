@@ -18,12 +18,10 @@ from pixeldefend.experiment.verdict import (
     BUDGETS,
     CLEAN,
     JOINT,
-    SEES,
     TRANSFER,
     Line,
     Outcome,
     Verdict,
-    counted,
     protocol,
 )
 
@@ -41,6 +39,7 @@ def judge(
     batch: int = 100,
     draws: int = 10,
     budget: str = "whole",
+    gradients: Sequence[str] = (),
     lines: Sequence[Line] | None = None,
     rejects: float | None = None,
     tell: Callable[[str], None] | None = print,
@@ -64,6 +63,7 @@ def judge(
       batch: images at a time.
       draws: evaluations of a random defence.
       budget: of `protocol`: "whole" or "glance".
+      gradients: of `protocol`, for less time; none given: all.
       lines: instead of those of `protocol`; `CLEAN` and `BARE` must be there.
       rejects: for the notes, the share of clean images that detectors may reject.
       tell: is given a line when it is done; None for silence.
@@ -77,7 +77,8 @@ def judge(
     if budget not in BUDGETS:
         raise ValueError(f"budget must be one of {', '.join(BUDGETS)}: {budget!r}")
     base.check_params(defences, params, jax.random.key(seed))
-    lines = protocol(defences, budget) if lines is None else list(lines)
+    if lines is None:
+        lines = protocol(defences, budget, gradients)
     kinds = [line.kind for line in lines]
     if kinds.count(CLEAN) != 1 or kinds.count(BARE) != 1:
         raise ValueError("lines must have one CLEAN and one BARE")
@@ -86,23 +87,21 @@ def judge(
     images, labels = np.asarray(images), np.asarray(labels).astype(np.int32)
     bench = _Bench(logits_fn, variables, tuple(defences), tuple(params), seed, batch)
     outcomes, made = [], {}
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         alone = line.kind in (BARE, TRANSFER)  # the same images, judged twice
         what = (line.attack, line.preset) if alone else line
         if what not in made:
             made[what] = bench.attacked(line, images, labels, eps)
         outcomes.append(bench.outcome(line, made[what], labels, draws))
         if tell is not None:
-            told = outcomes[-1]
-            seen = ", ".join(filter(None, (SEES[line.kind], line.gradient)))
-            share, _ = counted(told.correct)
-            tell(f"{line.name} ({seen or 'clean'}): {share} %, {told.seconds:.0f} s")
+            tell(outcomes[-1].told(number, len(lines)))
     return Verdict(
         tuple(outcomes),
         eps,
         defence=" + ".join(defence.name for defence in defences),
         loops=loops(logits_fn, variables, defences, params, images),
         rejects=rejects,
+        gradients=tuple(gradients),
     )
 
 

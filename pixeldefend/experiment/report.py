@@ -13,6 +13,8 @@ import numpy as np
 
 from pixeldefend.experiment import parallel, processes
 
+_BRIEF = 2.0  # seconds; what takes less is not worth a line
+
 
 class Progress:
     """A bar on a terminal, a plain line now and then in a log."""
@@ -40,12 +42,13 @@ class Progress:
             self._bar.set_postfix_str(text)
             return
         now = time.monotonic()
-        if done >= 1 or now - self._printed >= self._pause:
+        elapsed = now - self._begun
+        ended = done >= 1 and elapsed >= _BRIEF
+        if ended or now - self._printed >= self._pause:
             self._printed = now
-            elapsed = now - self._begun
             fresh = done - self._start
             left = elapsed * (1 - done) / fresh if fresh > 0 else float("inf")
-            times = f"{_clock(elapsed)} gone, {_clock(left)} left"
+            times = f"{clock(elapsed)} elapsed, {clock(left)} left"
             print(f"{self._what}: {done:4.0%}  {times}  {text}", flush=True)
 
     def close(self) -> None:
@@ -54,7 +57,7 @@ class Progress:
             self._bar.close()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     if seconds == float("inf"):
         return "?"
     minutes, rest = divmod(int(seconds), 60)

@@ -9,7 +9,7 @@ AutoAttack: a defence that keeps no more than that has added nothing.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -68,7 +68,9 @@ class Line:
 
 
 def protocol(
-    defences: Sequence[base.Defence | type[base.Defence]], budget: str = "whole"
+    defences: Sequence[base.Defence | type[base.Defence]],
+    budget: str = "whole",
+    gradients: Sequence[str] = (),
 ) -> list[Line]:
     """The lines for a classifier behind defences, none included.
 
@@ -76,23 +78,30 @@ def protocol(
       defences: in the order in which an image passes them.
       budget: of `BUDGETS`: "whole", or for a first look "glance", whose attacks on
         what defends take a tenth of the steps.
+      gradients: of `base.GRADIENTS`, the ones by which the attacks look through the
+        defences; none given: all.
 
     Raises:
       ValueError: a detector stands behind a defence: it would have to judge what the
-        attacker does not send.
+        attacker does not send; or gradients that the defences do not have.
     """
     detects = [defence.detects for defence in defences]
     if detects != sorted(detects, reverse=True):
         raise ValueError("the judge takes detectors only in front of other defences")
+    behind = [defence for defence in defences if not defence.detects]
+    shared = [g for g in base.GRADIENTS if all(g in d.gradients for d in behind)]
+    if all(defence.always_seen for defence in behind):
+        shared = ["straight_through"]  # they are seen alike by every gradient
+    if not behind:
+        shared = []
+    if strange := [g for g in gradients if g not in shared]:
+        known = ", ".join(shared) or "none"
+        raise ValueError(f"no such gradients of this defence, {strange}: {known}")
+    gradients = [g for g in shared if g in gradients or not gradients] or [""]
     lines = [Line(CLEAN), Line(BARE, "auto_attack", "standard")]
     if not defences:
         return lines
     lines.append(Line(TRANSFER, "auto_attack", "standard"))
-    behind = [defence for defence in defences if not defence.detects]
-    shared = [g for g in base.GRADIENTS if all(g in d.gradients for d in behind)]
-    if behind and all(defence.always_seen for defence in behind):
-        shared = ["straight_through"]  # they are seen alike by every gradient
-    gradients = shared if behind else [""]
     random = any(defence.random for defence in behind)
     if behind:
         for gradient in gradients:
@@ -151,6 +160,15 @@ class Outcome:
     doubts: dict[str, int] = dataclasses.field(default_factory=dict)
     draws: np.ndarray | None = None
 
+    def told(self, number: int, count: int) -> str:
+        """The outcome in a line of text; it is that of line `number` of `count`."""
+        seen = ", ".join(filter(None, (SEES[self.line.kind], self.line.gradient)))
+        share, _ = counted(self.correct)
+        return (
+            f"line {number} of {count}: {self.line.name} ({seen or 'clean'}): "
+            f"{share} %, {self.seconds:.0f} s"
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -164,6 +182,7 @@ class Verdict:
       loops: whether the defended classifier has a loop in its forward pass.
       rejects: the share of clean images that detectors are allowed to reject; None
         where there are no detectors.
+      gradients: the ones that were asked for; empty: all.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -172,6 +191,7 @@ class Verdict:
     defence: str = ""
     loops: bool = False
     rejects: float | None = None
+    gradients: tuple[str, ...] = ()
 
     def of(self, *kinds: str) -> list[Outcome]:
         """The outcomes of some kinds of lines."""
@@ -220,6 +240,12 @@ class Verdict:
             found.append(
                 "this was a glance, at a tenth of the steps: the whole protocol finds "
                 "more"
+            )
+        if self.gradients:
+            names = " and ".join(_hyphened(self.gradients))
+            found.append(
+                f"the attacks looked through the defence by {names} alone: the whole "
+                "protocol tries every gradient and finds more"
             )
         found += self._beyond_gradients() + self._added()
         for one in self.of(BARE):
@@ -289,9 +315,7 @@ class Verdict:
         numbers = accuracy(self.correct)
         names = dict.fromkeys(one.line.name for one in self.of(*_JUDGED))
         looks = [o.line.gradient for o in self.of(THROUGH, JOINT)]
-        ways = ", ".join(
-            g.replace("_", "-") for g in dict.fromkeys(filter(None, looks))
-        )
+        ways = ", ".join(_hyphened(dict.fromkeys(filter(None, looks))))
         (clean,) = self.of(CLEAN)
         (bare,) = self.of(BARE)
         text = (
@@ -313,6 +337,10 @@ class Verdict:
         if self.defence:
             text += f"; the classifier alone under AutoAttack {bare.correct.mean():.1%}"
         return text + "."
+
+
+def _hyphened(names: Iterable[str]) -> list[str]:
+    return [name.replace("_", "-") for name in names]
 
 
 _DOUBTS = {

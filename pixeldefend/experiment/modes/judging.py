@@ -1,6 +1,7 @@
 """The mode `judge`: a defence under a protocol of attacks that a reviewer accepts."""
 
 import dataclasses
+import time
 
 import numpy as np
 from etils import epath
@@ -39,12 +40,14 @@ def judge(config: inputs.Config, workdir: Workdir) -> None:
     folder = workdir.open()
     inputs.tell_source(config, given)
     print(f"{len(lines)} lines: {len(given.images)} images, {row}", flush=True)
+    begun = time.monotonic()
     bench = Workbench(folder, given, tools)
     rows, outcomes = [], []
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         its, outcome = _measured(bench, row, line, settings, workdir.hash)
         rows.append(its)
         outcomes.append(outcome)
+        print(outcome.told(number, len(lines)), flush=True)
     found = Verdict(
         tuple(outcomes),
         float(settings.eps),
@@ -52,6 +55,7 @@ def judge(config: inputs.Config, workdir: Workdir) -> None:
         " + ".join(row.defences),
         _loops(bench, row),
         config.reject.false_positive_rate if row.detectors else None,
+        tuple(settings.gradients),
     )
     threats = {its["threat"] for its in rows}
     rows.append(
@@ -64,7 +68,11 @@ def judge(config: inputs.Config, workdir: Workdir) -> None:
     print(f"\n{found.table()}\n")
     for note in found.notes():
         print(f"note: {note}")
-    print(f"\n{found.paragraph()}\non {parallel.devices()}; results in {folder}")
+    took = report.clock(time.monotonic() - begun)
+    print(
+        f"\n{found.paragraph()}\non {parallel.devices()}, in {took} with compiling; "
+        f"results in {folder}"
+    )
 
 
 def _read(config: inputs.Config) -> tuple[grid.Pipeline, list[Line]]:
@@ -80,7 +88,10 @@ def _read(config: inputs.Config) -> tuple[grid.Pipeline, list[Line]]:
     text = " + ".join(filter(None, (config.classifier.weights, settings.defence)))
     row = grid.pipeline(text, settings.eps)
     kinds = [DEFENCES[name] for name in row.defences]
-    return row, verdict.protocol(kinds, _budget(config))
+    try:
+        return row, verdict.protocol(kinds, _budget(config), settings.gradients)
+    except ValueError as error:
+        raise ValueError(f"judge.defence, judge.gradients: {error}") from error
 
 
 def _budget(config: inputs.Config) -> str:
