@@ -36,6 +36,7 @@ _EXAMPLE = "for example --config=configs/cifar10.py"
 _CONFIG_FLAGS = ("--config", "-config")
 # A link in a checkout, and a folder where the package is installed.
 CONFIGS = pathlib.Path(__file__).parent / "configs"
+_NAMED_MODE = re.compile(r"--?mode=(.*)")
 _HELP = re.compile(r"--?(h|help|helpshort|helpfull)$")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _REFUSED = re.compile(r"flag --(?:no)?(?:config\.)?([\w.]+)=.*?: (expected .*)", re.S)
@@ -92,9 +93,7 @@ def parse(
         given = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
         config = _load(given)
         if any(map(_HELP.match, given[1:])):
-            config = config or _default()
-            told = usage.text(_program(), modes.describe(known), config)
-            print(told, flush=True)
+            print(_help(given, known, config or _default()), flush=True)
             sys.exit(0)
         _check_fields(given, config)
         rest = flags.FLAGS(arguments)
@@ -112,6 +111,25 @@ def parse(
     if rest[1:]:
         sys.exit(_mistake(f"unexpected argument {rest[1]!r}; options start with --"))
     return rest
+
+
+def _help(
+    arguments: list[str],
+    known: Mapping[str, modes.Mode],
+    config: ml_collections.ConfigDict | None,
+) -> str:
+    """The help, where a mode is named that of the mode alone."""
+    named = [m[1] for m in map(_NAMED_MODE.match, arguments) if m]
+    if not named or named[-1] not in known:
+        return usage.text(_program(), modes.describe(known), config)
+    name = named[-1]
+    mode = known[name]
+    kinds = [*mode.kinds] or [""]
+
+    def reads(field: str) -> bool:
+        return any(modes.reads(name, mode, field, kind) for kind in kinds)
+
+    return usage.text(_program(), modes.describe({name: mode}), config, reads)
 
 
 def _located(arguments: list[str]) -> list[str]:

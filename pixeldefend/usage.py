@@ -4,7 +4,7 @@ import ast
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 # Says what every field means.
@@ -20,7 +20,7 @@ options:
   --workdir=FOLDER      for results; default runs/DATASET/MODE-HASH
   --distributed         one of several processes, as a launcher started it
 
-modes:
+modes{which}:
 {modes}
 """
 _ASSIGNED = re.compile(r"    (?:\w+ = )?([\w.]+) = .*?(?:  # (.*))?")
@@ -28,18 +28,26 @@ _REMARK = re.compile(r"    # (.*)")
 _WIDEST = 60  # characters of a value
 
 
-def text(program: str, modes: str, config: Mapping[str, Any] | None) -> str:
+def text(
+    program: str,
+    modes: str,
+    config: Mapping[str, Any] | None,
+    reads: Callable[[str], bool] | None = None,
+) -> str:
     """The whole help.
 
     Args:
       program: as one types it.
       modes: a line for each.
       config: nested fields with their values; None for none.
+      reads: whether a field is to be told, by its name; None: all are.
     """
-    shown = _USAGE.format(program=program, modes=_indented(modes))
+    which = "" if reads else ", of which each has a --help --mode=MODE"
+    shown = _USAGE.format(program=program, modes=_indented(modes), which=which)
     if config is None:
         return f"{shown}\nfields: give a --config as well"
-    return f"{shown}\nfields, with their values:\n{_indented(_table(config))}"
+    table = _indented(_table(config, reads or (lambda _: True)))
+    return f"{shown}\nfields, with their values:\n{table}"
 
 
 def flat(config: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
@@ -69,11 +77,12 @@ def _indented(lines: str) -> str:
     return "\n".join(f"  {line}" for line in lines.splitlines())
 
 
-def _table(config: Mapping[str, Any]) -> str:
-    """A line for every field: name, value and comment."""
+def _table(config: Mapping[str, Any], reads: Callable[[str], bool]) -> str:
+    """A line for every field that is read: name, value and comment."""
     return "\n".join(
         f"{name} = {value}" + (f"  # {remark}" if remark else "")
         for name, value, remark in described(config)
+        if reads(name)
     )
 
 

@@ -63,20 +63,8 @@ def _alarm(*_):
 
 def _reads(name, kind):
     """Fields that a mode reads, for a kind of model where it has one."""
-    mode = modes.MODES[name]
-    config = mnist.get_config("smoke")
-    whole = {mode.section or name}
-    weights = {*mode.weights, *mode.kinds.get(kind, ())}
-    if kind and kind not in weights:
-        whole.add(kind)  # it is made here
-    for field, value in usage.flat(config):
-        section, _, inner = field.partition(".")
-        if (
-            section in whole
-            or (section in weights and inner == "weights")
-            or inner in mode.reads.get(section, ())
-            or field in ("dataset", "data_dir", "seed")
-        ):
+    for field, value in usage.flat(mnist.get_config("smoke")):
+        if modes.reads(name, modes.MODES[name], field, kind or ""):
             yield field, str if value is None else type(value)
 
 

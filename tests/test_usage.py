@@ -51,6 +51,32 @@ def test_help_is_given_whatever_else_is_asked(monkeypatch, capsys, option, confi
     assert f"purify.eps = {32 if config else 16}  # levels" in told
 
 
+def test_the_help_of_a_mode_has_its_fields_alone(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        cli.parse(["main.py", "--config=configs/mnist.py", "--mode=judge", "-h"])
+    told = capsys.readouterr().out
+    assert "\n  judge  Judges" in told and "\n  purify  " not in told
+    for field in ("judge.eps", "seed", "classifier.weights", "purify.eps"):
+        assert f"\n  {field} = " in told
+    for field in ("purify.batch", "pixelcnn.train.hours", "sweep.eps"):
+        assert f"\n  {field} = " not in told
+
+
+def test_what_a_mode_reads_is_what_its_workdirs_depend_on():
+    """Apart from how results are written, and from where data are."""
+    config = default.get_config()
+    for name, mode in modes.MODES.items():
+        kind = config[name].model if mode.kinds else ""
+        whole = {f for f, _ in usage.flat(config) if modes.reads(name, mode, f, kind)}
+        kept = {f for f, _ in usage.flat(modes._sections(name, mode, config))}
+        kept -= {"mode"}
+        own = mode.section or name
+        written = {f"{own}.{f}" for f in ("save_seconds", "keep", "pictures")}
+        apart = {f for f in whole - kept if "." in f and not f.startswith("own.")}
+        assert kept <= whole and apart - written <= {f"{kind}.weights"}, name
+
+
 @pytest.mark.parametrize("mode", modes.MODES)
 def test_a_config_that_lacks_what_a_mode_reads_is_refused(mode):
     bare = ml_collections.ConfigDict({"dataset": "mnist"})

@@ -30,7 +30,7 @@ from pixeldefend.experiment.modes.sweeping import sweep
 from pixeldefend.experiment.modes.training import train
 from pixeldefend.experiment.workdir import UserError, Workdir, config_hash, user_errors
 
-__all__ = ["MODES", "MOVED", "Mode", "UserError", "describe", "start"]
+__all__ = ["MODES", "MOVED", "Mode", "UserError", "describe", "reads", "start"]
 
 Run = Callable[[inputs.Config, Workdir], None]
 
@@ -56,6 +56,27 @@ class Mode:
     reads: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     free: tuple[str, ...] = ()
     section: str = ""
+
+    def of_kind(self, kind: str) -> tuple[str, ...]:
+        """Sections of the models whose weights it uses, for a kind of model too."""
+        return (*self.weights, *self.kinds.get(kind, ()))
+
+
+def reads(name: str, mode: Mode, field: str, kind: str = "") -> bool:
+    """Whether a mode asks what a field's value is.
+
+    Args:
+      name: of the mode.
+      mode: it.
+      field: "section.field", or without a section.
+      kind: of the model, for a mode that has one for each.
+    """
+    section, _, inner = field.partition(".")
+    made = kind if kind not in mode.of_kind(kind) else ""  # here, of all its fields
+    if not inner or section in (mode.section or name, "own", made):
+        return True
+    weights = section in mode.of_kind(kind) and inner == "weights"
+    return weights or inner in mode.reads.get(section, ())
 
 
 def _free(section: str, *fields: str) -> tuple[str, ...]:
@@ -85,7 +106,10 @@ MODES = {
         judge,
         weights=("classifier", *_DEFENCES),
         reads=_PURIFIER | _LATENT | {"reject": ("false_positive_rate",)},
-        free=_free("judge", "images", "input", "batch", "eps", "defence", "draws"),
+        free=_free(
+            "judge",
+            *("images", "input", "batch", "eps", "defence", "draws", "gradients"),
+        ),
     ),
     "sweep": Mode(
         sweep,
@@ -210,8 +234,7 @@ def _check_whole(name: str, mode: Mode, config: inputs.Config) -> None:
     own = mode.section or name
     wanted = ["dataset", "seed", "own", "data_dir", "compilation_cache", own]
     kind = config[name].get("model", "") if mode.kinds and name in config else ""
-    of_kind = [kind, *mode.kinds[kind]] if kind in mode.kinds else []
-    wanted += [*mode.weights, *of_kind]
+    wanted += [*mode.of_kind(kind), *([kind] if kind in mode.kinds else [])]
     for section, fields in mode.reads.items():
         wanted += [section, *(f"{section}.{field}" for field in fields)]
     for path in wanted:
@@ -231,10 +254,9 @@ def _sections(name: str, mode: Mode, config: inputs.Config) -> dict:
     kept = {"mode": name, "dataset": config.dataset, "seed": config.seed}
     if inputs.is_own(config):
         kept["own"] = whole["own"]
-    weights = mode.weights
-    if mode.kinds:
-        kind = inputs.kind(config, name)
-        weights += mode.kinds[kind]
+    kind = inputs.kind(config, name) if mode.kinds else ""
+    weights = mode.of_kind(kind)
+    if kind:
         if kind not in weights:  # made here: all but the weights counts
             kept[kind] = {k: v for k, v in whole[kind].items() if k != "weights"}
     for section in weights:
