@@ -104,6 +104,13 @@ def _fit(
         trainable.loss_fn, trainable.optimizer, plan.polyak, trainable.averaged
     )
     evaluate = trainable.evaluation(held_out, plan.batch)
+    how_long = f"{plan.hours:g} h" if plan.hours else f"{plan.steps} steps"
+    print(
+        f"training for {how_long}: {len(training['images'])} images in batches of "
+        f"{plan.batch}, {len(held_out['images'])} for validation; a line every "
+        f"{plan.log_every} steps, the first after compiling",
+        flush=True,
+    )
     progress = report.Progress("training")
 
     def show(line: dict) -> None:
