@@ -51,7 +51,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "main_job_cifar10": partial(paper.main_job, "purify_cifar10"),
     "main_job_fashion_mnist": partial(paper.main_job, "purify_fashion_mnist"),
     "main_job_bim25": partial(paper.main_job, "purify_fashion_mnist_bim25"),
-    "main_job_sentence": paper.main_job_sentence,
+    "main_job_summary": paper.main_job_summary,
     "headline": paper.headline,
     "filters_cifar10": partial(paper.filters, "cifar10"),
     "graded_control_cifar10": partial(paper.graded_control, "cifar10"),
