@@ -12,7 +12,8 @@ from processes import finish, kill, launch, rows, wait_for
 import pixeldefend
 from pixeldefend import attacks, keys
 from pixeldefend.defences import DEFENCES, base
-from pixeldefend.experiment import report, verdict
+from pixeldefend.experiment import parallel, report, verdict
+from pixeldefend.experiment.parallel import BatchMap
 from pixeldefend.experiment.verdict import Line, Outcome, Verdict
 
 PURIFY, SQUEEZE, PUVAE = (DEFENCES[n] for n in ("purify", "squeeze", "puvae"))
@@ -200,8 +201,17 @@ def judged():
     labels = np.asarray(labels).copy()
     labels[0] = (labels[0] + 1) % 5
 
-    def judge(kind):
-        told = []
+    def counted(made):
+        class Counted(BatchMap):
+            def __init__(self, *arguments):
+                made.append(arguments)
+                super().__init__(*arguments)
+
+        return Counted
+
+    def judge(kind, monkeypatch):
+        told, made = [], []
+        monkeypatch.setattr(parallel, "BatchMap", counted(made))
         found = pixeldefend.judge(
             bent,
             variables,
@@ -215,10 +225,14 @@ def judged():
             tell=told.append,
         )
         count = len(found.outcomes)
+        # Two for what is judged, AutoAttack, and each look; no other without a bound.
+        assert len(made) == 3 + len(found.of(verdict.THROUGH))
         assert len(told) == count and told[1].startswith(f"line 2 of {count}: ")
         return found
 
-    return variables, images, labels, judge(Wall), judge(Glass)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        found = judge(Wall, monkeypatch), judge(Glass, monkeypatch)
+    return variables, images, labels, *found
 
 
 @pytest.mark.slow

@@ -37,6 +37,22 @@ def test_one_program_serves_every_batch():
     assert len(traces) == 1 and mapped.compile_seconds > 0
 
 
+def test_a_map_is_made_once_for_what_it_is_bound_to():
+    maps = parallel.BatchMaps()
+    floats, whole = np.ones(3, np.float32), np.ones(3, np.int32)
+
+    def times(factor, _, x):
+        return factor * x
+
+    twice = maps.of(times, (2,), 4, floats)
+    assert maps.of(times, (2,), 4, floats[:2]) is not twice  # a smaller batch
+    assert maps.of(times, (2,), 3, floats) is twice  # the same, for so few
+    assert maps.of(times, (2,), 4, whole) is not twice
+    thrice = maps.of(times, (3,), 4, floats)
+    np.testing.assert_array_equal(twice(None, floats), 2 * floats)
+    np.testing.assert_array_equal(thrice(None, floats), 3 * floats)
+
+
 def test_a_training_batch_that_devices_do_not_divide_is_refused():
     assert jax.device_count() == 4
     with pytest.raises(ValueError, match="train.batch .* multiple of 4 devices: 6"):

@@ -85,7 +85,9 @@ def judge(
     attacks.check_eps(eps, whole=True)
     attacks.check_logits(logits_fn, variables, images[:2])
     images, labels = np.asarray(images), np.asarray(labels).astype(np.int32)
-    bench = _Bench(logits_fn, variables, tuple(defences), tuple(params), seed, batch)
+    network = functools.partial(logits_fn)  # hashable, whatever `logits_fn` is
+    judged = (network, variables, tuple(defences), tuple(params))
+    bench = _Bench(*judged, seed, batch, parallel.BatchMaps())
     outcomes, made = [], {}
     for number, line in enumerate(lines, 1):
         alone = line.kind in (BARE, TRANSFER)  # the same images, judged twice
@@ -142,6 +144,7 @@ class _Bench(NamedTuple):
     params: tuple[base.Params, ...]
     seed: int
     batch: int
+    maps: parallel.BatchMaps
 
     @property
     def random(self) -> bool:
@@ -183,11 +186,14 @@ class _Bench(NamedTuple):
             )
             variables["detectors"] = params
             variables["key"] = jax.random.fold_in(jax.random.key(self.seed), 1)
-            bound = functools.partial(adversaries.evading, target, detectors)
+            function: Callable = adversaries.evading
+            static: tuple = (target, detectors)
         else:
+            function = adversaries.attacked
             static = (target, line.attack, line.preset, False)
-            bound = functools.partial(adversaries.attacked, *static)
-        found, seconds = self._run(bound, line.name, variables, images, labels)
+        found, seconds = self._run(
+            function, static, line.name, variables, images, labels
+        )
         return _Attacked(
             np.asarray(found["images"]),
             seconds,
@@ -215,8 +221,10 @@ class _Bench(NamedTuple):
                 "defences": params,
                 "key": jax.random.key((self.seed + draw) % 2**32),
             }
-            bound = functools.partial(_classes, self.logits_fn, defences)
-            found, took = self._run(bound, line.name, variables, made.images, labels)
+            static = (self.logits_fn, defences)
+            found, took = self._run(
+                _classes, static, line.name, variables, made.images, labels
+            )
             each.append(np.asarray(found["classes"]))
             out.append(np.asarray(found["rejected"]))
             seconds += took
@@ -230,16 +238,15 @@ class _Bench(NamedTuple):
     def _run(
         self,
         function: Callable[..., dict],
+        static: tuple,
         what: str,
         variables: dict,
         images: np.ndarray,
         labels: np.ndarray,
     ) -> tuple[dict, float]:
         """A function of images, labels and places, mapped over all devices."""
-        mapped = parallel.BatchMap(
-            function, parallel.batch_for(self.batch, len(images))
-        )
         places = np.arange(len(images), dtype=np.uint32)
+        mapped = self.maps.of(function, static, self.batch, images, labels, places)
         return report.run_batches(mapped, what, variables, images, labels, places)
 
 

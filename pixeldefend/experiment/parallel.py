@@ -333,6 +333,36 @@ class BatchMap:
         return whole(list(self.batches(variables, *arrays)), len(arrays[0]))
 
 
+class BatchMaps:
+    """Batch maps, each made once: who asks again gets the program that is compiled."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._known: dict[tuple, BatchMap] = {}
+
+    def of(
+        self,
+        function: Callable[..., Any],
+        static: tuple,
+        batch: int,
+        *arrays: chex.Array,
+    ) -> BatchMap:
+        """A function's map, one for all variables of one structure.
+
+        Args:
+          function: of `(*static, variables, *arrays)`, as for `BatchMap`.
+          static: hashable.
+          batch: images per device, at most.
+          *arrays: such as it will be given, `[N, ...]` each.
+        """
+        batch = batch_for(batch, len(arrays[0]))
+        key = (function, *static, *(str(array.dtype) for array in arrays), batch)
+        if key not in self._known:
+            bound = functools.partial(function, *static)
+            self._known[key] = BatchMap(bound, batch)
+        return self._known[key]
+
+
 def whole(parts: list[tuple[np.ndarray, Any]], count: int) -> Any:
     """The results of all processes in the order of their rows, as numpy arrays.
 

@@ -2,7 +2,6 @@
 of them; each computed once and kept."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -48,7 +47,7 @@ class Workbench:
         """
         self.given, self.tools = given, tools
         self._store = Store(folder)
-        self._maps: dict[tuple, parallel.BatchMap] = {}
+        self._maps = parallel.BatchMaps()
 
     @property
     def seconds(self) -> float:
@@ -307,25 +306,15 @@ class Workbench:
           images: `[N, H, W, C]` uint8.
         """
         model, variables, _ = self.tools.classifiers[classifier]
-        mapped = self._mapped(adversaries.probabilities, (model,), (images,))
+        mapped = self._maps.of(
+            adversaries.probabilities, (model,), self.tools.batch, images
+        )
         return mapped(variables, images)
 
     def _count(self, adversary: Adversary) -> int:
         """How many images a set has."""
         whole = len(self.given.images)
         return min(adversary.images or whole, whole)
-
-    def _mapped(
-        self, function: Callable, static: tuple, arrays: tuple
-    ) -> parallel.BatchMap:
-        """A function's program, compiled once for all variables of one shape."""
-        batch = parallel.batch_for(self.tools.batch, len(arrays[0]))
-        kinds = tuple(str(array.dtype) for array in arrays)
-        key = (function, *static, *kinds, batch)
-        if key not in self._maps:
-            bound = functools.partial(function, *static)
-            self._maps[key] = parallel.BatchMap(bound, batch)
-        return self._maps[key]
 
     def once(
         self,
@@ -350,7 +339,7 @@ class Workbench:
           *arrays: `[N, ...]` each.
           also: what the result depends on besides.
         """
-        mapped = self._mapped(function, static, arrays)
+        mapped = self._maps.of(function, static, self.tools.batch, *arrays)
         words = (function.__name__, static, source_of(static), mapped.batch, also)
         of = fingerprint(words, (variables, arrays))
         return self._store.once(
