@@ -51,6 +51,18 @@ def _run(script, site, folder):
     )
 
 
+def test_the_wheel_has_every_model_but_the_largest(site):
+    def models(folder):
+        folder = folder / "pixeldefend" / "released"
+        cards = [path.parent for path in folder.glob("*/*/card.json")]
+        return {str(path.relative_to(folder)) for path in cards}
+
+    assert models(ROOT) - models(site) == {"cifar10/pixelcnn-64x2"}
+    assert (site / "pixeldefend/configs/cifar10.py").is_file()
+    size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
+    assert size < 60e6
+
+
 def test_the_whole_defence_runs_as_one_program_from_the_wheel(site, tmp_path):
     script = (
         _snippet("docs/python.md", "snippet")
