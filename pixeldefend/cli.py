@@ -36,7 +36,7 @@ _EXAMPLE = "for example --config=configs/cifar10.py"
 _CONFIG_FLAGS = ("--config", "-config")
 # A link in a checkout, and a folder where the package is installed.
 CONFIGS = pathlib.Path(__file__).parent / "configs"
-_NAMED_MODE = re.compile(r"--?mode=(.*)")
+_NAMED_MODE = re.compile(r"--?mode[= ](\S+)")
 _HELP = re.compile(r"--?(h|help|helpshort|helpfull)$")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _REFUSED = re.compile(r"flag --(?:no)?(?:config\.)?([\w.]+)=.*?: (expected .*)", re.S)
@@ -119,7 +119,7 @@ def _help(
     config: ml_collections.ConfigDict | None,
 ) -> str:
     """The help, where a mode is named that of the mode alone."""
-    named = [m[1] for m in map(_NAMED_MODE.match, arguments) if m]
+    named = _NAMED_MODE.findall(" ".join(arguments))
     if not named or named[-1] not in known:
         return usage.text(_program(), modes.describe(known), config)
     name = named[-1]

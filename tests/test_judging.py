@@ -55,8 +55,11 @@ def test_one_gradient_alone_is_less_of_the_protocol_and_said():
     assert {line.gradient for line in lines} == {"", "straight_through", "outputs"}
     assert _kinds(lines)[:3] == _kinds(verdict.protocol([PURIFY]))[:3]
     assert _kinds(lines)[-1] == ("unbounded", "apgd", "straight_through")
-    note = _verdict(gradients=("straight_through",)).notes()[0]
-    assert "by straight-through alone" in note
+    left = verdict.left_out([PURIFY], ("straight_through",))
+    assert left == ("bpda", "expectation")
+    assert "by bpda and expectation, as the" in _verdict(left_out=left).notes()[0]
+    for defences, asked in ([PURIFY], base.GRADIENTS), ([PURIFY], ()), ([SQUEEZE], ()):
+        assert not verdict.left_out(defences, asked)
     for defences, name in (
         ([PURIFY], "wide"),
         ([SQUEEZE], "bpda"),

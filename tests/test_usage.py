@@ -54,7 +54,7 @@ def test_help_is_given_whatever_else_is_asked(monkeypatch, capsys, option, confi
 def test_the_help_of_a_mode_has_its_fields_alone(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit):
-        cli.parse(["main.py", "--config=configs/mnist.py", "--mode=judge", "-h"])
+        cli.parse(["main.py", "--config=configs/mnist.py", "--mode", "judge", "-h"])
     told = capsys.readouterr().out
     assert "\n  judge  Judges" in told and "\n  purify  " not in told
     for field in ("judge.eps", "seed", "classifier.weights", "purify.eps"):

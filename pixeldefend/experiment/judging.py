@@ -103,7 +103,7 @@ def judge(
         defence=" + ".join(defence.name for defence in defences),
         loops=loops(logits_fn, variables, defences, params, images),
         rejects=rejects,
-        gradients=tuple(gradients),
+        left_out=verdict.left_out(defences, gradients),
     )
 
 

@@ -89,11 +89,7 @@ def protocol(
     if detects != sorted(detects, reverse=True):
         raise ValueError("the judge takes detectors only in front of other defences")
     behind = [defence for defence in defences if not defence.detects]
-    shared = [g for g in base.GRADIENTS if all(g in d.gradients for d in behind)]
-    if all(defence.always_seen for defence in behind):
-        shared = ["straight_through"]  # they are seen alike by every gradient
-    if not behind:
-        shared = []
+    shared = _gradients(defences)
     if strange := [g for g in gradients if g not in shared]:
         known = ", ".join(shared) or "none"
         raise ValueError(f"no such gradients of this defence, {strange}: {known}")
@@ -114,6 +110,26 @@ def protocol(
         first = _through(gradients[0], random, budget)[0]
         lines.append(dataclasses.replace(first, kind=UNBOUNDED))
     return lines
+
+
+def _gradients(
+    defences: Sequence[base.Defence | type[base.Defence]],
+) -> list[str]:
+    """Those by which one can look through all of the defences."""
+    behind = [defence for defence in defences if not defence.detects]
+    if not behind:
+        return []
+    if all(defence.always_seen for defence in behind):
+        return ["straight_through"]  # they are seen alike by every gradient
+    return [g for g in base.GRADIENTS if all(g in d.gradients for d in behind)]
+
+
+def left_out(
+    defences: Sequence[base.Defence | type[base.Defence]], gradients: Sequence[str]
+) -> tuple[str, ...]:
+    """The gradients that a protocol does without; arguments as for `protocol`."""
+    wanted = gradients or base.GRADIENTS
+    return tuple(g for g in _gradients(defences) if g not in wanted)
 
 
 def standing(
@@ -182,7 +198,7 @@ class Verdict:
       loops: whether the defended classifier has a loop in its forward pass.
       rejects: the share of clean images that detectors are allowed to reject; None
         where there are no detectors.
-      gradients: the ones that were asked for; empty: all.
+      left_out: gradients by which the attacks were not to look through the defence.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -191,7 +207,7 @@ class Verdict:
     defence: str = ""
     loops: bool = False
     rejects: float | None = None
-    gradients: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def of(self, *kinds: str) -> list[Outcome]:
         """The outcomes of some kinds of lines."""
@@ -241,11 +257,11 @@ class Verdict:
                 "this was a glance, at a tenth of the steps: the whole protocol finds "
                 "more"
             )
-        if self.gradients:
-            names = " and ".join(_hyphened(self.gradients))
+        if self.left_out:
+            names = " and ".join(_hyphened(self.left_out))
             found.append(
-                f"the attacks looked through the defence by {names} alone: the whole "
-                "protocol tries every gradient and finds more"
+                f"the attacks did not look through the defence by {names}, as the "
+                "whole protocol does: it may find more"
             )
         found += self._beyond_gradients() + self._added()
         for one in self.of(BARE):

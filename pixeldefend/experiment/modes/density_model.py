@@ -111,7 +111,7 @@ def sample(config: inputs.Config, workdir: Workdir) -> None:
         model, params, card = zoo.load_released(config.pixelcnn.weights)
         parallel.check_batch(settings.count, "sample.count")
         parallel.check_batch(settings.batch, "sample.batch")
-        if not -1 <= settings.label < max(model.classes, 0):
+        if not -1 <= settings.label < model.classes:
             raise ValueError(
                 f"sample.label must be one of this model's {model.classes} classes, or "
                 f"-1 for each in turn: {settings.label}"
