@@ -105,7 +105,7 @@ def _told(rows: list[dict]) -> dict:
 def drift_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a table, from rows of `--mode=drift`."""
     header = ["density model", "context", "bits of the clean level (95 %)"]
-    header += ["mended in one step (95 %)", "images"]
+    header += ["classified correctly after one step (95 %)", "images"]
     lines = [
         [
             row["density_model"],

@@ -311,9 +311,12 @@ def arms() -> str:
             sets.setdefault(row["eps_attack"], []).append(row)
     lines = []
     for name, sets in models.items():
-        # Of a released model its card tells, of another the row of its training.
-        of = trainings.get(name) or measured.card(name)["training"]
-        line = [_ARMS[name], f"{of['images']:,}"]
+        if name in trainings:
+            of = trainings[name]
+            line = [_ARMS[name], told("{images:,}", of)]
+        else:  # a released model, whose card tells, earlier runs included
+            of = measured.card(name)["training"]
+            line = [_ARMS[name], told("{seen:,}", measured.card(name))]
         line.append(f"{of['validation_bits_per_dim']:.3f}")
         for eps in (0.0, 2.0, 8.0):
             line.append(interval(min(sets[eps], key=lambda row: row["accuracy"])))
