@@ -1,38 +1,39 @@
 """CIFAR-10.
 
-Purify 128 bundled images with the released model (2 cores: about two minutes):
+Purify 128 bundled images with the released model (about two minutes on two cores):
   python main.py --config=configs/cifar10.py --mode=purify
 
-Train the paper's model (160 features, depth 5; wants accelerators; 3.0 bits/dim):
+Train the paper's model (160 features, depth 5; needs accelerators; 3.0 bits/dim):
   python main.py --config=configs/cifar10.py:paper --mode=train \
     --config.data_dir=DATA_DIR
 
 The paper's Table 2, every defence under every attack, on 100 images (most of an hour on
-two cores; the ResNet of adversarial training, purified by degrees, about 80 % under the
-strongest attack of eps 2 and 60 % of eps 8, grey-box):
+two cores; the adversarially trained ResNet behind purify_graded: about 80 % under the
+strongest attack at eps 2 and 60 % at eps 8, grey-box):
   python main.py --config=configs/cifar10.py --mode=evaluate \
     --config.evaluate.images=100 --config.data_dir=DATA_DIR
 
 On one GPU, in minutes (`gpu`): the density model, 64 features and depth 2 in bfloat16,
-and the classifiers, in a time box that counts compiling. Training takes
-6 x 63 F^2 ((2d + 1) 1280 + 2d 64) / 1e9 GFLOP an image for F features and depth d, 10.3
-here. One NVIDIA H100 trained `cifar10/pixelcnn-64x2` in six and a half minutes, 12 900
-images/s, 106 epochs, 3.44 bits/dim with clipped gradients (docs/performance.md; without
-them, as here now, not yet measured there). A ResNet is estimated at three minutes:
+and the classifiers, within a wall-clock budget that includes compilation. Training
+takes 6 x 63 F^2 ((2d + 1) 1280 + 2d 64) / 1e9 GFLOP an image for F features and depth
+d, 10.3 here. One NVIDIA H100 trained `cifar10/pixelcnn-64x2` in six and a half minutes,
+12 900 images/s, 106 epochs, 3.44 bits/dim, with gradient clipping (docs/performance.md;
+without it, as here now, not yet measured there). A ResNet should take three minutes:
   python main.py --config=configs/cifar10.py:gpu --mode=train \
     --config.data_dir=DATA_DIR --config.pixelcnn.train.hours=0.15
   python main.py --config=configs/cifar10.py:gpu --mode=train \
     --config.train.model=classifier --config.data_dir=DATA_DIR \
     --config.classifier.train.hours=0.05
-With a lease of minutes, all of it by one command: `python -m benchmarks.accelerator`.
+All of this in one command, within minutes of GPU time: `python -m
+benchmarks.accelerator`.
 
-Or take weights of that size that others published (docs/published_weights.md):
+Or import published weights of that size (docs/published_weights.md):
   python main.py --config=configs/cifar10.py --mode=import \
     --config.import_.weights=params_cifar.ckpt --config.release.to=FOLDER \
     --config.data_dir=DATA_DIR
 
-Train the released model again (a first run; its card has the second, which starts from
-it, their times and bits/dim):
+Train the released model again (its first run; the card describes the second, which
+starts from the first, with the times and bits/dim of both):
   python main.py --config=configs/cifar10.py --mode=train \
     --config.pixelcnn.train.hours=1.75 --config.data_dir=DATA_DIR
 """
@@ -60,8 +61,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "paper":
         config.pixelcnn.train.steps = 400_000
         return config
-    # Of bits/dim of `cifar10/pixelcnn`, on 512 validation images, of which half are
-    # below 3.55; attacked by BIM of 8 levels nine in ten are above 4.65.
+    # By bits/dim under `cifar10/pixelcnn`, from 512 validation images: half of them are
+    # below 3.55, and nine in ten are above 4.65 once attacked by BIM at eps 8.
     config.purify.grades = (
         (0.0, 8, 95),
         (4.5, 12, 75),
@@ -70,7 +71,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     default.small(config)
     config.pixelcnn.model.conditionals = "joint"
-    # The paper only mirrors; moved images are worth several per cent to a ResNet.
+    # The paper only mirrors; random shifts are worth several per cent to a ResNet.
     config.classifier.train.crop = 4
     config = default.chosen(config, variant, "paper")
     if variant == "gpu":  # the authors' ResNet-32

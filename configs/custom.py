@@ -2,8 +2,8 @@
 
 DATA is a folder of pictures with a folder for each class, a folder with train.npz (and
 validation.npz, test.npz), an .npz with `images` and `labels`, or a folder that TFDS
-prepared. NAME being its last part, four commands end in a density model, a classifier,
-a released model with the scores of its training images, and a table:
+prepared; NAME is the last part of its path. Four commands make a density model, a
+classifier, a released model with the scores of its training images, and a table:
 
   python main.py --config=configs/custom.py:DATA --mode=train \
     --workdir=runs/NAME/pixelcnn
@@ -13,8 +13,8 @@ a released model with the scores of its training images, and a table:
     --config.release.to=released/NAME/pixelcnn
   python main.py --config=configs/custom.py:DATA --mode=evaluate
 
-The pictures may be of any sizes if --config.own.size=64 is given each time. What two
-CPU cores train in nine minutes is a beginning; see docs/own_data.md for more.
+Pictures may differ in size if every command has --config.own.size=64. What two CPU
+cores train in nine minutes is only a start; see docs/own_data.md for more.
 """
 
 import pathlib
@@ -25,13 +25,13 @@ from configs import default
 
 
 def get_config(data: str = "") -> ml_collections.ConfigDict:
-    """A first look on two CPU cores.
+    """Models that two CPU cores train in minutes, for a first look.
 
     Args:
       data: path of the data set, or the name of a folder in `data_dir`.
     """
     if not data:
-        raise ValueError("it wants a data set: --config=configs/custom.py:DATA")
+        raise ValueError("it needs a data set: --config=configs/custom.py:DATA")
     config = default.small(default.get_config())
     config.dataset = data
     path = pathlib.PurePath(data)
@@ -46,7 +46,7 @@ def get_config(data: str = "") -> ml_collections.ConfigDict:
     train = config.classifier.train
     train.hours, train.batch, train.warmup = 0.05, 32, 20
     train.learning_rate = 0.05
-    train.flip = False  # True for what may be mirrored
+    train.flip = False  # True where mirroring keeps the class
     config.puvae.weights = f"{models}/puvae"
     config.magnet.weights = f"{models}/magnet"
     for mode in ("purify", "score", "attack", "classify"):

@@ -5,16 +5,16 @@ from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The fields that every mode may read; data sets override what is theirs."""
+    """The fields that modes read; the configs of data sets override some."""
     config = ml_collections.ConfigDict()
-    # cifar10, fashion_mnist, mnist; or your own, see configs/custom.py.
+    # cifar10, fashion_mnist or mnist; for your own data see configs/custom.py.
     config.dataset = "cifar10"
     config.own = _own()
-    # A TFDS directory with array_record sets, or one with DATASET/{train,validation,
-    # test}.npz; unset: the bundled sample, where it does.
+    # A TFDS directory of array_record data sets, or a folder with
+    # DATASET/{train,validation,test}.npz; unset: the bundled sample, where it suffices.
     config.data_dir = config_dict.placeholder(str)
-    config.seed = 0
-    # XLA's compiled programs are kept here; "" keeps none.
+    config.seed = 0  # of all randomness, from 0 to 2^32 - 1
+    # Folder that caches the programs XLA compiles; "": no cache.
     config.compilation_cache = "~/.cache/pixeldefend"
     config.pixelcnn = _pixelcnn()
     config.classifier = _classifier()
@@ -45,13 +45,13 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def _own() -> ml_collections.ConfigDict:
-    """Data sets and pictures of your own: what is done to them."""
+    """Your own data sets and pictures: how they are prepared."""
     own = ml_collections.ConfigDict()
-    # Pixels: images are cut to the square in their middle, and that is resized to so
-    # many on each side; 0: they are taken as they are.
+    # Pixels on a side, to which images are centre-cropped and resized; 0: images are
+    # taken as they are.
     own.size = 0
-    # Share of the images that validation and test get, each, where a data set has no
-    # such split.
+    # Share of the images that is held out for each of validation and test, if the data
+    # set lacks that split.
     own.held_out = 0.1
     return own
 
@@ -62,119 +62,127 @@ def _pixelcnn() -> ml_collections.ConfigDict:
     # A released model ("cifar10/pixelcnn"), or the folder of a model or training run.
     pixelcnn.weights = "cifar10/pixelcnn"
     pixelcnn.model = ml_collections.ConfigDict()
-    pixelcnn.model.features = 160
+    pixelcnn.model.features = 160  # channels of each stream
     pixelcnn.model.depth = 5  # gated blocks per stream and resolution
-    pixelcnn.model.resolutions = 3  # scales of the network
-    pixelcnn.model.mixtures = 10
-    pixelcnn.model.dropout = 0.5
-    pixelcnn.model.conditionals = "independent"  # independent, joint, softmax
-    pixelcnn.model.classes = 0  # 10: class-conditional
-    pixelcnn.model.channels = 3  # 0: those of the training images
-    pixelcnn.model.dtype = "float32"  # of the streams: float32, bfloat16
+    pixelcnn.model.resolutions = 3  # number of spatial resolutions
+    pixelcnn.model.mixtures = 10  # logistic components per mixture
+    pixelcnn.model.dropout = 0.5  # dropout rate in training
+    # independent (the paper's), joint (PixelCNN++'s) or softmax.
+    pixelcnn.model.conditionals = "independent"
+    pixelcnn.model.classes = 0  # classes to condition on; 0: unconditional
+    pixelcnn.model.channels = 3  # of the images; 0: as the training images have
+    # What the streams compute in: float32 or bfloat16.
+    pixelcnn.model.dtype = "float32"
 
     train = pixelcnn.train = ml_collections.ConfigDict()
-    train.start = ""  # like `weights`: begin from these, "" afresh
+    train.start = ""  # weights to start from, see `weights`; "": random ones
     train.batch = 48  # images per step, over all devices of all processes
-    train.steps = 0  # give steps or hours
-    train.hours = 0.0  # a time box, in which everything counts, compiling included
-    train.schedule = "paper"  # paper, anneal
-    train.learning_rate = 1e-3
+    train.steps = 0  # optimiser steps; give either steps or hours
+    train.hours = 0.0  # wall-clock budget in hours, compilation included
+    train.schedule = "paper"  # of the learning rate: paper or anneal
+    train.learning_rate = 1e-3  # at its peak
     train.warmup = 200  # steps, anneal only
-    train.decay = 0.999995  # per step, paper only
-    train.polyak = 0.9995  # decay of the average, per step
-    train.clip = 0.0  # largest gradient norm, 0: none
-    train.flip = False  # mirror half of the images
-    # Levels, at most, of noise on the pixels that the model is given while it learns to
-    # predict clean ones.
+    train.decay = 0.999995  # factor on the learning rate per step, paper only
+    train.polyak = 0.9995  # decay of the weight average, per step
+    train.clip = 0.0  # largest global gradient norm; 0: no clipping
+    train.flip = False  # mirror each image with probability 1/2
+    # Largest noise, in levels, on the pixels that the model conditions on; those that
+    # it learns to predict stay clean.
     train.noise = 0.0
-    train.on_sample = False  # train on the bundled sample: for trying the code only
-    train.init_images = 100  # for the data-dependent initialisation
-    train.eval_images = 1000  # of the validation images
-    train.log_every = 50  # steps
-    train.eval_every = 1000  # steps
-    # Steps that the device takes without the host; 0: 1 on a CPU, 50 on others.
+    train.on_sample = False  # train on the bundled sample, only to try the code out
+    train.init_images = 100  # images for the data-dependent initialisation
+    train.eval_images = 1000  # validation images to evaluate on
+    train.log_every = 50  # steps between log lines
+    train.eval_every = 1000  # steps between evaluations
+    # Steps that the device takes per call from the host; 0: 1 on a CPU, 50 elsewhere.
     train.steps_per_call = 0
-    train.checkpoint_minutes = 5.0
+    train.checkpoint_minutes = 5.0  # minutes between checkpoints
     return pixelcnn
 
 
 def _classifier() -> ml_collections.ConfigDict:
     """A classifier: which weights to use, and how to train new ones."""
     classifier = ml_collections.ConfigDict()
-    # As for the density model; purify can do without one ("").
+    # See pixelcnn.weights, or module:object; "" for purify without a classifier.
     classifier.weights = "cifar10/resnet"
-    # normal, label_smoothing, adversarial_fgsm, adversarial_bim
+    # normal, label_smoothing, adversarial_fgsm or adversarial_bim.
     classifier.training = "normal"
     classifier.delta = 8.0  # levels, the scale of eps in adversarial training
-    classifier.preset = "paper"  # paper, code: where their BIM training differs
+    # BIM training as in the paper, or as in its authors' code: paper or code.
+    classifier.preset = "paper"
     classifier.model = ml_collections.ConfigDict()
     classifier.model.architecture = "resnet"  # resnet, vgg, cnn
     classifier.model.variant = "paper"  # paper, code; cnn: A, B
-    classifier.model.divisor = 1  # of the feature maps
+    classifier.model.divisor = 1  # divides the numbers of feature maps
 
     train = classifier.train = ml_collections.ConfigDict()
-    train.start = ""  # like `weights`: begin from these, "" afresh
+    train.start = ""  # weights to start from, see `weights`; "": random ones
     train.batch = 128  # images per step, over all devices
-    train.steps = 80_000  # give steps or hours
-    train.hours = 0.0
-    train.schedule = "paper"  # paper, anneal
-    train.learning_rate = 0.1
+    train.steps = 80_000  # optimiser steps; give either steps or hours
+    train.hours = 0.0  # wall-clock budget in hours, compilation included
+    train.schedule = "paper"  # of the learning rate: paper or anneal
+    train.learning_rate = 0.1  # at its peak
     train.warmup = 200  # steps, anneal only
-    train.decay = 1.0  # per step, paper only
-    train.drops = (40_000, 60_000)  # steps that divide the rate by 10, paper only
-    train.momentum = 0.9
-    train.weight_decay = 5e-4  # times half the squares of all parameters
-    train.polyak = 0.0  # decay of the average, per step; 0: none, the last weights
-    train.clip = 0.0  # largest gradient norm, 0: none
-    train.flip = True  # mirror half of the images
-    train.crop = 0  # pixels, at most, by which images are moved
-    train.on_sample = False  # train on the bundled sample: for trying the code only
-    train.eval_images = 1000  # of the validation images
-    train.log_every = 50  # steps
-    train.eval_every = 1000  # steps
-    # Steps that the device takes without the host; 0: 1 on a CPU, 50 on others.
+    train.decay = 1.0  # factor on the learning rate per step, paper only
+    # Steps at which the learning rate is divided by 10, paper only.
+    train.drops = (40_000, 60_000)
+    train.momentum = 0.9  # of SGD
+    train.weight_decay = 5e-4  # factor on half the squared norm of all parameters
+    # Decay of the weight average, per step; 0: no average, the last weights.
+    train.polyak = 0.0
+    train.clip = 0.0  # largest global gradient norm; 0: no clipping
+    train.flip = True  # mirror each image with probability 1/2
+    train.crop = 0  # largest random shift, in pixels
+    train.on_sample = False  # train on the bundled sample, only to try the code out
+    train.eval_images = 1000  # validation images to evaluate on
+    train.log_every = 50  # steps between log lines
+    train.eval_every = 1000  # steps between evaluations
+    # Steps that the device takes per call from the host; 0: 1 on a CPU, 50 elsewhere.
     train.steps_per_call = 0
-    train.checkpoint_minutes = 5.0
+    train.checkpoint_minutes = 5.0  # minutes between checkpoints
     return classifier
 
 
 def _autoencoder_train() -> ml_collections.ConfigDict:
     """How PuVAE and MagNet's autoencoders are trained."""
     train = ml_collections.ConfigDict()
-    train.start = ""  # like `weights`: begin from these, "" afresh
+    train.start = ""  # weights to start from, see `weights`; "": random ones
     train.batch = 64  # images per step, over all devices
-    train.steps = 0  # give steps or hours
-    train.hours = 1.0
-    train.schedule = "anneal"  # paper, anneal
-    train.learning_rate = 2e-3
+    train.steps = 0  # optimiser steps; give either steps or hours
+    train.hours = 1.0  # wall-clock budget in hours, compilation included
+    train.schedule = "anneal"  # of the learning rate: paper or anneal
+    train.learning_rate = 2e-3  # at its peak
     train.warmup = 100  # steps, anneal only
-    train.decay = 1.0  # per step, paper only
-    train.polyak = 0.99  # decay of the average, per step
-    train.clip = 0.0  # largest gradient norm, 0: none
-    train.on_sample = False  # train on the bundled sample: for trying the code only
-    train.eval_images = 1000  # of the validation images
-    train.log_every = 50  # steps
-    train.eval_every = 500  # steps
-    train.steps_per_call = 0  # as for the density model
-    train.checkpoint_minutes = 5.0
+    train.decay = 1.0  # factor on the learning rate per step, paper only
+    train.polyak = 0.99  # decay of the weight average, per step
+    train.clip = 0.0  # largest global gradient norm; 0: no clipping
+    train.on_sample = False  # train on the bundled sample, only to try the code out
+    train.eval_images = 1000  # validation images to evaluate on
+    train.log_every = 50  # steps between log lines
+    train.eval_every = 500  # steps between evaluations
+    # Steps that the device takes per call from the host; 0: 1 on a CPU, 50 elsewhere.
+    train.steps_per_call = 0
+    train.checkpoint_minutes = 5.0  # minutes between checkpoints
     return train
 
 
 def _puvae() -> ml_collections.ConfigDict:
-    """The conditional autoencoder that purifies; it is trained for `classifier`."""
+    """PuVAE, a conditional autoencoder that purifies images for `classifier`."""
     puvae = ml_collections.ConfigDict()
-    puvae.weights = "mnist/puvae"  # as for the density model
+    puvae.weights = "mnist/puvae"  # see pixelcnn.weights
     puvae.samples = 1  # draws of the latent variables when purifying
-    puvae.noise = 0.1  # of those draws, times their standard deviation
+    puvae.noise = 0.1  # factor on the standard deviation of the draws
     puvae.model = ml_collections.ConfigDict()
     puvae.model.variant = "C"  # C, D
-    puvae.model.latents = 32
-    puvae.model.divisor = 1  # of feature maps and dense widths
-    puvae.loss = ml_collections.ConfigDict()  # weights of its parts
-    puvae.loss.reconstruction = 1.0  # nats per value
-    puvae.loss.divergence = 1e-3  # nats
-    # Much more of it and the first epochs teach to please the classifier only.
-    puvae.loss.classification = 0.1  # nats
+    puvae.model.latents = 32  # latent variables
+    puvae.model.divisor = 1  # divides feature maps and widths of dense layers
+    puvae.loss = ml_collections.ConfigDict()
+    # Weight of the reconstruction loss, which is in nats per value.
+    puvae.loss.reconstruction = 1.0
+    puvae.loss.divergence = 1e-3  # weight of the KL divergence, in nats
+    # Weight of the classifier's cross-entropy, in nats; much more, and the first epochs
+    # only learn to please the classifier.
+    puvae.loss.classification = 0.1
     puvae.train = _autoencoder_train()
     return puvae
 
@@ -182,13 +190,15 @@ def _puvae() -> ml_collections.ConfigDict:
 def _magnet() -> ml_collections.ConfigDict:
     """MagNet's autoencoders."""
     magnet = ml_collections.ConfigDict()
-    magnet.weights = "mnist/magnet"  # as for the density model
+    magnet.weights = "mnist/magnet"  # see pixelcnn.weights
     magnet.model = ml_collections.ConfigDict()
     magnet.model.autoencoders = ("pooled", "plain")  # pooled, plain; reformer first
     magnet.model.features = 3  # feature maps
-    magnet.model.copies = 4  # of each autoencoder, one of which meets an image
-    magnet.noise = 0.1  # of training images 0..1, standard deviation
-    magnet.diversity = 0.04  # weight of what makes the copies differ
+    magnet.model.copies = 4  # of each autoencoder; each image meets one at random
+    # Standard deviation of the Gaussian noise on training images in 0..1.
+    magnet.noise = 0.1
+    # Weight of the copies' mean squared distance from their mean output.
+    magnet.diversity = 0.04
     magnet.train = _autoencoder_train()
     return magnet
 
@@ -196,32 +206,32 @@ def _magnet() -> ml_collections.ConfigDict:
 def _purify() -> ml_collections.ConfigDict:
     """Purification, the main job."""
     purify = ml_collections.ConfigDict()
-    # "sample" (bundled), a split (train, validation, test), an .npz or .npy, a folder.
+    # "sample" (bundled), a split (train, validation, test), an .npz, an .npy or a
+    # folder.
     purify.input = "sample"
     # Images at most; 0: all; -1: 128 of the sample or a split, all of your own.
     purify.count = -1
     purify.batch = 128  # images at a time, per device
-    # What images pass, as in a row of `evaluate`: "purify", "squeeze + purify"; "auto":
-    # purify_adaptive where there is a threshold, purify_graded where there are grades,
-    # else purify.
+    # Defences in order, such as "purify" or "squeeze + purify"; "auto": purify_adaptive
+    # if there is a threshold, purify_graded if there are grades, else purify.
     purify.defence = "auto"
-    purify.eps = 16  # levels, the defence's
-    # purify_graded: the bits/dim from which on an eps holds (the first from 0), that
-    # eps (the largest: purify.eps), and the quality of JPEG afterwards, if any; see
-    # `calibrate`, which finds some.
+    purify.eps = 16  # levels, the L-infinity radius within which images are purified
+    # For purify_graded, as --mode=calibrate finds them: (bits/dim, eps) or (bits/dim,
+    # eps, JPEG quality), each applying from its bits/dim on; the first starts at 0, and
+    # the largest eps, in levels, is purify.eps.
     purify.grades = ()
-    # bits/dim below which an image is left alone (adaptive); 0: purify every image; -1:
-    # the one on the density model's card.
+    # bits/dim below which purify_adaptive leaves an image alone; 0: purify every image;
+    # -1: the threshold on the density model's card.
     purify.threshold = 0.0
-    # none, or an attack on the classifier (see `attack`); "auto": bim, or without a
-    # classifier rand, for the sample and the splits, none for your own images.
+    # none, or an attack on the classifier (see attack.name); "auto": bim (rand without
+    # a classifier) on the sample and the splits, none on your own images.
     purify.attack = "auto"
-    purify.preset = ""  # of the attack, as for `attack`
+    purify.preset = ""  # of the attack, see attack.preset
     purify.eps_attack = 8.0  # levels
-    # Between writings of results; 0: after every batch, so that a run that is killed
-    # loses no more than the batches that were being worked on.
+    # Seconds between writes of results; 0: after every batch, so that a killed run
+    # loses only the batches in progress.
     purify.save_seconds = 0.0
-    # A PNG for each of your own images; all are in one .npz anyway.
+    # Also write a PNG of each of your own images; one .npz has them all anyway.
     purify.pictures = True
     return purify
 
@@ -229,84 +239,87 @@ def _purify() -> ml_collections.ConfigDict:
 def _score() -> ml_collections.ConfigDict:
     """Scoring: bits/dim and p-values of clean images."""
     score = ml_collections.ConfigDict()
-    score.input = "sample"  # as for purify
+    score.input = "sample"  # see purify.input
     score.count = 0  # images at most; 0: all
     score.batch = 200  # images at a time, per device
     return score
 
 
 def _attack() -> ml_collections.ConfigDict:
-    """Adversarial images of a classifier."""
+    """Adversarial images for a classifier."""
     attack = ml_collections.ConfigDict()
-    attack.input = "sample"  # as for purify
-    attack.count = -1  # as for purify
+    attack.input = "sample"  # see purify.input
+    # Images at most; 0: all; -1: 128 of the sample or a split, all of your own.
+    attack.count = -1
     attack.batch = 128  # images at a time, per device
     # rand, fgsm, bim, pgd, pgd_l2, fgm, deepfool, deepfool_l2, cw, cw_l2, apgd,
     # apgd_l2, fab, fab_l2, square, square_l2, auto_attack, auto_attack_l2,
     # gaussian_blur, contrast_reduction, salt_and_pepper,
     # saliency_map, lbfgs
     attack.name = "bim"
-    # Of its arguments: paper, code, strong, standard, athalye, thesis, report; "": the
-    # usual one.
+    # Settings of the attack: paper, code, strong, standard, athalye, thesis or report;
+    # "": the attack's default.
     attack.preset = ""
-    # In the attack's norm: levels, or values for saliency_map; inf: no bound.
+    # Radius in the attack's norm: levels, or for saliency_map the number of values
+    # changed; inf: no bound.
     attack.eps = 8.0
-    attack.save_seconds = 0.0  # as for purify
+    # Seconds between writes of results; 0: after every batch.
+    attack.save_seconds = 0.0
     return attack
 
 
 def _squeeze() -> ml_collections.ConfigDict:
     """Feature squeezing, as a defence of `evaluate`."""
     squeeze = ml_collections.ConfigDict()
-    squeeze.colours = 32  # levels that stay
-    squeeze.preset = "paper"  # of the median filter: paper, code
+    squeeze.colours = 32  # levels left per channel
+    squeeze.preset = "paper"  # of the median filter: paper or code
     return squeeze
 
 
 def _reject() -> ml_collections.ConfigDict:
     """Detectors among the defences of `evaluate`."""
     reject = ml_collections.ConfigDict()
-    # Share of clean images that may be rejected, by the scores of validation images
-    # that are kept beside the detector's weights.
+    # Share of clean images that detectors may reject, by the validation scores stored
+    # with their weights.
     reject.false_positive_rate = 0.01
     return reject
 
 
 def _calibrate() -> ml_collections.ConfigDict:
-    """The thresholds of defences that have one, or grades, on validation images."""
+    """Thresholds of detectors and purify_adaptive, or grades of purify_graded."""
     calibrate = ml_collections.ConfigDict()
-    # reject_p_value, reject_rmse, reject_magnet, by the scores of clean images; or
-    # purify_adaptive or purify_graded alone, under the attacks of `evaluate` on the
+    # reject_p_value, reject_rmse, reject_magnet, on clean images; or purify_adaptive or
+    # purify_graded alone, on clean images and those of evaluate.attacks on the
     # classifier.
     calibrate.defences = ("reject_p_value", "reject_rmse", "reject_magnet")
-    calibrate.input = "validation"  # as for evaluate
-    calibrate.test = "test"  # images on which the rates are checked, likewise
-    calibrate.images = 0  # at most, the first, of both; 0: all
-    calibrate.rates = (0.001, 0.01, 0.03)  # of false positives, to be checked
-    calibrate.keep = False  # keep what was found beside the weights; not grades
-    # purify_graded: how many grades at most, the eps that one may have (levels), and
-    # the qualities of JPEG afterwards, 0 for none.
-    calibrate.grades = 3
-    calibrate.eps = (8, 12, 16, 24)
+    calibrate.input = "validation"  # images to choose on, see evaluate.input
+    calibrate.test = "test"  # images to check the rates on, see evaluate.input
+    calibrate.images = 0  # the first N images of each at most; 0: all
+    calibrate.rates = (0.001, 0.01, 0.03)  # false-positive rates to check
+    calibrate.keep = False  # store thresholds with the weights; grades never are
+    calibrate.grades = 3  # most grades that purify_graded may have
+    calibrate.eps = (8, 12, 16, 24)  # levels, candidates for a grade of purify_graded
+    # Candidates for the JPEG quality of a grade, 1 to 100; 0: no JPEG.
     calibrate.qualities = (0, 95, 90, 85, 80, 75, 70, 60, 50)
-    # Grades are of the highest mean accuracy, in which that of clean images has this
-    # share; every attack of every eps has the same of the rest.
+    # Weight of clean accuracy in the mean that grades maximise, from 0 to 1; every
+    # attack at every eps gets an equal part of the rest.
     calibrate.clean_share = 0.5
     return calibrate
 
 
 def _evaluate() -> ml_collections.ConfigDict:
-    """Every defence under every attack; the purifier is that of `purify`."""
+    """Every defence under every attack; purifiers are set in `purify`."""
     evaluate = ml_collections.ConfigDict()
-    # As for purify, with labels; "auto": test, or without data_dir the sample.
+    # See purify.input, with labels; "auto": test, or the sample without data_dir.
     evaluate.input = "auto"
-    evaluate.images = 1000  # at most, the first; 0: all
+    evaluate.images = 1000  # the first N images at most; 0: all
     evaluate.batch = 100  # images at a time, per device
-    # A classifier's weights and the defences that an image passes, in order, of
-    # squeeze, jpeg75, jpeg50, jpeg20, median3, total_variation, bit_depth3, purify,
-    # purify_adaptive, purify_graded, puvae, magnet, and the detectors reject_p_value,
-    # reject_rmse and reject_magnet; {eps} in the weights stands for the attack's.
-    evaluate.rows = (  # the paper's Table 2, and filters beside it
+    # A classifier's weights, then " + " and each defence that an image passes, in
+    # order: squeeze, jpeg75, jpeg50, jpeg20, median3, total_variation, bit_depth3,
+    # purify, purify_adaptive, purify_graded, puvae, magnet, or the detectors
+    # reject_p_value, reject_rmse, reject_magnet; {eps} in the weights stands for that
+    # of the attack; by default the paper's Table 2 and some filters.
+    evaluate.rows = (
         "cifar10/resnet",
         "cifar10/vgg",
         "cifar10/resnet-adversarial_fgsm8",
@@ -329,16 +342,16 @@ def _evaluate() -> ml_collections.ConfigDict:
         "cifar10/resnet + purify_graded",
         "cifar10/resnet-adversarial_fgsm8 + purify_graded",
     )
-    # Names as for `attack`; after the name: preset=, images= (at most), eps= (instead
-    # of eps_attack; attacks of another norm than L-infinity are unbounded without),
-    # through= (bpda, straight_through, expectation: looks through purifiers, too),
-    # levels=fractional (not rounded to whole levels).
+    # Names as in attack.name, each optionally followed by preset=, images= (at most),
+    # eps= (instead of eps_attack; without it attacks in norms other than L-infinity are
+    # unbounded), through= (bpda, straight_through or expectation: attacks the purifiers
+    # as well), levels=fractional (no rounding to whole levels).
     evaluate.attacks = ("rand", "fgsm", "bim", "deepfool", "cw preset=code images=200")
     evaluate.eps_attack = (2.0, 8.0, 16.0)  # levels
-    # Classifiers on which images are made besides each row's own (transfer).
+    # Classifiers to transfer attacks from, besides each row's own.
     evaluate.sources = ()
-    # bits/dim below which purify_adaptive leaves an image alone; -1: the one on the
-    # density model's card.
+    # bits/dim below which purify_adaptive leaves an image alone; -1: the threshold on
+    # the density model's card.
     evaluate.threshold = -1.0
     return evaluate
 
@@ -346,28 +359,33 @@ def _evaluate() -> ml_collections.ConfigDict:
 def _judge() -> ml_collections.ConfigDict:
     """A defence of `classifier.weights` under the whole protocol of attacks."""
     judge = ml_collections.ConfigDict()
-    judge.input = "auto"  # as for evaluate
-    judge.images = 200  # at most, the first; 0: all
+    judge.input = "auto"  # see evaluate.input
+    judge.images = 200  # the first N images at most; 0: all
     judge.batch = 100  # images at a time, per device
-    judge.defence = "purify"  # as in a row of evaluate; "": the classifier alone
+    # Defences in order, such as "squeeze + purify"; "": the classifier alone.
+    judge.defence = "purify"
     judge.eps = 8.0  # levels, L-infinity
-    # whole: the protocol; glance: a tenth of its steps; "auto": a glance on the sample.
+    # whole: the full protocol; glance: a tenth of the steps; "auto": a glance on the
+    # sample, else whole.
     judge.budget = "auto"
-    # bpda, straight_through, expectation: the ways to look through it; (): all.
+    # Gradients used to attack through the defence: bpda, straight_through, expectation;
+    # (): all that it has.
     judge.gradients = ()
-    judge.draws = 10  # evaluations of a random defence, whose majority counts
-    judge.threshold = -1.0  # as for evaluate
+    judge.draws = 10  # evaluations of a random defence, decided by majority vote
+    # bits/dim below which purify_adaptive leaves an image alone; -1: the threshold on
+    # the density model's card.
+    judge.threshold = -1.0
     return judge
 
 
 def _sweep() -> ml_collections.ConfigDict:
-    """Defences under attacks of many eps: the thesis's Tables 3 to 5."""
+    """Defences under attacks at many eps: the thesis's Tables 3 to 5."""
     sweep = ml_collections.ConfigDict()
-    sweep.input = "auto"  # as for evaluate
-    sweep.images = 300  # at most, the first; 0: all
-    sweep.rows = ()  # as for evaluate
-    # As for evaluate. The thesis leaves levels fractional, and does not say whether its
-    # attacks saw the purifier.
+    sweep.input = "auto"  # see evaluate.input
+    sweep.images = 300  # the first N images at most; 0: all
+    sweep.rows = ()  # see evaluate.rows
+    # See evaluate.attacks. The thesis leaves levels fractional, and does not say
+    # whether its attacks saw the purifier.
     sweep.attacks = (
         "fgsm preset=thesis levels=fractional",
         "bim preset=thesis levels=fractional",
@@ -379,20 +397,21 @@ def _sweep() -> ml_collections.ConfigDict:
         "bim preset=thesis levels=fractional through=straight_through images=100",
         "pgd preset=thesis levels=fractional through=straight_through images=100",
     )
-    # Levels: 0.01 to 0.3 of the range 0..1.
+    # Levels; by default 0.01 to 0.3 of the range 0..1.
     sweep.eps = tuple(round(2.55 * i, 2) for i in range(1, 31))
-    # Images, the first, that are attacked past the detectors of some of the rows too;
-    # 0: none.
+    # Attack the first N images so that they evade detectors as well; 0: none.
     sweep.evading_images = 100
-    sweep.evading_rows = ()  # as they are in `rows`
+    sweep.evading_rows = ()  # those of sweep.rows whose detectors are to be evaded
     sweep.evading_eps = (12.75, 25.5, 38.25, 51.0, 76.5)  # levels
-    sweep.evading_slope = "straight_through"  # how those attacks see purifiers
-    sweep.examples = 10  # images, the first, that are kept for figures
+    # Gradient through purifiers in those attacks: bpda, straight_through or
+    # expectation.
+    sweep.evading_slope = "straight_through"
+    sweep.examples = 10  # keep the first N images for figures
     return sweep
 
 
 def thesis(config: ml_collections.ConfigDict, classifier: str) -> None:
-    """A sweep over a classifier by itself and behind what the thesis is about."""
+    """A sweep over a classifier, undefended and behind the thesis's defences."""
     config.sweep.rows = (
         classifier,
         f"{classifier} + puvae",
@@ -405,144 +424,151 @@ def thesis(config: ml_collections.ConfigDict, classifier: str) -> None:
 
 
 def _detect() -> ml_collections.ConfigDict:
-    """Detection by likelihood, of the images and attacks of `evaluate`."""
+    """Detection by likelihood, on the images and attacks of `evaluate`."""
     detect = ml_collections.ConfigDict()
-    detect.classifier = "cifar10/resnet"  # attacked, and asked what it still gets right
-    # Images on which thresholds are chosen, as for purify; "auto": validation, or
-    # without data_dir the sample.
+    detect.classifier = "cifar10/resnet"  # weights of the classifier under attack
+    # Images to choose thresholds on, see purify.input; "auto": validation, or the
+    # sample without data_dir.
     detect.calibration = "auto"
-    detect.calibration_images = 1000  # at most, the first; 0: all
-    # Shares of clean images that may be rejected. 0.0175: as Appendix A's classifier.
+    detect.calibration_images = 1000  # the first N images at most; 0: all
+    # Shares of clean images that may be rejected; 0.0175 is that of Appendix A.
     detect.false_positive_rates = (0.01, 0.0175, 0.05)
-    # Images, the first, that are attacked past the detector too (white-box), whose
-    # threshold is that of one of the rates; 0: none.
+    # Attack the first N images so that they evade the detector as well (white-box); 0:
+    # none.
     detect.evading_images = 0
+    # The one of false_positive_rates that sets the evaded detector's threshold.
     detect.evading_rate = 0.05
-    detect.examples = 24  # images, the first, that are kept for figures
+    detect.examples = 24  # keep the first N images for figures
     return detect
 
 
 def _compare_purifiers() -> ml_collections.ConfigDict:
-    """L-BFGS-B beside greedy decoding, in the ball of `purify`."""
+    """L-BFGS-B compared with greedy decoding, within purify.eps."""
     compare = ml_collections.ConfigDict()
-    compare.input = "auto"  # as for evaluate
-    compare.images = 10  # the first
-    compare.attack = "fgsm"  # as for `attack`
-    compare.preset = ""
+    compare.input = "auto"  # see evaluate.input
+    compare.images = 10  # the first N images
+    compare.attack = "fgsm"  # see attack.name
+    compare.preset = ""  # see attack.preset
     compare.eps_attack = 8.0  # levels
-    compare.starts = 100  # random ones, for each image
-    compare.iterations = 100  # of each search, at most
+    compare.starts = 100  # random starts per image
+    compare.iterations = 100  # at most, of L-BFGS-B from each start
     return compare
 
 
 def _gradients() -> ml_collections.ConfigDict:
-    """Gradients of a classifier behind the purifier of `purify`."""
+    """Gradients of a classifier behind the purifier that `purify` sets."""
     gradients = ml_collections.ConfigDict()
-    gradients.input = "auto"  # as for evaluate
-    gradients.images = 100  # the first
+    gradients.input = "auto"  # see evaluate.input
+    gradients.images = 100  # the first N images
     gradients.batch = 20  # images at a time, per device
     return gradients
 
 
 def _drift() -> ml_collections.ConfigDict:
-    """What the density model says of clean levels in clean, attacked, own context."""
+    """Bits of the clean levels, given a clean, attacked or purified context."""
     drift = ml_collections.ConfigDict()
-    drift.input = "auto"  # as for evaluate
-    drift.images = 128  # the first
+    drift.input = "auto"  # see evaluate.input
+    drift.images = 128  # the first N images
     drift.batch = 32  # images at a time, per device
-    drift.attack = "bim"  # as for `attack`
-    drift.preset = ""
+    drift.attack = "bim"  # see attack.name
+    drift.preset = ""  # see attack.preset
     drift.eps_attack = 8.0  # levels
-    drift.keep = False  # on the density model's card
+    drift.keep = False  # also write the result to the density model's card
     return drift
 
 
 def _figures() -> ml_collections.ConfigDict:
-    """Pictures, of every data set."""
+    """Figures of all data sets."""
     figures = ml_collections.ConfigDict()
-    figures.results = "results"  # folder with rows, and arrays in a folder `arrays`
-    figures.to = ""  # folder for the pictures; "": the workdir
+    figures.results = "results"  # folder of rows, with arrays in its folder `arrays`
+    figures.to = ""  # folder for the figures; "": the workdir
     return figures
 
 
 def _classify() -> ml_collections.ConfigDict:
     """Accuracy of a classifier."""
     classify = ml_collections.ConfigDict()
-    classify.input = "sample"  # as for purify
+    classify.input = "sample"  # see purify.input
     classify.count = 0  # images at most; 0: all
     classify.batch = 200  # images at a time, per device
     return classify
 
 
 def _train() -> ml_collections.ConfigDict:
-    """Training; how is in the section of the model."""
+    """Training; each model's section has its own settings."""
     train = ml_collections.ConfigDict()
-    train.model = "pixelcnn"  # pixelcnn, classifier, puvae, magnet
-    # The metrics as TensorBoard's events too, in `events/`; wants tensorboardX.
+    train.model = "pixelcnn"  # pixelcnn, classifier, puvae or magnet
+    # Also write the metrics as TensorBoard events, in `events/`; needs tensorboardX.
     train.tensorboard = False
     return train
 
 
 def _release() -> ml_collections.ConfigDict:
-    """A released model, of the finished run that its `weights` name."""
+    """A released model, from the finished run that the model's `weights` name."""
     release = ml_collections.ConfigDict()
-    release.model = "pixelcnn"  # as for train
-    release.to = ""  # folder
+    release.model = "pixelcnn"  # pixelcnn, classifier, puvae or magnet
+    release.to = ""  # folder to write the model to
     release.note = ""  # for the card, e.g. how the run shared its machine
-    release.on_sample = False  # all splits from the bundled sample: for trying the code
-    release.reference = 0  # training images, the first, for p-values; 0: all
+    # Take every split from the bundled sample, only to try the code out.
+    release.on_sample = False
+    # Score the first N training images, as the reference of p-values; 0: all.
+    release.reference = 0
     release.batch = 200  # images at a time, per device
-    # Classifiers: levels of the FGSM attacks whose accuracy goes on the card.
+    # Classifiers: eps, in levels, of the FGSM attacks on the card.
     release.eps_attack = (2.0, 8.0, 16.0)
     return release
 
 
 def _import_() -> ml_collections.ConfigDict:
-    """A released model of published weights; `release` says where to, and measures."""
+    """A released model from published weights; release.to is where it goes."""
     import_ = ml_collections.ConfigDict()
-    import_.weights = ""  # a file: .npz, .pth or .pt of PyTorch, .ckpt of TensorFlow
-    import_.count = 0  # images of each split at most, the first, to measure; 0: all
+    import_.weights = ""  # a file: .npz, PyTorch's .pth or .pt, TensorFlow's .ckpt
+    # Measure bits/dim on the first N images of each split at most; 0: all.
+    import_.count = 0
     return import_
 
 
 def _export() -> ml_collections.ConfigDict:
-    """What others take away; the eps of programs is that of `purify`."""
+    """Programs or weights for use elsewhere; programs purify within purify.eps."""
     export = ml_collections.ConfigDict()
-    # Programs that run without this package: purify (purified images), score (bits/dim
-    # and p-values), defence (purified images and the classifier's logits of them); or
-    # weights, in the layout of Hugging Face's hub.
+    # A program that runs without this package: purify (purified images), score
+    # (bits/dim and p-values) or defence (purified images and the classifier's logits of
+    # them); or weights, in the layout of the Hugging Face Hub.
     export.what = "purify"
-    export.to = ""  # folder
-    export.platforms = ("cpu", "cuda")  # that it is for; neither has to be here
-    export.batch = 0  # images at a time; 0: any number
-    export.model = "pixelcnn"  # whose weights, as for train
-    export.license = "apache-2.0"  # of the weights, as the hub calls it
+    export.to = ""  # folder to write to
+    # Platforms that the program runs on; this machine needs none of them.
+    export.platforms = ("cpu", "cuda")
+    export.batch = 0  # images per call of the program; 0: any number
+    # Whose weights to export: pixelcnn, classifier, puvae or magnet.
+    export.model = "pixelcnn"
+    # Of the weights, by its identifier on the Hugging Face Hub.
+    export.license = "apache-2.0"
     return export
 
 
 def _sample() -> ml_collections.ConfigDict:
-    """Samples of the density model."""
+    """Samples from the density model."""
     sample = ml_collections.ConfigDict()
     sample.count = 64  # images
     sample.batch = 64  # images at a time, per device
-    sample.label = -1  # class to draw from a class-conditional model; -1: each in turn
+    # Class to sample from a class-conditional model; -1: each class in turn.
+    sample.label = -1
     return sample
 
 
 def _report() -> ml_collections.ConfigDict:
-    """A page of HTML of a run or of results."""
+    """An HTML page of a run or of results."""
     report = ml_collections.ConfigDict()
-    # The workdir of a run, or a folder of rows (*.jsonl) with arrays in a folder
-    # `arrays`; what is shown is its, whatever the data set of the config is.
+    # The workdir of a run, or a folder of rows (*.jsonl) with arrays in its folder
+    # `arrays`, of any data set.
     report.input = "results"
-    report.images = (
-        12  # at most, each clean, attacked and purified, in a file's section
-    )
+    # Images at most, each shown clean, attacked and purified, in a file's section.
+    report.images = 12
     return report
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The same path through the code in seconds, for every mode."""
+    """The same code paths in seconds, for every mode."""
     config.pixelcnn.model.features = 4
     config.pixelcnn.train.on_sample = True
     config.pixelcnn.model.depth = 1
@@ -604,7 +630,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def report(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """For evaluate: the reproducibility report's claim 3, a ResNet and eps_defend 8."""
+    """The reproducibility report's claim 3, for evaluate: a ResNet, purify.eps 8."""
     resnet = f"{config.dataset}/resnet"
     config.purify.eps = 8
     evaluate = config.evaluate
@@ -629,7 +655,7 @@ def report(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A density model and a schedule that two CPU cores can train in two hours."""
+    """A density model and a schedule that train in two hours on two CPU cores."""
     model, train = config.pixelcnn.model, config.pixelcnn.train
     model.features, model.depth, model.dropout = 24, 1, 0.0
     train.hours, train.schedule, train.batch = 1.8, "anneal", 32
@@ -643,12 +669,12 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def gpu(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A density model and classifiers that one GPU trains in minutes."""
+    """A density model and classifiers that train in minutes on one GPU."""
     model, train = config.pixelcnn.model, config.pixelcnn.train
     model.features, model.depth, model.dropout = 64, 2, 0.0
     model.dtype = "bfloat16"
     train.hours, train.schedule, train.batch = 0.15, "anneal", 256
-    # Not clipped: with a norm of 1 far less is learnt, see docs/performance.md.
+    # Not clipped: with a norm of 1 it learns far less, see docs/performance.md.
     train.learning_rate, train.warmup, train.clip = 2e-3, 300, 0.0
     train.polyak, train.flip = 0.999, config.dataset == "cifar10"
     train.log_every = 200
@@ -663,10 +689,10 @@ def gpu(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def chosen(
     config: ml_collections.ConfigDict, variant: str, *others: str
 ) -> ml_collections.ConfigDict:
-    """Applies the variants that every data set has; `others` are its own.
+    """Applies a variant that every data set has; `others` are the data set's own.
 
     Raises:
-      ValueError: no such variant.
+      ValueError: there is no such variant.
     """
     variants = {"": lambda config: config, "smoke": smoke, "gpu": gpu, "report": report}
     if variant not in variants:

@@ -1,14 +1,14 @@
 """Fashion-MNIST.
 
-Purify 128 bundled images with the released model (2 cores: about a minute):
+Purify 128 bundled images with the released model (about a minute on two cores):
   python main.py --config=configs/fashion_mnist.py --mode=purify
 
-Train the paper's model (40 features, depth 5; wants an accelerator; 2.7 bits/dim):
+Train the paper's model (40 features, depth 5; needs an accelerator; 2.7 bits/dim):
   python main.py --config=configs/fashion_mnist.py:paper --mode=train \
     --config.data_dir=DATA_DIR
 
-Train a classifier (an hour on one core; `default.py` lists the other trainings), and
-see how many of the bundled images it gets right, clean and attacked:
+Train a classifier (an hour on one core; `classifier.training` has other kinds of
+training), and measure its accuracy on the bundled images, clean and attacked:
   python main.py --config=configs/fashion_mnist.py --mode=train \
     --config.train.model=classifier --config.data_dir=DATA_DIR \
     --workdir=runs/fashion_mnist/resnet
@@ -16,14 +16,14 @@ see how many of the bundled images it gets right, clean and attacked:
     --config.classifier.weights=runs/fashion_mnist/resnet \
     --config.attack.name=fgsm --config.attack.eps=8
 
-The paper's Table 1, every defence under every attack, on 100 images (a quarter
-of an hour, most of it compiling; the purified ResNet about 83 % under the strongest
-attack of eps 8, grey-box):
+The paper's Table 1, every defence under every attack, on 100 images (a quarter of an
+hour, most of it compilation; the ResNet behind the purifier: about 83 % under the
+strongest attack at eps 8, grey-box):
   python main.py --config=configs/fashion_mnist.py --mode=evaluate \
     --config.evaluate.images=100
 
-Train the released density model again (a first run; its card has the others, which
-start from each other, their times and bits/dim):
+Train the released density model again (its first run; the card describes the later
+ones, each of which starts from the one before, with their times and bits/dim):
   python main.py --config=configs/fashion_mnist.py --mode=train \
     --config.data_dir=DATA_DIR
 """
@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.squeeze.colours = 8
     fgsm = "fashion_mnist/resnet-adversarial_fgsm{eps}"
     config.evaluate.eps_attack = (8.0, 25.0)
-    config.evaluate.attacks += ("apgd images=200",)  # which the paper has not
+    config.evaluate.attacks += ("apgd images=200",)  # not in the paper
     config.evaluate.rows = (  # the paper's Table 1
         "fashion_mnist/resnet",
         "fashion_mnist/vgg",

@@ -1,13 +1,13 @@
 """MNIST.
 
-The thesis's Table 3, on 20 of the bundled images and with two values of eps (two cores:
-two minutes, most of it compiling):
+The thesis's Table 3, on 20 of the bundled images and at two values of eps (two minutes
+on two cores, most of it compilation):
   python main.py --config=configs/mnist.py --mode=sweep \
     --config.sweep.images=20 --config.sweep.eps="(25.5, 76.5)" \
     --config.sweep.evading_images=0
 
-Train a PuVAE for the bundled classifier (an hour on one core), or autoencoders of
-MagNet:
+Train a PuVAE for the bundled classifier (an hour on one core), or MagNet's
+autoencoders:
   python main.py --config=configs/mnist.py --mode=train \
     --config.train.model=puvae --config.data_dir=DATA_DIR --workdir=runs/mnist/puvae
   python main.py --config=configs/mnist.py --mode=train \
@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.classifier.weights = "mnist/cnn_a"
     config.classifier.model.architecture = "cnn"
     config.classifier.model.variant = "A"
-    config.classifier.train.flip = False  # a mirrored digit is none
+    config.classifier.train.flip = False  # a mirrored digit is not a digit
     config.release.eps_attack = (8.0, 25.0)
     config.purify.eps = 32
     config.squeeze.colours = 8

@@ -179,7 +179,7 @@ def test_the_program_has_its_configs_with_it(site, tmp_path, program):
     assert "results in out" in done.stdout
     told = run("--config", "mnist", "--help").stdout
     assert "pixelcnn.weights" in told and "mnist/pixelcnn" in told
-    assert "levels, the defence's" in told  # what the default config remarks
+    assert "levels, the L-infinity radius" in told  # what the default config remarks
     done = run("--config=cifar11", "--mode=classify")
     assert done.returncode == 2 and "no config file cifar11" in done.stderr
     # A config of one's own, made of the default one as those here are.

@@ -17,12 +17,13 @@ def test_every_field_is_told_with_its_value_and_comment():
     names = [name for name, _ in usage.flat(default.get_config())]
     assert len(names) > 150 and all(f"\n  {name} = " in told for name in names)
     for line in (
-        "purify.eps = 16  # levels, the defence's",
+        "purify.eps = 16  # levels, the L-infinity radius within which images are "
+        "purified",
         "magnet.train.batch = 64  # images per step, over all devices",
-        "seed = 0",
-        "release.to = ''  # folder",
-        "purify.pictures = True  # A PNG for each of your own images; all are in one "
-        ".npz anyway.",
+        "seed = 0  # of all randomness, from 0 to 2^32 - 1",
+        "release.to = ''  # folder to write the model to",
+        "purify.pictures = True  # Also write a PNG of each of your own images; one "
+        ".npz has them all anyway.",
     ):
         assert f"\n  {line}\n" in told
 
@@ -80,7 +81,9 @@ def test_what_a_mode_reads_is_what_its_workdirs_depend_on():
 @pytest.mark.parametrize("mode", modes.MODES)
 def test_a_config_that_lacks_what_a_mode_reads_is_refused(mode):
     bare = ml_collections.ConfigDict({"dataset": "mnist"})
-    with pytest.raises(modes.UserError, match=f"no seed, which {mode} reads: make it"):
+    with pytest.raises(
+        modes.UserError, match=f"no seed, which {mode} reads: start from"
+    ):
         modes.start(mode, bare)
     whole = default.get_config()
     own = modes.MODES[mode].section or mode
