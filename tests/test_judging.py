@@ -66,7 +66,7 @@ def test_one_gradient_alone_is_less_of_the_protocol_and_said():
         ([DETECTOR], "bpda"),
         ([], "bpda"),
     ):
-        with pytest.raises(ValueError, match=f"no such gradients.*{name}"):
+        with pytest.raises(ValueError, match=f"this defence has no gradients.*{name}"):
             verdict.protocol(defences, gradients=("bpda", name))
 
 
@@ -136,14 +136,14 @@ def test_what_throws_doubt_on_a_verdict_is_said():
     assert "AutoAttack met gradients of zero (3 of 6 images)" in notes
     assert "a loop in its forward pass" in notes
     # Two of six survive alone and behind the defence.
-    assert "it adds nothing" in notes
+    assert "the defence adds nothing" in notes
     assert "without a bound" not in notes and "Tramer" not in notes
 
     found = _verdict()
     *others, last = found.outcomes
     blind = dataclasses.replace(last, correct=np.array([1, 0, 0, 0, 0, 0], bool))
     told = dataclasses.replace(found, outcomes=(*others, blind)).notes()[0]
-    assert "leaves 16.7%, where it must leave nothing" in told
+    assert "leaves 16.7% accuracy, where it must leave none" in told
 
     joint = Outcome(Line("joint", gradient="bpda"), np.ones(6, bool), 1.0)
     implied = Verdict((*found.outcomes, joint), 8.0, rejects=0.01).notes()[-1]
@@ -241,8 +241,8 @@ def judged():
 @pytest.mark.slow
 def test_a_defence_that_hides_its_gradient_is_found_out(judged):
     *_, hidden, seen = judged
-    assert any("where it must leave nothing" in note for note in hidden.notes())
-    assert not any("must leave nothing" in note for note in seen.notes())
+    assert any("where it must leave none" in note for note in hidden.notes())
+    assert not any("must leave none" in note for note in seen.notes())
     # Who looks through it, with the gradient of what it hides, finds more.
     through = [np.mean(v.of(verdict.THROUGH)[0].correct) for v in (hidden, seen)]
     assert through[1] < through[0]
@@ -329,7 +329,7 @@ def test_a_judge_that_was_killed_ends_with_the_same_rows(tmp_path):
     told, _ = finish(launch("judge", f"--workdir={whole}", *options))[0]
     lines = ("auto_attack", "apgd", "pgd", "square", "worst", "Threat model")
     assert all(line in told for line in lines)
-    assert "\nline 1 of 7: none (clean): " in told and " with compiling; " in told
+    assert "\nline 1 of 7: none (clean): " in told and " with compilation; " in told
     assert "this was a glance" in told  # on the bundled sample
     started = launch("judge", f"--workdir={tmp_path / 'killed'}", *options)
     wait_for(tmp_path / "killed", "adversarial/*", started)

@@ -1,11 +1,11 @@
 """The judge's protocol of attacks on a defence, and the verdict that they leave.
 
-The protocol follows what has broken defences before: an attacker who looks through the
-defence in every way that there is and keeps what fools the defence itself (Athalye et
-al. 2018; Tramer et al. 2020), one who asks for outputs alone, images that were made on
-the bare classifier, a search without a bound, which must succeed always, and against
-detectors one who evades them too. The bare classifier stands beside it, under
-AutoAttack: a defence that keeps no more than that has added nothing.
+The protocol follows what has broken defences before: attacks through the defence by
+every gradient that it has, which keep what fools the defence itself (Athalye et al.
+2018; Tramer et al. 2020), attacks by queries alone, attacks transferred from the bare
+classifier, an unbounded search, which must always succeed, and against detectors
+attacks that evade them too. The bare classifier stands beside it, under AutoAttack: a
+defence that keeps no more than that has added nothing.
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ def protocol(
     shared = _gradients(defences)
     if strange := [g for g in gradients if g not in shared]:
         known = ", ".join(shared) or "none"
-        raise ValueError(f"no such gradients of this defence, {strange}: {known}")
+        raise ValueError(f"this defence has no gradients {strange}; it has: {known}")
     gradients = [g for g in shared if g in gradients or not gradients] or [""]
     lines = [Line(CLEAN), Line(BARE, "auto_attack", "standard")]
     if not defences:
@@ -248,20 +248,20 @@ class Verdict:
         for one in self.of(UNBOUNDED):
             if left := one.correct.mean():
                 found.append(
-                    f"{one.line.name} without a bound leaves {left:.1%}, where it must "
-                    "leave nothing: the attacks do not see the defence, and no number "
-                    "above is to be believed"
+                    f"{one.line.name} without a bound leaves {left:.1%} accuracy, "
+                    "where it must leave none: the attacks get no useful gradient "
+                    "through the defence, so trust no accuracy above"
                 )
         if any(one.line.preset == "glance" for one in self.outcomes):
             found.append(
-                "this was a glance, at a tenth of the steps: the whole protocol finds "
-                "more"
+                "this was a glance, at a tenth of the steps: the whole protocol is "
+                "stronger"
             )
         if self.left_out:
             names = " and ".join(_hyphened(self.left_out))
             found.append(
-                f"the attacks did not look through the defence by {names}, as the "
-                "whole protocol does: it may find more"
+                f"no attack used the gradients {names} of the defence, as the whole "
+                "protocol does, which is stronger"
             )
         found += self._beyond_gradients() + self._added()
         for one in self.of(BARE):
@@ -269,16 +269,15 @@ class Verdict:
                 found.append(f"{_DOUBTS[name]} ({count} of {len(one.correct)} images)")
         if self.loops:
             found.append(
-                "the defence has a loop in its forward pass, through which gradients "
-                "may mislead: an attack made for it may find more"
+                "the defence has a loop in its forward pass, which may make gradients "
+                "misleading: an attack adapted to it may be stronger"
             )
         draws = [one.draws for one in self.outcomes if one.draws is not None]
         for last in draws[-1:]:
             spread = np.mean([np.any(of != of[0]) for of in draws])
             found.append(
-                f"the defence is random: accuracies are those of a majority of "
-                f"{len(last)} evaluations, which differ from each other in "
-                f"{spread:.0%} of the lines"
+                f"the defence is randomised: each image is decided by a majority of "
+                f"{len(last)} evaluations, which differ in {spread:.0%} of the lines"
             )
         return found + self._implied()
 
@@ -294,8 +293,8 @@ class Verdict:
         if not more:
             return []
         return [
-            f"queries alone fool {more} images that no gradient does: the gradients "
-            "are no guide to this defence"
+            f"queries alone fool {more} images that no gradient does: a sign that the "
+            "defence masks its gradients"
         ]
 
     def _added(self) -> list[str]:
@@ -306,8 +305,9 @@ class Verdict:
         alone, with_it = bare.correct.mean(), self.accuracy
         if with_it <= alone:
             return [
-                f"the classifier alone keeps {alone:.1%} under AutoAttack and behind "
-                f"the defence {with_it:.1%}: it adds nothing against who looks at it"
+                f"the classifier alone keeps {alone:.1%} under AutoAttack, and "
+                f"{with_it:.1%} behind the defence: the defence adds nothing against "
+                "an attacker who knows it"
             ]
         return []
 
@@ -318,8 +318,8 @@ class Verdict:
         return [
             f"rejecting at most {self.rejects:.1%} of clean images at eps {self.eps:g} "
             f"with {self.accuracy:.1%} right or rejected implies a classifier of that "
-            f"robust accuracy at eps {self.eps / 2:g}, however slow (Tramer 2021): "
-            "compare it with the best that is known there"
+            f"robust accuracy at eps {self.eps / 2:g}, if an inefficient one (Tramer "
+            "2021): compare it with the best known at that eps"
         ]
 
     def paragraph(self) -> str:
@@ -343,8 +343,8 @@ class Verdict:
             text += f". AutoAttack (standard) on {what}, {count} images: "
         else:
             text += (
-                f" and of the defence, and looks through it by {ways or 'nothing'}. "
-                f"{what}, worst case image by image of {', '.join(names)}, "
+                f" and of the defence, and attacks through it by {ways or 'nothing'}. "
+                f"{what}, worst case of {', '.join(names)} for each image, "
                 f"{count} images: "
             )
         ends = f"{100 * numbers['low']:.1f} to {100 * numbers['high']:.1f}"
@@ -360,9 +360,9 @@ def _hyphened(names: Iterable[str]) -> list[str]:
 
 
 _DOUBTS = {
-    "square": "Square Attack fools what AutoAttack's gradients do not",
+    "square": "Square Attack fools what AutoAttack's gradient attacks do not",
     "flat": "AutoAttack met gradients of zero",
-    "random": "the classifier is random, which AutoAttack's standard is not made for",
+    "random": "the classifier is randomised, which standard AutoAttack is not made for",
     "loops": "the classifier has a loop in its forward pass",
 }
 

@@ -26,7 +26,7 @@ from pixeldefend.models import classifiers
 
 
 def judge(config: inputs.Config, workdir: Workdir) -> None:
-    """Judges a defence: looked through in every way, beside the bare classifier."""
+    """Judges a defence by attacks through it, beside the bare classifier."""
     settings = config.judge
     with user_errors():
         row, lines = _read(config)
@@ -70,7 +70,7 @@ def judge(config: inputs.Config, workdir: Workdir) -> None:
         print(f"note: {note}")
     took = report.clock(time.monotonic() - begun)
     print(
-        f"\n{found.paragraph()}\non {parallel.devices()}, in {took} with compiling; "
+        f"\n{found.paragraph()}\non {parallel.devices()}, in {took} with compilation; "
         f"results in {folder}"
     )
 
