@@ -25,12 +25,12 @@ from pixeldefend.experiment import files, interruption, modes, parallel, process
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Configuration, e.g. configs/cifar10.py", lock_config=True
 )
-_MODE = flags.DEFINE_string("mode", "list", "What to do; list tells what there is.")
+_MODE = flags.DEFINE_string("mode", "list", "What to do; list shows the modes.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder for results; default runs/<dataset>/<mode>-<hash>."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One of several processes, as a launcher started it."
+    "distributed", False, "This process is one of several, started by a launcher."
 )
 _EXAMPLE = "for example --config=configs/cifar10.py"
 _CONFIG_FLAGS = ("--config", "-config")
@@ -61,7 +61,7 @@ class _Section(flags.ArgumentParser):
     def parse(self, argument: object) -> object:
         if isinstance(argument, ml_collections.ConfigDict):  # the one that is there
             return argument
-        raise ValueError("expected its fields, each by an option of its own")
+        raise ValueError("expected one field of it, --config.SECTION.FIELD=VALUE")
 
 
 for _type, _parser in {
@@ -178,13 +178,13 @@ def _load(arguments: list[str]) -> ml_collections.ConfigDict | None:
         if "no attribute 'get_config'" in reason:
             reason = f"it has no get_config(); {_EXAMPLE}"
         elif colon and reason.startswith("get_config() takes 0"):
-            reason = f"it has no variants, so no {variant!r}"
+            reason = f"it takes no variant, such as {variant!r}"
         raise ValueError(f"config file {path}: {reason}") from error
     if isinstance(config, ml_collections.ConfigDict):
         return config
     if not pathlib.Path(path).is_file():  # and what there is instead of a config
         raise ValueError(f"no config file {path or repr(path)}, {_EXAMPLE}")
-    raise ValueError(f"config file {path}: get_config() gives no ConfigDict")
+    raise ValueError(f"config file {path}: get_config() returns no ConfigDict")
 
 
 def _default() -> ml_collections.ConfigDict | None:
@@ -360,7 +360,7 @@ def _ending(error: BaseException) -> int | None:
             return _mistake(str(error))
         case interruption.Interrupted():
             if error.code == interruption.EXIT_CODE:  # else another has said why
-                _tell("asked to stop; start it again to go on")
+                _tell("asked to stop; run the same command again to resume")
             return error.code
         case KeyboardInterrupt():
             _tell("interrupted")

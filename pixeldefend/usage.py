@@ -15,10 +15,10 @@ usage: {program} --config=NAME[:VARIANT] --mode=MODE [OPTION...]
 options:
   --config=NAME         cifar10, fashion_mnist, mnist, custom:DATA or a file, with the
                         fields below
-  --config.FIELD=VALUE  another value of a field
-  --mode=MODE           what to do, see below; list shows it as well
+  --config.FIELD=VALUE  set a field
+  --mode=MODE           what to do, see below; list shows the modes only
   --workdir=FOLDER      for results; default runs/DATASET/MODE-HASH
-  --distributed         one of several processes, as a launcher started it
+  --distributed         this process is one of several, started by a launcher
 
 modes{which}:
 {modes}
@@ -40,12 +40,12 @@ def text(
       program: as one types it.
       modes: a line for each.
       config: nested fields with their values; None for none.
-      reads: whether a field is to be told, by its name; None: all are.
+      reads: whether a field is to be shown, by its name; None: all are.
     """
-    which = "" if reads else ", of which each has a --help --mode=MODE"
+    which = "" if reads else " (for the fields of one: --help --mode=MODE)"
     shown = _USAGE.format(program=program, modes=_indented(modes), which=which)
     if config is None:
-        return f"{shown}\nfields: give a --config as well"
+        return f"{shown}\nfields: add --config=NAME to see them"
     table = _indented(_table(config, reads or (lambda _: True)))
     return f"{shown}\nfields, with their values:\n{table}"
 

@@ -75,7 +75,7 @@ def read_job(config: inputs.Config, name: str) -> Job:
 
 
 def compare_purifiers(config: inputs.Config, workdir: Workdir) -> None:
-    """Purifies by L-BFGS-B from random starts, beside greedy decoding (Figure 5)."""
+    """Compares L-BFGS-B from random starts with greedy decoding (Figure 5)."""
     settings = config.compare_purifiers
     with user_errors():
         job = read_job(config, "compare_purifiers")

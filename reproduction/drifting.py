@@ -17,7 +17,7 @@ from reproduction import comparing
 
 
 def drift(config: inputs.Config, workdir: Workdir) -> None:
-    """Bits of clean levels and images mended in one step, by context."""
+    """Measures bits of clean levels and images mended in one step, by context."""
     settings = config.drift
     with user_errors():
         job = comparing.read_job(config, "drift")

@@ -28,7 +28,7 @@ _TRUE = 48  # images shown beside samples
 
 
 def figures(config: inputs.Config, workdir: Workdir) -> None:
-    """Draws every figure that there are arrays for, of all data sets."""
+    """Draws the papers' figures, for all data sets with stored arrays."""
     settings = config.figures
     with user_errors():
         source = files.expanded(settings.results)

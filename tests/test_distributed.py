@@ -98,7 +98,7 @@ def test_another_number_of_processes_goes_on_with_the_same_rows(tmp_path):
     kill(started, first=1)
     done = len(list((tmp_path / "two").glob("parts/*/0*.npz")))
     ((told, _),) = finish(launch("purify", *options, devices=4))
-    assert f"going on after {done} of 40 images" in told
+    assert f"resuming after {done} of 40 images" in told
     _assert_same_results(tmp_path / "one", tmp_path / "two")
 
 
@@ -109,7 +109,7 @@ def test_sigterm_for_one_process_stops_all_and_says_requeue_me(tmp_path):
     wait_for(tmp_path / "run", "parts/*/0*.npz", started)
     started[1].send_signal(signal.SIGTERM)
     for _, errors in finish(started, code=75):
-        assert "asked to stop; start it again to go on" in errors
+        assert "asked to stop; run the same command again to resume" in errors
     assert not (tmp_path / "run/rows.jsonl").exists()
     assert not (tmp_path / "run/lock.json").exists()
 

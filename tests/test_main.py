@@ -185,7 +185,7 @@ def test_purify_killed_and_run_again_ends_with_the_same_file(trained, tmp_path):
     assert not result.exists(), "killed too late to prove anything"
     again = _run(f"{FASHION}:smoke", "purify", f"--workdir={tmp_path}/b", *many)
     assert again.returncode == 0, again.stderr
-    assert "going on after" in again.stdout
+    assert "resuming after" in again.stdout
     assert result.read_bytes() == (tmp_path / "a/purified/sample.npz").read_bytes()
     assert not (tmp_path / "b/parts").exists()
 
@@ -386,7 +386,7 @@ def _mistakes(folder):
         ("", [], "unknown mode '': one of purify"),
         ("purify", ["extra"], "unexpected argument 'extra'"),
         ("purify", ["--workdir="], "--workdir is empty"),
-        ("purify", [f"--workdir={folder}/size.npz/a"], "lies below"),
+        ("purify", [f"--workdir={folder}/size.npz/a"], "is inside"),
         ("purify", ["--config=/dev/null"], "/dev/null: it has no get_config()"),
         ("purify", ["--config="], "no config file ''"),
         ("purify", ["--config=configs"], "no config file configs,"),
@@ -395,7 +395,11 @@ def _mistakes(folder):
             [f"--config={CIFAR}:bogus"],
             "unknown variant 'bogus': one of smoke, gpu, report, paper, or none",
         ),
-        ("purify", ["--config=configs/default.py:gpu"], "no variants, so no 'gpu'"),
+        (
+            "purify",
+            ["--config=configs/default.py:gpu"],
+            "takes no variant, such as 'gpu'",
+        ),
         ("purify", ["--config.purify.epz=3"], "'purify.epz'; did you mean purify.eps?"),
         ("purify", ["--config.purfiy.eps=3"], "did you mean purify.eps?"),
         ("purify", ["--config.colours=3"], "did you mean squeeze.colours?"),
@@ -408,13 +412,13 @@ def _mistakes(folder):
         ("purify", ["--config.purify.eps_attack=x"], "expected number, got 'x'; in"),
         ("purify", ["--config.purify.count=1e3"], "expected whole number, got '1e3'"),
         ("purify", ["--config.purify.pictures=maybe"], "expected true or false"),
-        ("purify", ["--config.purify=3"], "purify: expected its fields"),
+        ("purify", ["--config.purify=3"], "purify: expected one field of it"),
         ("evaluate", ["--config.evaluate.rows=('a',"], "rows: expected tuple"),
         ("sample", ["--config.sample.count=1000000000000"], "sample.count must be at"),
         ("classify", [f"--config.classify.input={folder}/{251 * 'a'}.npz"], "no file"),
         ("classify", [f"--config.classify.input={folder}/{253 * 'b'}"], "257 bytes"),
         ("purify", [given(f"{251 * 'c'}.npz")], "261 bytes"),
-        ("release", [f"--config.release.to={folder}/size.npz/a"], "lies below"),
+        ("release", [f"--config.release.to={folder}/size.npz/a"], "is inside"),
         ("purify", ["--config.purify.eps=-1"], "between 0 and 255"),
         ("purify", ["--config.purify.attack=fgsm2"], "auto, none, rand"),
         ("purify", ["--config.purify.preset=y"], "bim has no preset 'y': one of paper"),
@@ -436,7 +440,7 @@ def _mistakes(folder):
         ("attack", ["--config.attack.eps=-1"], "eps must be a number and not negative"),
         ("attack", ["--config.attack.batch=0"], "batch must be"),
         ("attack", [f"--config.attack.input={folder}/labels.npz"], "labels up to 12"),
-        ("attack", [pixelcnn], "is no classifier"),
+        ("attack", [pixelcnn], "not a classifier"),
         ("purify", ["--config.purify.input=test"], "needs --config.data_dir"),
         (
             "purify",
@@ -454,9 +458,9 @@ def _mistakes(folder):
         ("purify", [given("range.npz")], "outside 0..255"),
         ("purify", [given("empty.npz")], "no image"),
         ("purify", [given("objects.npy")], "Python objects"),
-        ("purify", [given("pictures")], "not a picture"),
+        ("purify", [given("pictures")], "not a readable picture"),
         ("purify", ["--config.pixelcnn.weights=no/model"], "fashion_mnist/pixelcnn"),
-        ("purify", [f"--workdir={folder}/other"], "is of another mode (train"),
+        ("purify", [f"--workdir={folder}/other"], "belongs to another mode (train"),
         ("train", [], "needs --config.data_dir"),
         ("train", ["--config.pixelcnn.train.steps=5"], "steps or hours"),
         ("sample", ["--config.sample.label=3"], "0 classes"),
@@ -468,7 +472,7 @@ def _mistakes(folder):
         (
             "detect",
             ["--config.detect.calibration="],
-            "detect.calibration is empty: auto, sample",
+            "detect.calibration is empty: give auto,",
         ),
         (
             "calibrate",
@@ -507,7 +511,7 @@ def _mistakes(folder):
         (
             "evaluate",
             ["--config.evaluate.sources=('fashion_mnist/pixelcnn',)"],
-            "is no classifier",
+            "not a classifier",
         ),
         ("evaluate", ["--config.evaluate.eps_attack=(-8.0,)"], "eps_attack must be"),
         ("evaluate", ["--config.evaluate.batch=0"], "evaluate.batch"),
@@ -521,7 +525,11 @@ def _mistakes(folder):
             [adaptive, "--config.evaluate.threshold=nan"],
             "threshold must be finite",
         ),
-        ("evaluate", [f"--workdir={folder}/tables"], "table.md: there are files"),
+        (
+            "evaluate",
+            [f"--workdir={folder}/tables"],
+            "table.md was not written by a run",
+        ),
         ("evaluate", ["--config.squeeze.colours=1"], "between 2 and 256"),
         ("evaluate", ["--config.purify.eps=300"], "between 0 and 255"),
         (
@@ -550,7 +558,7 @@ def _mistakes(folder):
         ("calibrate", [grades, f"{classifier}weights=a + purify"], "takes no defences"),
         ("calibrate", [grades, f"{of}eps=()"], "calibrate.eps must be whole numbers"),
         ("calibrate", [grades, f"{of}eps=(8, 256)"], "from 0 to 255"),
-        ("calibrate", [grades, f"{of}eps=(8, 8)"], "each once: (8, 8)"),
+        ("calibrate", [grades, f"{of}eps=(8, 8)"], "none twice: (8, 8)"),
         ("calibrate", [grades, f"{of}qualities=(101,)"], "calibrate.qualities must be"),
         ("calibrate", [grades, f"{of}qualities=(75.5,)"], "whole numbers from 0 to"),
         ("calibrate", [grades, f"{of}grades=0"], "grades must be from 1 to 9: 0"),
@@ -559,7 +567,7 @@ def _mistakes(folder):
         (
             "calibrate",
             [f"{of}defences=('reject_rmse', 'purify_graded')"],
-            "purify_graded must stand alone",
+            "purify_graded must be the only one",
         ),
         ("purify", [f"--config.pixelcnn.weights={folder}/misfit"], "weights"),
         ("purify", [f"--workdir={folder}/size.npz"], "is a file"),
@@ -589,7 +597,7 @@ def _mistakes(folder):
             "even",
         ),
         ("classify", [f"{classifier}weights=no/model"], "no model"),
-        ("classify", [pixelcnn], "is no classifier"),
+        ("classify", [pixelcnn], "not a classifier"),
         ("release", ["--config.release.model=classifier", pixelcnn], "no classifier"),
         ("import", [], "import_.weights is missing"),
         (
@@ -601,7 +609,7 @@ def _mistakes(folder):
             "no file of weights",
         ),
         ("export", [], "export.to is missing"),
-        ("export", [f"--config.export.to={folder}/size.npz/a"], "lies below"),
+        ("export", [f"--config.export.to={folder}/size.npz/a"], "is inside"),
         ("export", [exported, "--config.export.what=magnet"], "what must be one of"),
         ("export", [exported, "--config.export.platforms=()"], "must be some of cpu,"),
         (
@@ -611,7 +619,11 @@ def _mistakes(folder):
         ),
         ("export", [exported, "--config.export.batch=-1"], "export.batch must be at"),
         ("export", [exported, "--config.purify.eps=256"], "between 0 and 255"),
-        ("export", [exported, "--config.pixelcnn.weights=cifar10/vgg"], "no PixelCNN"),
+        (
+            "export",
+            [exported, "--config.pixelcnn.weights=cifar10/vgg"],
+            "not a PixelCNN",
+        ),
         (
             "export",
             [exported, "--config.pixelcnn.weights=cifar10/pixelcnn"],
@@ -620,7 +632,7 @@ def _mistakes(folder):
         (
             "export",
             [exported, "--config.export.what=defence", pixelcnn],
-            "is no classifier",
+            "not a classifier",
         ),
         (
             "export",
@@ -630,7 +642,7 @@ def _mistakes(folder):
         (
             "export",
             [exported, "--config.export.what=weights", "--config.export.license=Mine"],
-            "license must be as",
+            "license must be an identifier",
         ),
         (
             "export",
@@ -645,14 +657,14 @@ def _mistakes(folder):
                 "--config.export.model=classifier",
                 pixelcnn,
             ],
-            "is no classifier, but a pixelcnn",
+            "is a pixelcnn, not a classifier",
         ),
         (
             "export",
             [f"--config.export.to={folder}/other", "--config.export.what=weights"],
             "holds config.json; name another",
         ),
-        ("report", ["--config.report.input="], "report.input is empty: a workdir or"),
+        ("report", ["--config.report.input="], "report.input is empty: name a workdir"),
         ("report", [f"--config.report.input={folder}/absent"], "absent does not exist"),
         ("report", [f"--config.report.input={folder}/size.npz"], "npz is a file: name"),
         ("report", [f"--config.report.input={folder}/nothing"], "has no rows (*"),

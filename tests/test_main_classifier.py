@@ -159,7 +159,7 @@ def test_attack_killed_and_run_again_ends_with_the_same_file(trained, tmp_path):
     assert not result.exists(), "killed too late to prove anything"
     again = _run(SMOKE, "attack", f"--workdir={tmp_path}/b", *many)
     assert again.returncode == 0, again.stderr
-    assert "going on after" in again.stdout
+    assert "resuming after" in again.stdout
     assert result.read_bytes() == (tmp_path / "a/adversarial/sample.npz").read_bytes()
 
 

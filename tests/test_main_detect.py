@@ -133,7 +133,7 @@ def test_detect_tells_what_is_wrong(folder, models, tmp_path):  # noqa: F811
     for options, message in (
         ({"pixelcnn.weights": models["density"]}, "has no scores of training images"),
         ({"detect.false_positive_rates": (0.0,)}, "between 0 and 1: 0.0"),
-        ({"evaluate.attacks": ("bim through=bpda",)}, "a detector has no through="),
+        ({"evaluate.attacks": ("bim through=bpda",)}, "detect takes no through="),
         ({"detect.classifier": "a/b + purify"}, "takes no defences"),
         ({"detect.classifier": "a/b{eps}"}, "must be one network"),
         ({"evaluate.attacks": ("bim", "bim eps=4")}, "has bim twice"),

@@ -64,7 +64,7 @@ def test_the_folder_is_a_released_model(imported):
     assert reference.shape == (8,)
     said = card["figures"]["sample"]["bits_per_dim"]
     assert abs(said + np.mean(reference) / (784 * np.log(2))) < 1e-3
-    assert f"{said:.3f} bits/dim of 8 bundled images\n" in printed
+    assert f"{said:.3f} bits/dim on 8 bundled images\n" in printed
 
 
 def test_the_card_tells_where_the_weights_come_from(imported):
@@ -106,7 +106,7 @@ def test_bits_of_cifar10_stand_beside_those_that_were_published(tmp_path, capsys
         np.savez(tmp_path / "weights.npz", **arrays)
         config = _config(cifar10.get_config, tmp_path / "weights.npz", tmp_path / "to")
         modes.start("import", config, str(tmp_path / "run"))
-        assert f"claims {claimed} for all test images" in capsys.readouterr().out
+        assert f"claims {claimed} on all test images" in capsys.readouterr().out
         card = zoo.load_card(tmp_path / "to")
         assert card["training"]["averaged"] == (claimed == 2.92)
 
@@ -124,7 +124,7 @@ MISTAKES = [
     ({}, {}, {"release.to": ""}, "release.to is missing"),
     ({}, {}, {"release.batch": 0}, "release.batch must be at least 1"),
     ({}, {}, {"release.on_sample": False}, "the train split needs --config.data_dir"),
-    ({}, {}, {"dataset": "cifar10"}, "weights.npz takes images of 1 channels, and"),
+    ({}, {}, {"dataset": "cifar10"}, "weights.npz takes images with 1 channels, but"),
     ({"classes": 3}, {}, {}, "weights.npz is class-conditional"),
     ({}, {"more": np.zeros(3)}, {}, r"weights.npz: more \(3,\) is one too many"),
     ({}, {"u_init.conv.bias": np.array(["a"])}, {}, r"bias is \(1,\), not \(3,\)"),

@@ -235,10 +235,13 @@ def test_the_papers_tables_fit_a_terminal(dataset):
 def test_only_on_the_papers_data_sets_is_the_paper_spoken_of(table):
     given = data.Input("test", np.zeros((100, 2, 2, 1), np.uint8), None, [], False)
     told = evaluating._legend(given, _rows(), table)
-    assert "n where they are fewer" in told and "in brackets the paper's" in told
+    assert "n where there are fewer" in told and "in brackets the paper's" in told
     own = tables.Table(LAYOUT, _rows(), "pets")
     told = evaluating._legend(given, _rows(), own)
-    assert "paper" not in told + own.show() and "strongest: the least of" in told
+    assert (
+        "paper" not in told + own.show()
+        and "strongest: the lowest accuracy under any of" in told
+    )
 
 
 @pytest.mark.parametrize(

@@ -242,8 +242,8 @@ def _check_whole(name: str, mode: Mode, config: inputs.Config) -> None:
         for part in path.split("."):
             if part not in inner:
                 raise ValueError(
-                    f"the config has no {path}, which {name} reads: make it of what "
-                    "configs/default.py gives"
+                    f"the config has no {path}, which {name} reads: start from that of "
+                    "configs/default.py"
                 )
             inner = inner[part]
 

@@ -28,7 +28,7 @@ from pixeldefend.models import classifiers
 
 
 def attack(config: inputs.Config, workdir: Workdir) -> None:
-    """Makes adversarial images of a classifier, and says what they do to it."""
+    """Makes adversarial images for a classifier and measures its accuracy on them."""
     settings = config.attack
     weights = config.classifier.weights
     with user_errors():
@@ -167,15 +167,15 @@ def _tell(
     )
     norm = attacks.ATTACKS[name].norm
     unit = "values" if norm == "l0" else "levels"
-    line = f"{success.mean():.1%} are not taken for their class"
+    line = f"{success.mean():.1%} are misclassified"
     # Where there was something to do: not for images that were wrong to begin with.
     won = success & (found["distance"] > 0)
     if won.any():
         middle = np.median(found["distance"][won])
-        line += f", moved by {middle:.2f} {unit} in the median ({norm})"
-    print(f"{line}; {np.mean(found['queries']):.1f} queries an image")
+        line += f", at a median distance of {middle:.2f} {unit} ({norm})"
+    print(f"{line}; {np.mean(found['queries']):.1f} queries per image")
     if given.labels is None:
-        print("no labels, so no accuracy: the predicted classes counted as right")
+        print("no labels, so no accuracy: the predicted classes were the labels")
         return
     correct = {
         "clean": found["clean_prediction"] == given.labels,
@@ -192,7 +192,7 @@ def _tell(
         for key, cell in figures.items()
     ]
     write_rows(folder / "rows.jsonl", rows)
-    sees = "white-box" if attacks.ATTACKS[name].looks else "looks at nothing"
+    sees = "white-box" if attacks.ATTACKS[name].looks else "ignores the model"
     title = f"{name.upper()}, eps {settings.eps:g} ({sees})"
     print(
         summaries.accuracy_table({"clean": figures["clean"], title: figures[name]}),

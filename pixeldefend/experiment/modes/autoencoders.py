@@ -77,8 +77,8 @@ def trainable_puvae(config: inputs.Config, plan: schedule.Plan) -> Trainable:
         words=(
             "loss {loss:.3f}",
             "{accuracy:.1%} right",
-            "purified validation images {validation_accuracy:.1%} right and "
-            "{validation_rmse:.1f} levels away",
+            "purified validation images {validation_accuracy:.1%} right, RMSE "
+            "{validation_rmse:.1f} levels",
         ),
         split=lambda params: (params, variables),
         told={
@@ -126,7 +126,7 @@ def trainable_magnet(config: inputs.Config, plan: schedule.Plan) -> Trainable:
         evaluation=evaluation,
         words=(
             "squared error {reconstruction:.5f}",
-            "validation images {validation_rmse:.1f} levels away",
+            "validation images RMSE {validation_rmse:.1f} levels",
         ),
         told=told,
     )

@@ -17,7 +17,7 @@ from pixeldefend.experiment.workdir import Workdir, command_line, user_errors
 
 
 def calibrate(config: inputs.Config, workdir: Workdir) -> None:
-    """Finds thresholds or grades of defences that have them, on validation images."""
+    """Chooses thresholds or grades of defences on validation images."""
     settings = config.calibrate
     if "purify_adaptive" in settings.defences:
         return thresholds.choose(config, workdir)
@@ -35,8 +35,8 @@ def calibrate(config: inputs.Config, workdir: Workdir) -> None:
             told = zoo.load_card(place).get("validation", {})
             if told.get("detector", name) != name:
                 raise ValueError(
-                    f"{place} keeps the scores of {told['detector']}: calibrate {name} "
-                    "with a copy of the model, or leave keep out"
+                    f"{place} already stores the scores of {told['detector']}: "
+                    f"calibrate {name} on a copy of the model, or without keep"
                 )
     folder = workdir.open()
     rows = []
@@ -95,7 +95,7 @@ def _check(settings: inputs.Config) -> None:
         if name not in known:
             raise ValueError(f"unknown detector {name!r}: one of {', '.join(known)}")
         if not DEFENCES[name].model:
-            raise ValueError(f"{name} takes no model: its build gives the threshold")
+            raise ValueError(f"{name} takes no model: its build sets the threshold")
         if settings.defences.count(name) > 1:
             raise ValueError(f"calibrate.defences has {name} twice")
     for rate in settings.rates:

@@ -30,7 +30,7 @@ def trainable(config: inputs.Config, plan: schedule.Plan) -> Trainable:
     classes = inputs.facts(config).classes
     if not classes:
         raise ValueError(
-            f"{config.dataset} has no labels: put its pictures into a folder for each "
+            f"{config.dataset} has no labels: put its pictures into one folder per "
             "class"
         )
     model = classifiers.make(**settings.model, classes=classes)
@@ -117,7 +117,7 @@ def _released_attacks(card: dict, eps: tuple[float, ...]) -> dict[str, list[floa
 
 
 def classify(config: inputs.Config, workdir: Workdir) -> None:
-    """Classifies images, and says how many of them rightly."""
+    """Classifies images and measures the accuracy."""
     settings = config.classify
     weights = config.classifier.weights
     with user_errors():

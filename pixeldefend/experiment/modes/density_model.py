@@ -105,7 +105,7 @@ def measured(
 
 
 def sample(config: inputs.Config, workdir: Workdir) -> None:
-    """Draws images from the density model and writes them as a grid and arrays."""
+    """Samples images from the density model, as a grid and an array."""
     settings = config.sample
     with user_errors():
         model, params, card = zoo.load_released(config.pixelcnn.weights)
@@ -149,7 +149,7 @@ def sample(config: inputs.Config, workdir: Workdir) -> None:
 
 
 def score(config: inputs.Config, workdir: Workdir) -> None:
-    """Scores images: bits/dim, and p-values among the training images."""
+    """Scores images: bits/dim, and p-values relative to the training images."""
     settings = config.score
     with user_errors():
         model, params, card = inputs.density_model(config)
@@ -173,7 +173,7 @@ def score(config: inputs.Config, workdir: Workdir) -> None:
     ranks = ""
     if reference is not None:
         middle, low = np.median(arrays["p_values"]), np.mean(arrays["p_values"] < 0.05)
-        ranks = f"p-values {middle:.4f} in the median, {low:.0%} below 0.05, "
+        ranks = f"median p-value {middle:.4f}, {low:.0%} below 0.05, "
     print(
         f"{config.pixelcnn.weights} on {len(bits)} images ({given.source}): "
         f"{summaries.interval(bits)} bits/dim (mean, 95 %), {ranks}"

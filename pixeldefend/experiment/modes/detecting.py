@@ -126,7 +126,7 @@ def _layout(config: inputs.Config) -> grid.Grid:
         if names.count(column.attack) > 1:
             raise ValueError(f"evaluate.attacks has {column.attack} twice")
         if column.gradient:
-            raise ValueError(f"attack {column}: a detector has no through=")
+            raise ValueError(f"attack {column}: detect takes no through=")
     for rate in config.detect.false_positive_rates:
         if not 0 < rate < 1:
             raise ValueError(
@@ -299,7 +299,7 @@ def _arrays(
 
 def _tell(rows: list[dict], eps: float, detector: _Detector) -> None:
     print(
-        f"\nattacks of eps {eps:g}; training images are the negatives; below each "
+        f"\nattacks at eps {eps:g}; training images are the negatives; below each "
         "number its 95 % interval"
     )
     form = summaries.TEXT
@@ -310,7 +310,7 @@ def _tell(rows: list[dict], eps: float, detector: _Detector) -> None:
     )
     print(report.table(*summaries.rejection_table(rows, eps, form), together=2))
     if rows[0]["input"] == detector.source:
-        print("thresholds come from the images they are tested on (no data_dir)")
+        print("thresholds were chosen on the images they are tested on (no data_dir)")
     print(
         f"{grid.EVADE} sees the detector (white-box); the others see the "
         "classifier alone (grey-box)"

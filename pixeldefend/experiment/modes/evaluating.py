@@ -155,8 +155,8 @@ def _validation_scores(
     kind = DEFENCES[detector].model
     if not kind:
         raise ValueError(
-            f"{detector} takes no model, beside which scores could be kept: its build "
-            "must give a threshold"
+            f"{detector} takes no model to store scores with: its build must set a "
+            "threshold"
         )
     weights = config[SECTIONS[kind]].weights
     scores = zoo.load_validation(weights)
@@ -170,23 +170,23 @@ def _validation_scores(
     told = card.get("validation", {})
     if told.get("detector", detector) != detector:
         raise ValueError(
-            f"the scores beside {weights} are {told['detector']}'s, not {detector}'s: "
-            f"make a copy of the model, and its own with {again}"
+            f"the scores stored with {weights} are {told['detector']}'s, not "
+            f"{detector}'s: copy the model, and make them there with {again}"
         )
     draws = [config.puvae.samples, config.puvae.noise]
-    known = told.get("draws", "that are not told")
+    known = told.get("draws", "that were not recorded")
     if detector == "reject_rmse" and known != draws:
         raise ValueError(
-            f"the thresholds of {weights} are of puvae.samples and puvae.noise "
-            f"{known}, not {draws}: --mode=calibrate makes others"
+            f"the thresholds of {weights} are for puvae.samples and puvae.noise "
+            f"{known}, not {draws}: choose new ones with --mode=calibrate"
         )
-    known = told.get("classifier", "one that is not told")
+    known = told.get("classifier", "a classifier that was not recorded")
     if detector == "reject_magnet" and known != classifier:
         if not any(one.temperature for one in magnet.detectors_of(zoo.make(card))):
             return scores  # which do not ask a classifier
         raise ValueError(
             f"the thresholds of {weights} are for {known}, not "
-            f"{classifier}: --mode=calibrate makes others"
+            f"{classifier}: choose new ones with --mode=calibrate"
         )
     return scores
 
@@ -217,21 +217,22 @@ def _legend(given: data.Input, rows: list[dict], table: tables.Table) -> str:
     """What the tables show, and what they do not."""
     counts = sorted({row["n"] for row in rows})
     images = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-    few = ", n where they are fewer" if len(counts) > 1 else ""
+    few = ", n where there are fewer" if len(counts) > 1 else ""
     theirs = "; in brackets the paper's" if table.published else ""
-    five = " that the paper has" if table.five else ""
+    five = " in the paper" if table.five else ""
     rejecting = ""
     if any("rejected" in row for row in rows):
         rejecting = (
-            " Behind a detector an attacked image that is rejected counts as right and "
-            "a clean one as wrong; rows.jsonl has the shares apart."
+            " Behind a detector, a rejected image counts as right if attacked and as "
+            "wrong if clean; rows.jsonl has each share separately."
         )
     return (
         f"accuracy in percent on {images} images ({given.source}){few}{theirs}; below "
-        "it the 95 % interval (Wilson's). strongest: the least of the "
-        f"attacks{five}; every attack: share of the first images, of the column with "
-        "fewest, that survive all of them.\n"
-        "The attacks see the bare classifier, or it behind a median filter. Only those "
-        "with (bpda) or the like see the purifier (white-box); under the others "
-        f"(grey-box) it looks safer than it is.{rejecting}\non {parallel.devices()}"
+        "it the 95 % interval (Wilson). strongest: the lowest accuracy under any of "
+        f"the attacks{five}; every attack: share of the first images, as many as the "
+        "smallest column has, that withstand all attacks.\n"
+        "Attacks see the bare classifier, or the classifier behind a median filter. "
+        "Only those marked (bpda) or the like see the purifier (white-box); under the "
+        f"others (grey-box) it looks safer than it is.{rejecting}\n"
+        f"on {parallel.devices()}"
     )

@@ -10,12 +10,12 @@ WHAT = (*artefacts.WHAT, "weights")
 
 
 def export(config: inputs.Config, workdir: Workdir) -> None:
-    """Writes what others take away, `export.what`: a program, or weights for a hub."""
+    """Exports a standalone program, or weights for the Hugging Face Hub."""
     del workdir  # all that is written goes to export.to
     settings = config.export
     with user_errors():
         if not settings.to:
-            raise ValueError("export.to is missing: the folder for what is exported")
+            raise ValueError("export.to is missing: name a folder to write to")
         if settings.what not in WHAT:
             known = ", ".join(WHAT)
             raise ValueError(f"export.what must be one of {known}: {settings.what!r}")
@@ -30,7 +30,7 @@ def export(config: inputs.Config, workdir: Workdir) -> None:
     print(
         f"{settings.what} for {' and '.join(told['platforms'])}, "
         f"{told['bytes'] / 2**20:.1f} MiB, traced in {time.perf_counter() - begun:.0f} "
-        f"s: {folder / artefacts.PROGRAM}; {folder / artefacts.TOLD} tells how to call "
+        f"s: {folder / artefacts.PROGRAM}; {folder / artefacts.TOLD} says how to call "
         "it"
     )
 
@@ -43,7 +43,7 @@ def _weights(config: inputs.Config) -> None:
         weights = config[kind].weights
         found = zoo.load_released(weights)
         if found.card["kind"] != kind:
-            raise ValueError(f"{weights} is no {kind}, but a {found.card['kind']}")
+            raise ValueError(f"{weights} is a {found.card['kind']}, not a {kind}")
         inputs.check_dataset(config, weights, found.card)
         folder = hub.check(settings.to, "export.to", settings.license)
     hub.write(folder, weights, found, settings.license)

@@ -62,8 +62,8 @@ def choose(config: inputs.Config, workdir: Workdir) -> None:
     }
     print(report.table(*grading.table(sets, outcomes, share)))
     print(
-        f"chosen on these {found['n']} images ({given.source}), where they look better "
-        f"than on others, in front of {found['classifier']} (grey-box attacks):\n"
+        f"chosen on these {found['n']} images ({given.source}), so expect less on "
+        f"others, in front of {found['classifier']} (grey-box attacks):\n"
         f'--config.purify.eps={eps} --config.purify.grades="{grades}"\n'
         f"results in {folder}"
     )
@@ -77,7 +77,7 @@ def _check(settings: inputs.Config) -> None:
         if not values or not whole or len(set(values)) < len(values):
             raise ValueError(
                 f"calibrate.{field} must be whole numbers from {least} to {highest}, "
-                f"at least one and each once: {values}"
+                f"at least one and none twice: {values}"
             )
     if not 1 <= settings.grades <= _MOST:
         raise ValueError(
@@ -89,7 +89,7 @@ def _check(settings: inputs.Config) -> None:
         )
     if settings.keep:
         raise ValueError(
-            "calibrate.keep: grades stand in a config (purify.grades), not on a card"
+            "calibrate.keep: grades go into a config (purify.grades), not on a card"
         )
 
 

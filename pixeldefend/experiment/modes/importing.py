@@ -14,12 +14,12 @@ CLAIMED = {published_weights.TENSORFLOW: 2.92, published_weights.PYTORCH: 2.95}
 
 
 def import_weights(config: inputs.Config, workdir: Workdir) -> None:
-    """Makes a released model of a published PixelCNN++, `import_.weights`."""
+    """Turns published PixelCNN++ weights into a released model."""
     del workdir  # all that is written goes to release.to
     settings, batch = config.import_, config.release.batch
     with user_errors():
         if not settings.weights:
-            raise ValueError("import_.weights is missing: the file with the weights")
+            raise ValueError("import_.weights is missing: name a file of weights")
         if settings.count < 0:
             raise ValueError(f"import_.count must not be negative: {settings.count}")
         card: dict[str, Any] = {"kind": "pixelcnn", "dataset": config.dataset}
@@ -37,10 +37,10 @@ def import_weights(config: inputs.Config, workdir: Workdir) -> None:
             splits=dict.fromkeys(("train", "test", "sample"), settings.count),
         )
     figures = releasing.write(config, folder, card, found)["sample"]
-    said = f"{figures['bits_per_dim']:.3f} bits/dim of {figures['n']} bundled images"
+    said = f"{figures['bits_per_dim']:.3f} bits/dim on {figures['n']} bundled images"
     if config.dataset == "cifar10":
         said += (
-            f"; {told['code']} claims {CLAIMED[told['code']]} for all test images, of "
+            f"; {told['code']} claims {CLAIMED[told['code']]} on all test images, with "
             "160 features and depth 5"
         )
     print(f"{said}\nmodel written to {folder}")
@@ -72,7 +72,7 @@ def _image_shape(
     weights = config.import_.weights
     if model.channels != shape[2]:
         raise ValueError(
-            f"{weights} takes images of {model.channels} channels, and those of "
+            f"{weights} takes images with {model.channels} channels, but those of "
             f"{config.dataset} have {shape[2]}: use the config of its data set"
         )
     if model.classes:

@@ -94,7 +94,9 @@ def source(
       ValueError: there is none; the message names the field.
     """
     if not given:
-        raise ValueError(f"{field} is empty: auto, sample, a split, a file or a folder")
+        raise ValueError(
+            f"{field} is empty: give auto, sample, a split, a file or a folder"
+        )
     if given != "auto":
         return given
     return split if config.data_dir or is_own(config) else "sample"
@@ -133,7 +135,7 @@ def remove_results(folder: epath.Path, names: Sequence[str]) -> None:
     with user_errors(), contextlib.suppress(FileNotFoundError):
         earlier = foreign.read_json(note)
         if not isinstance(earlier, list) or not all(map(_is_inside, earlier)):
-            raise ValueError(f"{note} names no results; name another --workdir")
+            raise ValueError(f"{note} does not list results; name another --workdir")
         for name in earlier:
             (folder / name).unlink(missing_ok=True)
     files.write_json(note, list(names))
@@ -202,9 +204,11 @@ def density_model(config: Config) -> zoo.Loaded:
     """The PixelCNN++ of a config."""
     found = zoo.load_released(config.pixelcnn.weights)
     if not isinstance(found.model, pixelcnn.PixelCNN):
-        raise ValueError(f"{config.pixelcnn.weights} is no PixelCNN++")
+        raise ValueError(f"{config.pixelcnn.weights} is not a PixelCNN++")
     if found.model.classes:
-        raise ValueError("class-conditional weights can only be sampled from here")
+        raise ValueError(
+            "class-conditional weights can only be used with --mode=sample"
+        )
     return found
 
 
@@ -221,7 +225,7 @@ def autoencoder(config: Config, kind: str) -> zoo.Loaded:
     weights = config[kind].weights
     found = zoo.load_released(weights)
     if found.card["kind"] != kind:
-        raise ValueError(f"{weights} is no {kind}, but a {found.card['kind']}")
+        raise ValueError(f"{weights} is a {found.card['kind']}, not a {kind}")
     check_dataset(config, weights, found.card)
     return found
 
@@ -254,7 +258,7 @@ def classifier_named(config: Config, weights: str) -> zoo.Loaded:
         return own_classifier.load(weights, dataset(config), facts(config).shape)
     found = zoo.load_released(weights)
     if found.card["kind"] != "classifier":
-        raise ValueError(f"{weights} is no classifier")
+        raise ValueError(f"{weights} is a {found.card['kind']}, not a classifier")
     return found
 
 
@@ -292,7 +296,7 @@ def check_labels(given: data.Input, weights: str, classes: int) -> None:
     """Raises ValueError where images have labels that a classifier does not know."""
     if given.labels is not None and given.labels.max() >= classes:
         raise ValueError(
-            f"{weights} knows {classes} classes, but there are labels up to "
+            f"{weights} has {classes} classes, but there are labels up to "
             f"{given.labels.max()}"
         )
 
@@ -373,7 +377,7 @@ def release_folder(config: Config, weights: str, card: dict) -> epath.Path:
     """Where a release goes, after the checks that all kinds of models share."""
     to = config.release.to
     if not to:
-        raise ValueError("release.to is missing: the folder for the released model")
+        raise ValueError("release.to is missing: name a folder for the released model")
     folder = files.output_folder(to, "release.to")
     if (folder / tensors.NAME).exists():  # beside which ours would not be told apart
         raise ValueError(f"release.to {to} holds {tensors.NAME}: name another folder")
@@ -392,6 +396,6 @@ def check_dataset(config: Config, weights: str, card: dict) -> None:
     """Raises ValueError where a model belongs to another data set than the config's."""
     if card["dataset"] != dataset(config):
         raise ValueError(
-            f"{weights} was trained on {card['dataset']}; use the config of that data "
-            f"set, not of {config.dataset}"
+            f"{weights} was trained on {card['dataset']}: use the config of that data "
+            f"set, not that of {config.dataset}"
         )

@@ -57,7 +57,7 @@ class _Job:
 
 
 def purify(config: inputs.Config, workdir: Workdir) -> None:
-    """Attacks images if asked, purifies them, and shows what that did."""
+    """Purifies images, attacked first if asked, and measures the effect."""
     settings = config.purify
     with user_errors():
         _check(settings)
@@ -170,7 +170,7 @@ def _adversary(
         name = "none" if given.own else usual
     if name == "none":
         if settings.preset:
-            raise ValueError(f"purify.preset {settings.preset!r} without an attack")
+            raise ValueError(f"purify.preset {settings.preset!r} needs an attack")
         return None, grid.Adversary(grid.CLEAN)
     attack = inputs.attack(
         name, settings.preset, settings.eps_attack, "purify.eps_attack"
@@ -199,7 +199,7 @@ def _defended(config: inputs.Config) -> tuple[grid.Pipeline, Tools]:
     except ValueError as error:
         known = ", ".join(n for n, kind in DEFENCES.items() if not kind.detects)
         raise ValueError(
-            f"purify.defence must be auto or some of {known}, joined by ' + ': "
+            f"purify.defence must be auto, or some of {known}, joined by ' + ': "
             f"{chosen!r}"
         ) from error
     row = dataclasses.replace(row, classifier=config.classifier.weights)
@@ -209,14 +209,16 @@ def _defended(config: inputs.Config) -> tuple[grid.Pipeline, Tools]:
             "--mode=evaluate measures it"
         )
     if "purify_adaptive" in row.defences and not threshold:
-        raise ValueError("purify_adaptive needs a purify.threshold, or -1: the card's")
+        raise ValueError("purify_adaptive needs purify.threshold; -1 takes the card's")
     settings = config.to_dict() | {"dataset": card["dataset"]}
     settings["purify"]["threshold"] = threshold
     models = {"density_model": density_model}
     for kind in row.models - set(models):
         models[kind] = inputs.defence_model(config, kind)
         if models[kind].card["image_shape"] != card["image_shape"]:
-            raise ValueError(f"the {kind} takes images of another shape than {weights}")
+            raise ValueError(
+                f"the {kind} and {weights} take images of different shapes"
+            )
     return row, Tools({}, models, settings, config.seed, config.purify.batch)
 
 
@@ -259,10 +261,10 @@ def _who_saw_what(config: inputs.Config, job: _Job) -> str:
     if job.attack is None:
         return f"classified by {who}; no attack"
     if job.adversary.source is None:
-        return f"classified by {who}; {name} looks at nothing"
+        return f"classified by {who}; {name} ignores the model"
     return (
-        f"{name} sees all of {who} and nothing of {job.row.defence} (grey-box): an "
-        "attacker who looks through that as well does more harm"
+        f"{name} sees all of {who} and nothing of {job.row.defence} (grey-box): "
+        "attacks through the defence do more harm"
     )
 
 

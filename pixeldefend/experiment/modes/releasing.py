@@ -17,14 +17,14 @@ from pixeldefend.experiment.workdir import Workdir, user_errors
 
 
 def release(config: inputs.Config, workdir: Workdir) -> None:
-    """Makes a released model, `release.model`, of a training run: figures, card."""
+    """Turns a training run into a released model, with measurements on its card."""
     del workdir  # all that is written goes to release.to
     with user_errors():
         kind = inputs.kind(config, "release")
         weights = config[kind].weights
         card = zoo.load_card(zoo.find_released(weights))
         if card["kind"] != kind:
-            raise ValueError(f"{weights} is no {kind}, but a {card['kind']}")
+            raise ValueError(f"{weights} is a {card['kind']}, not a {kind}")
         folder = inputs.release_folder(config, weights, card)
         found = _RELEASABLES[kind](config, card)
     del card["model"]

@@ -22,11 +22,13 @@ _Told = list[tuple[str, list[dict]]]  # rows, by the name of their file
 
 
 def report(config: inputs.Config, workdir: Workdir) -> None:
-    """Makes a page of HTML of a run's workdir or of results: tables, images, curves."""
+    """Makes an HTML page of a run or of results: tables, images, curves."""
     settings = config.report
     with user_errors():
         if not settings.input:
-            raise ValueError("report.input is empty: a workdir or a folder of rows")
+            raise ValueError(
+                "report.input is empty: name a workdir or a folder of rows"
+            )
         if settings.images < 0:
             raise ValueError(f"report.images must not be negative: {settings.images}")
         source = files.expanded(settings.input)
@@ -148,7 +150,7 @@ def _head(source: epath.Path, rows: Sequence[dict]) -> tuple[str, str]:
         if known and (len(known) < 6 or field == "dataset"):
             facts.append((word, page.text(", ".join(known))))
         elif known:
-            facts.append((word, f"{len(known)} of them, beside the rows"))
+            facts.append((word, f"{len(known)}, see the rows"))
     above = page.facts(facts)
     if "mode" in told:
         command = page.text(page_runs.command(told, rows))

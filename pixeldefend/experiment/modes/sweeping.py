@@ -26,7 +26,7 @@ from pixeldefend.experiment.workdir import Workdir, user_errors
 
 
 def sweep(config: inputs.Config, workdir: Workdir) -> None:
-    """Measures defences under attacks of many eps, and past their detectors."""
+    """Measures defences under attacks at many eps, and attacks evading detectors."""
     settings = config.sweep
     with user_errors():
         layout = grid.read(settings.rows, settings.attacks, settings.eps)
@@ -71,7 +71,7 @@ def _evading(
         return []
     for text in settings.evading_rows:
         if text not in settings.rows:
-            raise ValueError(f"sweep.evading_rows has {text!r}, which is no row")
+            raise ValueError(f"sweep.evading_rows: {text!r} is not in sweep.rows")
         for eps in settings.evading_eps:
             _check_evaded(grid.pipeline(text, eps), layout)
     return [
@@ -89,11 +89,11 @@ def _check_evaded(row: grid.Pipeline, layout: grid.Grid) -> None:
     for name in row.defences[len(detectors) :]:
         if DEFENCES[name].always_seen:
             raise ValueError(
-                f"evading {row}: behind detectors only what can be looked through "
-                f"whole, and {name} cannot"
+                f"evading {row}: attacks see only part of {name}, so it cannot stand "
+                "behind detectors"
             )
     if row not in layout.pipelines():
-        raise ValueError(f"evading {row}: its eps is none of sweep.eps")
+        raise ValueError(f"evading {row}: its eps is not in sweep.eps")
 
 
 def _evaded(
@@ -181,9 +181,9 @@ def _legend(given: data.Input, dataset: str) -> str:
         theirs = "In brackets the thesis's. "
     return (
         f"percent that count as right, on up to {len(given.images)} images "
-        f"({given.source}), below it the 95 % interval (Wilson's); behind a detector "
-        "an attacked image that is rejected counts as right, as in the thesis: "
-        f"rows.jsonl has the shares right, wrong and rejected apart. {theirs}Attacks "
-        "see the bare classifier (grey-box) but for those through the purifier; EVADE "
-        "sees the detector as well (white-box)."
+        f"({given.source}); below it the 95 % interval (Wilson). Behind a detector, a "
+        "rejected attacked image counts as right, as in the thesis; rows.jsonl has the "
+        f"shares right, wrong and rejected separately. {theirs}Attacks see the bare "
+        "classifier (grey-box), except those through the purifier; EVADE sees the "
+        "detector as well (white-box)."
     )

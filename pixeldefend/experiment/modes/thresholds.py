@@ -54,7 +54,7 @@ def choose(config: inputs.Config, workdir: Workdir) -> None:
         zoo.keep_on_card(place, adaptive=found)
     print(report.table(*summaries.threshold_lines(curve, chosen)))
     if chosen == curve["threshold"][-1]:
-        print("no accuracy fell at any threshold: this one purifies nothing")
+        print("accuracy fell at no threshold: the one chosen purifies nothing")
     print(
         f"threshold {chosen:.2f} bits/dim, chosen on {found['n']} images "
         f"({given.source}) in front of {classifier} (grey-box attacks)"
@@ -77,7 +77,7 @@ def prepared(
     """
     settings, classifier = config.calibrate, config.classifier.weights
     if len(settings.defences) > 1:
-        raise ValueError(f"calibrate.defences: {defence} must stand alone")
+        raise ValueError(f"calibrate.defences: {defence} must be the only one")
     if " + " in classifier:
         raise ValueError(f"classifier.weights takes no defences: {classifier}")
     layout = grid.read(
@@ -86,7 +86,7 @@ def prepared(
         config.evaluate.eps_attack,
     )
     if not layout.columns:
-        raise ValueError("evaluate.attacks is empty: nothing to be safe from")
+        raise ValueError("evaluate.attacks is empty: calibrate needs an attack")
     for column in layout.columns:
         if column.gradient:
             raise ValueError(
@@ -102,7 +102,7 @@ def prepared(
 def tell_test_images(given: data.Input) -> None:
     """Says so where images are not for choosing."""
     if given.source in ("test", "sample"):
-        print("these are test images: choose on them only to try the code")
+        print("these are test images: choose on them only to try the code out")
 
 
 def _curve(layout: grid.Grid, bench: Workbench) -> dict:

@@ -28,7 +28,7 @@ from pixeldefend.experiment.workdir import (
 
 
 def train(config: inputs.Config, workdir: Workdir) -> None:
-    """Trains a model of the kind `train.model`; continues where it was stopped."""
+    """Trains a model (`train.model`), or resumes its training."""
     begun = time.monotonic()
     with user_errors():
         kind = inputs.kind(config, "train")
@@ -132,8 +132,8 @@ def _fit(
     progress.close()
     if line["progress"] < 1:
         print(
-            "starting again took what was left of the hours: the learning rate had "
-            f"gone {line['progress']:.0%} of its way to zero"
+            "resuming used up the hours that were left: the learning rate had gone "
+            f"only {line['progress']:.0%} of its way to zero"
         )
     return last, line
 
