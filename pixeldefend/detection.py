@@ -10,7 +10,7 @@ from pixeldefend import pixels
 
 
 def p_values(log_probs: chex.Array, reference: chex.Array) -> chex.Array:
-    """How unusual images are among those the model was trained on.
+    """How unusual images are relative to those the model was trained on.
 
     p = (1 + #{i: p(X_i) <= p(X')}) / (N + 1) over the training images X_i; small means
     less likely than almost all of them (PixelDefend, section 3.2).
@@ -65,7 +65,9 @@ def _sorted(reference: chex.Array) -> chex.Array:
         return reference
     values = np.asarray(reference)
     if np.any(values[1:] < values[:-1]) or np.any(np.isnan(values)):
-        raise ValueError("the reference must be sorted: np.sort(reference), no NaN")
+        raise ValueError(
+            "the reference must be sorted, without NaN: use np.sort(reference)"
+        )
     return reference
 
 

@@ -46,7 +46,7 @@ def check_images(images: Any, channels: int | None = None) -> None:
     if not fits:
         hint = ""
         if images.ndim == 3:
-            hint = "; of one image images[None]"
+            hint = "; for a single image give images[None]"
         elif images.ndim == 4 and images.shape[1] == channels:
             hint = "; this looks like NCHW: images.transpose(0, 2, 3, 1)"
         raise ValueError(f"images must be {wanted}: {list(images.shape)}{hint}")
@@ -57,7 +57,9 @@ def check_images(images: Any, channels: int | None = None) -> None:
     if not np.all((values >= 0) & (values <= LEVELS - 1)):
         raise ValueError("images must be levels 0 to 255")
     if values.max() <= 1 and np.any(values % 1):
-        raise ValueError("images must be levels 0..255: these are 0..1, times 255")
+        raise ValueError(
+            "images must be levels 0..255: these are 0..1, multiply by 255"
+        )
 
 
 def check_some(images: chex.Array) -> None:
@@ -66,7 +68,7 @@ def check_some(images: chex.Array) -> None:
     Networks and filters give nothing for nothing.
     """
     if not images.shape[0]:
-        raise ValueError(f"there is no image among images {list(images.shape)}")
+        raise ValueError(f"images must hold at least one: {list(images.shape)}")
 
 
 def native(values: Any) -> chex.Array:

@@ -277,7 +277,7 @@ def test_expectation_sees_through_draws(rng):
         ({"steps": 0}, "steps must be at least 1"),
         ({"restarts": 0}, "restarts must be at least 1"),
         ({"draws": -1}, "draws must be at least 0"),
-        ({"draws": 2}, "draws are for a random logits_fn"),
+        ({"draws": 2}, "draws need a random logits_fn"),
         ({"norm": "l7"}, "norm must be one of linf, l2"),
         ({"loss": "targeted_dlr", "targets": 0}, "targets must be at least 1"),
         (

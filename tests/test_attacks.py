@@ -273,7 +273,7 @@ def test_slopes_and_logits_that_are_no_numbers_move_nothing(name):
 def test_images_that_are_no_levels_are_refused():
     variables, images, labels, _ = _problem(9)
     units = images.astype(jnp.float32) / 255
-    with pytest.raises(ValueError, match="these are 0..1, times 255"):
+    with pytest.raises(ValueError, match="these are 0..1, multiply by 255"):
         attacks.fgsm(logits_fn, variables, units, labels, eps=8 / 255)
     with pytest.raises(ValueError, match="0 to 255"):
         attacks.fgsm(logits_fn, variables, units - 1, labels, eps=8, quantise=False)

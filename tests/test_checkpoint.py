@@ -153,7 +153,7 @@ def test_one_flipped_bit_of_scores_is_noticed(copy, name):
         changed = bytearray(content)
         changed[place] ^= 1
         path.write_bytes(bytes(changed))
-        with pytest.raises(ValueError, match="not the file that the card tells of"):
+        with pytest.raises(ValueError, match="not the file that the card describes"):
             load(str(copy))
     path.write_bytes(content)
     assert load(str(copy)) is not None
@@ -312,7 +312,7 @@ def test_one_flipped_bit_of_a_checkpoint_leads_to_the_older_one(tmp_path, capsys
             step, found, extra = checkpoints.restore(state)
             assert step == 1 and extra == {"seconds": 1.0}
             np.testing.assert_array_equal(found["a"], state["a"])
-            assert "going on from step 1" in capsys.readouterr().out
+            assert "resuming from step 1" in capsys.readouterr().out
             checkpoints.save(2, state, {})  # in place of the damaged one
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             assert checkpoints.restore(state)[0] == 2
@@ -396,7 +396,7 @@ def test_thresholds_without_what_they_are_of_are_refused(tmp_path, detector):
     np.save(tmp_path / kind / "validation.npy", np.ones((2, 5), np.float32))
     weights = {"weights": str(tmp_path / kind), "samples": 1, "noise": 0.0}
     config = ConfigDict({kind: weights, "puvae": weights})
-    with pytest.raises(ValueError, match="not told"):
+    with pytest.raises(ValueError, match="not recorded"):
         evaluating._validation_scores(config, detector, "cifar10/resnet")
 
 
@@ -421,5 +421,5 @@ def test_scores_in_no_format_of_numpys_are_refused(copy, name, content):
         load(str(copy))
     with (copy / name).open("wb") as file:
         np.savez(file, scores=np.ones(3))
-    with pytest.raises(ValueError, match=f"{name} holds no scores.*call it .npz"):
+    with pytest.raises(ValueError, match=f"{name} holds no scores.*name it .npz"):
         load(str(copy))

@@ -95,7 +95,7 @@ def test_the_distance_from_uniform_is_scipys(values):
 
 def test_a_reference_that_is_not_sorted_is_refused():
     for function in (detection.p_values, detection.two_sided_p_values):
-        with pytest.raises(ValueError, match=r"must be sorted: np.sort\(reference\)"):
+        with pytest.raises(ValueError, match=r"must be sorted.*np.sort\(reference\)"):
             function(np.array([1.0, 2.0]), np.array([1.0, 3.0, 2.0]))
 
 
@@ -152,7 +152,7 @@ def test_what_is_no_number_is_rejected_first_by_every_rule():
     with_none = np.r_[innocent, np.nan]
     kept = detection.threshold_for(with_none, false_positive_rate=0.4)
     assert kept == 2.0  # NaN and 1.0 are below, two of five
-    with pytest.raises(ValueError, match="no NaN"):
+    with pytest.raises(ValueError, match="without NaN"):
         detection.p_values(innocent, with_none)
 
 

@@ -263,6 +263,6 @@ def test_a_program_that_calls_python_is_refused(toy, tmp_path):
         return {"images": jax.pure_callback(np.asarray, told, images)}
 
     made = artefacts.Artefact("purify", function, (4, 6, 3), 3, ("cpu",), 2, {})
-    with pytest.raises(ValueError, match="a torch network makes it do"):
+    with pytest.raises(ValueError, match="as a torch network does"):
         artefacts.write(epath.Path(tmp_path), made)
     assert not list(tmp_path.iterdir())

@@ -52,19 +52,19 @@ def test_own_images_that_never_end_are_refused(tmp_path, endless, name):
     (tmp_path / "folder").mkdir()
     path = endless(tmp_path / name)
     given = path.parent if name.startswith("folder") else path
-    with pytest.raises(ValueError, match=f"{path} is no regular file"):
+    with pytest.raises(ValueError, match=f"{path} is not a regular file"):
         data.read_images(given, GREY)
 
 
 def test_a_data_set_that_never_ends_is_refused(tmp_path, endless):
     (tmp_path / "mnist").mkdir()
     endless(tmp_path / "mnist/test.npz")
-    with pytest.raises(ValueError, match="test.npz is no regular file"):
+    with pytest.raises(ValueError, match="test.npz is not a regular file"):
         data.load("mnist", "test", tmp_path)
     (tmp_path / "mnist/test.npz").unlink()
     (tmp_path / "mnist/3.0.1").mkdir()
     endless(tmp_path / "mnist/3.0.1/dataset_info.json")
-    with pytest.raises(ValueError, match="dataset_info.json is no regular file"):
+    with pytest.raises(ValueError, match="dataset_info.json is not a regular file"):
         data.load("mnist", "test", tmp_path)
 
 
@@ -83,7 +83,7 @@ def model(tmp_path):
 def test_a_model_that_never_ends_is_refused(model, endless, name):
     assert zoo.load_released(str(model)).card["kind"] == "magnet"
     endless(model / name)
-    with pytest.raises(ValueError, match=f"{name} is no regular file"):
+    with pytest.raises(ValueError, match=f"{name} is not a regular file"):
         zoo.load_released(str(model))
 
 
@@ -93,7 +93,7 @@ def test_scores_that_never_end_are_refused(model, endless, name):
     (model / "card.json").write_text(json.dumps(card | {"kind": "pixelcnn"}))
     endless(model / name)
     load = zoo.load_reference if name == "reference.npy" else zoo.load_validation
-    with pytest.raises(ValueError, match=f"{name} is no regular file"):
+    with pytest.raises(ValueError, match=f"{name} is not a regular file"):
         load(str(model))
     assert name not in zoo.file_hashes(model)
 
@@ -102,17 +102,17 @@ def test_scores_that_never_end_are_refused(model, endless, name):
 def test_a_workdir_that_never_ends_is_refused(tmp_path, endless, name):
     (tmp_path / "config.json").write_text('{"mode": "score"}')
     endless(tmp_path / name)
-    with pytest.raises((ValueError, workdir.UserError), match="damaged|no regular"):
+    with pytest.raises((ValueError, workdir.UserError), match="damaged|not a regular"):
         workdir.Workdir(tmp_path, {"mode": "score"}).open()
 
 
 def test_lines_that_never_end_are_refused(tmp_path, endless):
-    with pytest.raises(ValueError, match="rows.jsonl is no regular file"):
+    with pytest.raises(ValueError, match="rows.jsonl is not a regular file"):
         rows.read_rows(endless(tmp_path / "rows.jsonl"))
-    with pytest.raises(ValueError, match="metrics.jsonl is no regular file"):
+    with pytest.raises(ValueError, match="metrics.jsonl is not a regular file"):
         MetricsFile(endless(tmp_path / "metrics.jsonl"), 3)
     endless(tmp_path / "written.json")
-    with pytest.raises(workdir.UserError, match="written.json is no regular file"):
+    with pytest.raises(workdir.UserError, match="written.json is not a regular file"):
         inputs.remove_results(tmp_path, [])
 
 
@@ -120,7 +120,7 @@ def test_a_checkpoint_that_never_ends_is_refused(tmp_path, endless):
     with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as there:
         there.save(1, {"a": jnp.zeros(3)}, {"seconds": 1.0})
     endless(tmp_path / "1/state/more")
-    with pytest.raises(checkpoints.UnreadableError, match="more is no regular file"):
+    with pytest.raises(checkpoints.UnreadableError, match="more is not a regular file"):
         checkpoints.Checkpoints(tmp_path)
 
 
@@ -150,9 +150,9 @@ _ZEROS = bytes(2**20)
         (_header((2**23,), "<f8"), "holds float64"),
         (_header((2**26,), "|V1"), "holds |V1|void"),
         # One that is larger than it says, and one that says what it has not.
-        (_header((3, *GREY)), "tells of 2352 bytes, but there are 67108864"),
-        (_header((2**40, *GREY)), "tells of .* bytes, but there are 67108864"),
-        (_header((-1, *GREY)), "tells of .* bytes"),
+        (_header((3, *GREY)), "claims 2352 bytes, but there are 67108864"),
+        (_header((2**40, *GREY)), "claims .* bytes, but there are 67108864"),
+        (_header((-1, *GREY)), "claims .* bytes"),
         # A header without an end.
         (b"\x93NUMPY\x02\x00\xff\xff\xff\xff", "not in numpy's format"),
         (b"\x93NUMPY\x01\x00", "not in numpy's format"),
@@ -195,7 +195,9 @@ def test_a_file_that_ends_early_or_goes_on_is_refused(tmp_path):
 def test_archives_are_compressed_as_numpy_does_it(tmp_path, method):
     images = [_header((2, *GREY)), bytes(2 * 784)]
     _archive(tmp_path / "a.npz", method, images=images)
-    with pytest.raises(ValueError, match="compressed as numpy never does it"):
+    with pytest.raises(
+        ValueError, match="compressed by a method that numpy never uses"
+    ):
         data.read_images(tmp_path / "a.npz", GREY)
 
 
@@ -227,7 +229,9 @@ def test_a_note_of_results_leads_nowhere_else(tmp_path):
         (tmp_path / name).write_text("mine")
     for name in ("../mine", str(tmp_path / "mine"), "a/../../mine", "", ".", 5, None):
         (run / "written.json").write_text(json.dumps(["old", name]))
-        with pytest.raises(workdir.UserError, match="written.json names no results"):
+        with pytest.raises(
+            workdir.UserError, match="written.json does not list results"
+        ):
             inputs.remove_results(run, ["new"])
     assert (tmp_path / "mine").exists() and (run / "old").exists()
     (run / "written.json").write_text('["old", "purified/gone.png"]')
@@ -271,7 +275,7 @@ def test_metrics_end_at_a_line_that_is_none(tmp_path, line):
 
 def test_rows_are_objects(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}\n[1]\n")
-    with pytest.raises(ValueError, match="not every line is an object"):
+    with pytest.raises(ValueError, match="not every line is a JSON object"):
         rows.read_rows(tmp_path / "rows.jsonl")
 
 

@@ -62,7 +62,7 @@ def test_what_holds_no_arrays_is_refused(tmp_path, name, make, message):
 @pytest.mark.parametrize("name", ["a.npz", "a.pth", "a.pt", "a.ckpt", "a.ckpt.index"])
 def test_weights_that_never_end_are_refused(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         foreign_weights.read(tmp_path / name)
 
 

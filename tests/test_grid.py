@@ -57,7 +57,7 @@ def test_an_attack_has_a_name_and_options():
         ("bim eps=-1", "must be a number and not negative"),
         ("bim eps=nan", "must be a number and not negative"),
         ("bim through=x", "through= must be one of bpda"),
-        ("rand through=bpda", "rand looks at nothing"),
+        ("rand through=bpda", "rand ignores the model"),
     ],
 )
 def test_attacks_that_are_none(text, message):
@@ -75,8 +75,8 @@ def test_attacks_that_are_none(text, message):
         (("a", "a"), ("bim",), (8,), "row 'a' is given twice"),
         (("a8", "a{eps}"), ("bim",), (8,), "row 'a8' is given twice"),
         (("a",), ("bim",), (8, 8.0), "eps '8' is given twice"),
-        ((1,), ("bim",), (8,), "rows must be texts: 1"),
-        (("a",), (1,), (8,), "attacks must be texts: 1"),
+        ((1,), ("bim",), (8,), "rows must be strings: 1"),
+        (("a",), (1,), (8,), "attacks must be strings: 1"),
         (("a",), ("bim",), ("x",), "eps_attack must be numbers"),
     ],
 )

@@ -149,14 +149,14 @@ DAMAGE = [
         r"u/input/bias is F16 \[3\], not F32 \[3\]",
     ),
     (_tensors(lambda a: a.update(more=np.zeros(3))), "more is one too many"),
-    (_tensors(lambda a: None), "is not the file that the card tells of"),
-    (_bytes(_zeroed), "is not the file that the card tells of"),
+    (_tensors(lambda a: None), "is not the file that the card describes"),
+    (_bytes(_zeroed), "is not the file that the card describes"),
     (_bytes(lambda content: content[:-4]), "cannot read the checkpoint"),
     (_bytes(lambda content: content[:100]), "cannot read the checkpoint"),
     (_bytes(lambda content: b""), "cannot read the checkpoint"),
     (_bytes(lambda content: b"\xff" * 8 + content), "header would have 1844674407"),
     (_bytes(lambda content: b"PK\x03\x04" + bytes(99)), "header would|cannot read"),
-    (_pipe, "is no regular file"),
+    (_pipe, "is not a regular file"),
 ]
 
 
@@ -174,7 +174,7 @@ def test_what_the_card_does_not_tell_of_is_refused(folder):
     card = json.loads((folder / "card.json").read_text())
     del card["files"]
     (folder / "card.json").write_text(json.dumps(card))
-    with pytest.raises(ValueError, match="they are not the ones of the card"):
+    with pytest.raises(ValueError, match="they are not those of the card"):
         zoo.load_released(str(folder))
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="no weights in"):

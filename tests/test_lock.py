@@ -184,7 +184,7 @@ def test_a_run_whose_folder_was_taken_stops(path, monkeypatch, capsys):
     assert asked.wait(10)
     mine.release()
     assert mine.holder() == "t"
-    assert "was taken by another run" in capsys.readouterr().err
+    assert "was taken over by another run" in capsys.readouterr().err
 
 
 def test_a_storage_that_fails_for_a_while_does_not_stop_the_signs(path, monkeypatch):

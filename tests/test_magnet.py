@@ -442,7 +442,7 @@ def test_mistakes_are_named(rng):
     with pytest.raises(ValueError, match="logits_fn"):
         magnet.scores(model, variables, images, key, detectors=(unsure,))
     for options in ({}, {"power": 1, "temperature": 1.0}):
-        with pytest.raises(ValueError, match="odd: .*power and temperature"):
+        with pytest.raises(ValueError, match="odd: .*power or temperature"):
             magnet.Detector("odd", 0, **options)
     with pytest.raises(ValueError, match=r"pooled\+plain or plain, not plain\+pooled"):
         magnet.detectors_of(magnet.MagNet(("plain", "pooled")))

@@ -127,7 +127,7 @@ def test_what_is_half_written_is_not_there(bucket):
     "path, message",
     [
         ("s3://bucket/a", "need the package s3fs"),
-        ("ftp://host/a", "no such kind of path ftp://"),
+        ("ftp://host/a", "unknown kind of path ftp://"),
     ],
 )
 def test_kinds_that_cannot_be_reached_are_named(path, message):

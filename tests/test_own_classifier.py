@@ -109,13 +109,13 @@ def test_the_documented_function(tmp_path, monkeypatch, rng):
         ("net = 3", "has no function or network net, only none"),
         ("def net(images): return undefined", "cannot be computed: NameError"),
         ("def net(images): return images", r"float32 \(8, 28, 28, 1\)"),
-        ("def net(images): return images[:, :2, 0, 0] > 3", r"makes bool \(8, 2\)"),
-        ("def net(images): return images[:, :1, 0, 0]", "two classes at least"),
-        ("def net(images): return images[:, :3, 0, 0] * 3e38", "to be finite"),
+        ("def net(images): return images[:, :2, 0, 0] > 3", r"returns bool \(8, 2\)"),
+        ("def net(images): return images[:, :1, 0, 0]", "at least two classes"),
+        ("def net(images): return images[:, :3, 0, 0] * 3e38", "must be finite"),
         (
             "import numpy as np\n"
             "def net(images): return images[:, :3, 0, 0] + np.random.normal()",
-            "other logits of the same images when it is called again",
+            "different logits for the same images when called again",
         ),
         ("import numpy as np\ndef net(images): return np.exp(images)", "use jax.numpy"),
         ("a = b = c = d = e = f = g = len", "only a, b, c, d, e and 2 more"),
@@ -131,7 +131,7 @@ def test_probabilities_are_told(tmp_path, capsys):
     text = "import jax\ndef net(images): return jax.nn.softmax(images[:, :3, 0, 0])"
     (tmp_path / "soft.py").write_text(text)
     own_classifier.load(f"{tmp_path / 'soft.py'}:net", "mnist", SHAPE)
-    assert "seems to give probabilities" in capsys.readouterr().out
+    assert "seems to return probabilities" in capsys.readouterr().out
 
 
 def test_a_module_that_there_is_not(tmp_path):

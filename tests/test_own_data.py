@@ -36,7 +36,7 @@ def _all(path, **options):
 def test_folders_of_classes_are_cut_into_splits_of_like_shares(pictures, capsys):
     found = _all(pictures)
     assert (
-        "30 images of 2 classes, cut at random into 24 train, 3 validation, 3 test"
+        "30 images of 2 classes, split at random into 24 train, 3 validation, 3 test"
         in (capsys.readouterr().out)
     )
     levels = []
@@ -80,7 +80,7 @@ def test_splits_that_there_are_stay_whole(pictures, tmp_path):
     found = _all(tmp_path / "cut")
     assert len(found["train"][0]) == 30 and found["test"][1].tolist() == [0]
     _picture(tmp_path / "cut/test/cow/a.png", 7)
-    with pytest.raises(ValueError, match="cow lies beside folders of classes"):
+    with pytest.raises(ValueError, match="cow is beside class folders"):
         own_data.load(tmp_path / "cut", "test")
 
 
@@ -173,9 +173,11 @@ def test_pictures_of_any_size_are_fitted(tmp_path):
     # Likewise what is purified, if asked for.
     own = data.read_images(tmp_path / "set", (8, 8, 3), size=8)[0]
     assert own.shape == (6, 8, 8, 3) and (own[0] == 77).all()
-    with pytest.raises(ValueError, match="own.size is 9, the model takes .* 8 x 8 x 3"):
+    with pytest.raises(
+        ValueError, match="own.size is 9, but the model takes .* 8 x 8 x 3"
+    ):
         data.read_images(tmp_path / "set", (8, 8, 3), size=9)
-    with pytest.raises(ValueError, match=r"RGB\); expected are 8 x 8 \(L\)"):
+    with pytest.raises(ValueError, match=r"RGB\); expected 8 x 8 \(L\)"):
         data.read_images(tmp_path / "set", (8, 8, 1), size=8)
 
 
@@ -203,7 +205,7 @@ def test_a_photograph_on_its_side_has_the_shape_it_is_shown_in(tmp_path):
     ("made", "options", "message"),
     [
         ({"a/0.png": 1, "b/0.png": 2}, {}, "1 images of class a, too few"),
-        ({"a/0.png": 1, "notes.txt": None}, {}, "notes.txt lies beside folders"),
+        ({"a/0.png": 1, "notes.txt": None}, {}, "notes.txt is beside class folders"),
         ({"a/0.txt": None}, {}, "no pictures in"),
         ({"test/a/0.png": 1}, {}, "no folder train in .*, only test"),
         ({"test.npz": None}, {}, "no train.npz"),
@@ -296,7 +298,7 @@ def test_from_pictures_to_a_table_in_four_commands(tmp_path, rng):
         return done.stdout
 
     told = run("train", f"--workdir={tmp_path / 'pixelcnn'}")
-    assert "36 images of 3 classes, cut at random into 30 train, 3 validation" in told
+    assert "36 images of 3 classes, split at random into 30 train, 3 validation" in told
     run("train", "--config.train.model=classifier", f"--workdir={tmp_path}/classifier")
     released = tmp_path / "released/set/pixelcnn"
     run("release", f"--config.release.to={released}", f"--workdir={tmp_path}/r")

@@ -123,7 +123,7 @@ def test_a_defence_without_a_gradient_of_its_own_says_so():
     given = {"classifier": None, "defences": ({},)}
     np.testing.assert_array_equal(seen(given, images), np.full((1, 4), 6))
     seen = base.behind((Flat(),), lambda _, x: x, gradient="expectation")
-    with pytest.raises(ValueError, match="flat has no gradient of its own, only bpda"):
+    with pytest.raises(ValueError, match="flat has no gradient other than bpda"):
         seen(given, images)
 
 
@@ -133,7 +133,7 @@ def test_a_gradient_that_a_defence_has_not_is_refused_before_anything_runs(monke
 
     monkeypatch.setitem(defences.DEFENCES, "flat", Flat)
     assert grid.read(("a + flat",), ("bim through=bpda",), (8,))
-    with pytest.raises(ValueError, match="flat has no gradient but bpda"):
+    with pytest.raises(ValueError, match="flat has no gradient other than bpda"):
         grid.read(("a + flat + purify",), ("bim through=expectation",), (8,))
 
 
@@ -184,9 +184,9 @@ def test_an_attacker_has_a_key_for_what_is_random():
         with pytest.raises(ValueError, match="noise is random: it needs a key"):
             seen(given, images)
         keys = {"key": jax.random.split(jax.random.key(0), 2)}
-        with pytest.raises(ValueError, match="an attacker has one key"):
+        with pytest.raises(ValueError, match="the key must be a single one"):
             seen(given | keys, images)
-        with pytest.raises(ValueError, match="1 defences need as many params: 0"):
+        with pytest.raises(ValueError, match="1 defences need as many params, not 0"):
             seen(given | {"defences": (), "key": jax.random.key(0)}, images)
 
 
@@ -199,7 +199,7 @@ def _broken(**members):
     [
         (_broken(), "must be a dataclass with frozen=True"),
         (dataclasses.dataclass(_broken()), "must be a dataclass with frozen=True"),
-        (dataclasses.dataclass(frozen=True)(_broken()), "has none of compute"),
+        (dataclasses.dataclass(frozen=True)(_broken()), "must define compute"),
         (
             dataclasses.dataclass(frozen=True)(
                 _broken(compute=lambda self, params, images, key: {"image": images})
@@ -218,7 +218,7 @@ def _broken(**members):
                     compute=lambda self, params, images, key: {"images": images[:, :1]}
                 )
             ),
-            "images become",
+            "turns images into",
         ),
         (
             dataclasses.dataclass(frozen=True)(
@@ -291,15 +291,15 @@ def test_a_detector_of_ones_own_has_a_threshold_of_its_own(models, tmp_path):  #
     assert 0 < share < 1 and clean["rejected"] == pytest.approx(share)
     assert clean["thresholds"] == {"bright": [80.0]}
     result = _own(script, "calibrate", "--config.calibrate.defences=('bright',)")
-    assert result.returncode == 2 and "its build gives the threshold" in result.stderr
+    assert result.returncode == 2 and "its build sets the threshold" in result.stderr
 
 
 def test_what_is_no_defence_of_the_main_job_is_said(script):
     for chosen, message in (
         ("reject_p_value", "reject_p_value only detects"),
-        ("blurr", "purify.defence must be auto or some of"),
-        ("", "purify.defence must be auto or some of"),
-        ("purify_adaptive", "needs a purify.threshold"),
+        ("blurr", "purify.defence must be auto, or some of"),
+        ("", "purify.defence must be auto, or some of"),
+        ("purify_adaptive", "needs purify.threshold"),
     ):
         result = _own(script, "purify", f"--config.purify.defence={chosen}")
         assert result.returncode == 2 and message in result.stderr, result.stderr

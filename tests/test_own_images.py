@@ -48,7 +48,9 @@ def test_pictures_stand_as_their_orientation_says(tmp_path, orientation, suffix,
     assert difference.max() <= (3 if suffix == "jpg" else 0)
     # Sizes are compared as one sees them.
     sideways = (shape[1], shape[0], shape[2])
-    with pytest.raises(ValueError, match=r"30 x 20 .*are 20 x 30|20 x 30 .*30 x 20"):
+    with pytest.raises(
+        ValueError, match=r"30 x 20 .*expected 20 x 30|20 x 30 .*30 x 20"
+    ):
         data.read_images(tmp_path, sideways)
 
 
@@ -58,7 +60,7 @@ def _png_chunk(kind, content):
 
 
 def _deep_png(depth):
-    """A colour PNG of 28 x 28 with so many bits a channel."""
+    """A colour PNG of 28 x 28 with so many bits per channel."""
     header = struct.pack(">IIBBBBB", 28, 28, depth, 2, 0, 0, 0)
     row = bytes(1 + 28 * 3 * depth // 8)
     return (
@@ -70,7 +72,7 @@ def _deep_png(depth):
 
 
 def _deep_tiff(bits):
-    """A colour TIFF of 28 x 28, uncompressed, with so many bits a channel."""
+    """A colour TIFF of 28 x 28, uncompressed, with so many bits per channel."""
     pixels = bytes(28 * 28 * 3 * bits // 8)
     end = 8 + len(pixels)
     tags = [(256, 4, 1, 28), (257, 4, 1, 28), (258, 3, 3, end), (259, 3, 1, 1)]
@@ -86,11 +88,11 @@ def _deep_tiff(bits):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.png", _deep_png(16), "16 bits a channel"),
-        ("a.tiff", _deep_tiff(16), "16 bits a channel"),
-        ("a.ppm", b"P6 28 28 65535\n" + bytes(28 * 28 * 6), "16 bits a channel"),
-        ("a.pnm", b"P6 28 28 1023\n" + bytes(28 * 28 * 6), "10 bits a channel"),
-        ("a.ppm", b"P3 28 28 4095\n" + b"0 " * 28 * 28 * 3, "12 bits a channel"),
+        ("a.png", _deep_png(16), "16 bits per channel"),
+        ("a.tiff", _deep_tiff(16), "16 bits per channel"),
+        ("a.ppm", b"P6 28 28 65535\n" + bytes(28 * 28 * 6), "16 bits per channel"),
+        ("a.pnm", b"P6 28 28 1023\n" + bytes(28 * 28 * 6), "10 bits per channel"),
+        ("a.ppm", b"P3 28 28 4095\n" + b"0 " * 28 * 28 * 3, "12 bits per channel"),
     ],
 )
 def test_pictures_of_more_than_8_bits_are_refused(tmp_path, name, content, message):
@@ -189,7 +191,7 @@ def test_half_a_picture_is_refused(tmp_path, suffix, rng, monkeypatch):
     assert len(data.read_images(tmp_path, GREY)[0]) == 1
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 3 // 4])
-    with pytest.raises(ValueError, match=f"a.{suffix} is not a picture"):
+    with pytest.raises(ValueError, match=f"a.{suffix} is not a readable picture"):
         data.read_images(tmp_path, GREY)
     assert ImageFile.LOAD_TRUNCATED_IMAGES
 
@@ -211,7 +213,7 @@ def test_other_formats_in_a_known_name_are_refused(tmp_path):
     buffer = io.BytesIO()
     Image.new("RGB", (28, 28)).save(buffer, "TGA")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
-    with pytest.raises(ValueError, match="a.png is not a picture"):
+    with pytest.raises(ValueError, match="a.png is not a readable picture"):
         data.read_images(tmp_path, COLOUR)
 
 

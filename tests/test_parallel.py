@@ -90,7 +90,7 @@ def test_rows_that_are_missing_or_there_twice_are_noticed():
     parts = [(np.array([2, 0]), np.array([20, 0])), (np.array([1]), np.array([10]))]
     np.testing.assert_array_equal(parallel.in_order(parts, 3), [0, 10, 20])
     for count, wrong in ((4, parts), (3, [*parts, parts[1]])):
-        with pytest.raises(ValueError, match=f"where {count} are due"):
+        with pytest.raises(ValueError, match=f"rows, not of {count}"):
             parallel.in_order(wrong, count)
 
 
@@ -137,9 +137,8 @@ def test_a_gpu_that_jax_does_not_see_is_told(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(parallel, "_GPU", tmp_path)
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     parallel.warn_of_idle_gpu()
-    assert (
-        'this machine has a GPU, and JAX works on its CPU: pip install "jax[cuda12'
-        in (capsys.readouterr().err)
+    assert 'this machine has a GPU, but JAX uses its CPU: pip install "jax[cuda12' in (
+        capsys.readouterr().err
     )
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     parallel.warn_of_idle_gpu()

@@ -46,9 +46,17 @@ class _Tensor:
 @pytest.mark.parametrize(
     "images, error, message",
     [
-        (np.full((2, 4, 4, 3), 0.5, np.float32), ValueError, "these are 0..1, times"),
+        (
+            np.full((2, 4, 4, 3), 0.5, np.float32),
+            ValueError,
+            "these are 0..1, multiply",
+        ),
         (np.ones((2, 3, 8, 8), np.uint8), ValueError, r"NCHW: images.transpose\(0, 2"),
-        (np.ones((4, 4, 3), np.uint8), ValueError, r"of one image images\[None\]"),
+        (
+            np.ones((4, 4, 3), np.uint8),
+            ValueError,
+            r"for a single image give images\[None\]",
+        ),
         (np.ones((2, 4, 4, 1), np.uint8), ValueError, r"must be \[B, H, W, 3\]"),
         (np.ones((2, 4, 4, 3), "m8[s]"), TypeError, "levels 0..255, not timedelta64"),
         (np.ones((2, 4, 4, 3), bool), TypeError, "levels 0..255, not bool"),
@@ -94,7 +102,7 @@ def test_levels_of_any_kind_pass():
 def test_every_way_in_takes_levels_only(use):
     with pytest.raises(TypeError, match="an array of numpy or JAX .*: builtins.list"):
         use([[[[1, 2, 3]] * 4] * 4])
-    with pytest.raises(ValueError, match="these are 0..1, times 255"):
+    with pytest.raises(ValueError, match="these are 0..1, multiply by 255"):
         use(jnp.full((1, 4, 4, 3), 0.5))
 
 
@@ -108,7 +116,9 @@ def _logits(variables, images):
 @pytest.mark.parametrize("name", attacks.ATTACKS)
 def test_attacks_need_an_image(name):
     keys = jax.random.split(jax.random.key(0), 0)
-    with pytest.raises(ValueError, match=r"no image among images \[0, 4, 4, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"images must hold at least one: \[0, 4, 4, 3\]"
+    ):
         attacks.named(name)(_logits, None, _NONE, None, keys, eps=8)
     with pytest.raises(TypeError, match="an array of numpy or JAX .*: builtins.list"):
         attacks.named(name)(_logits, None, [[[[1, 2, 3]]]], None, keys, eps=8)
@@ -128,7 +138,9 @@ def test_attacks_need_an_image(name):
     ids=["bits_per_dim", "log_prob", "init", "purify", "relax"],
 )
 def test_scores_and_searches_need_an_image(use):
-    with pytest.raises(ValueError, match=r"no image among images \[0, 4, 4, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"images must hold at least one: \[0, 4, 4, 3\]"
+    ):
         use(*tiny((4, 4, 3))[:2])
 
 

@@ -321,7 +321,7 @@ def test_probabilities_in_place_of_logits_are_warned_of(problem):
     def probabilities(variables, images):
         return jax.nn.softmax(logits_fn(variables, images))
 
-    with pytest.warns(UserWarning, match="attacks want logits, not probabilities"):
+    with pytest.warns(UserWarning, match="attacks need logits, not probabilities"):
         attacks.check_logits(probabilities, variables, images)
     attacks.check_logits(logits_fn, variables, images)
 
@@ -332,7 +332,7 @@ def test_one_class_and_spans_of_time_are_refused(problem):
     def single(variables, images):
         return logits_fn(variables, images)[:, :1]
 
-    with pytest.raises(ValueError, match="two classes at least"):
+    with pytest.raises(ValueError, match="at least two classes"):
         attacks.fgsm(single, variables, images, labels * 0, eps=2)
     spans = np.asarray(labels).astype("m8[s]")
     with pytest.raises(ValueError, match="labels must be integers: timedelta64"):

@@ -329,7 +329,7 @@ def _line(**changed):
     "lines, told",
     [
         ("{", "rows.jsonl cannot be read"),
-        ("[1]", "not every line is an object"),
+        ("[1]", "not every line is a JSON object"),
         (json.dumps(_line(threat="white-box")), "rows.jsonl, line 1: bim through"),
         (json.dumps(_line(n="many")), "rows.jsonl, line 1: n of a row must be"),
         ("", "has no rows"),
@@ -353,7 +353,7 @@ def test_arrays_of_something_else_are_told(tmp_path):
 def test_a_report_does_not_go_into_the_folder_of_the_run(tmp_path):
     _write(tmp_path / "run", [_line()])
     (tmp_path / "run/config.json").write_text('{"mode": "purify"}')
-    with pytest.raises(UserError, match="is of another mode"):
+    with pytest.raises(UserError, match="belongs to another mode"):
         modes.start("report", _config(tmp_path / "run"), str(tmp_path / "run"))
     _made(tmp_path / "run", tmp_path / "out")
     _write(tmp_path / "run", [_line(), _line()])  # it went on: the page is made anew

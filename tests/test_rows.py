@@ -51,13 +51,13 @@ def test_every_accuracy_that_is_published_is_a_row(path):
         ({"own": 1}, "own of a row must be"),
         ({"correct": 200}, "200 of 128 images cannot be right"),
         ({"accuracy": 0.2}, "is not 18 of 128"),
-        ({"high": 0.1}, "outside of its interval"),
+        ({"high": 0.1}, "outside its interval"),
         # The label is what is claimed; it must be what was done.
-        ({"threat": "white-box"}, "no white-box"),
-        ({"through": "purify+classifier"}, "no grey-box"),
-        ({"defence": "none"}, "no grey-box"),
-        ({"source": "cifar10/vgg"}, "no grey-box"),
-        ({"source": None}, "no grey-box"),
+        ({"threat": "white-box"}, "not white-box"),
+        ({"through": "purify+classifier"}, "not grey-box"),
+        ({"defence": "none"}, "not grey-box"),
+        ({"source": "cifar10/vgg"}, "not grey-box"),
+        ({"source": None}, "not grey-box"),
     ],
 )
 def test_what_is_no_row_is_not_written(changes, message, tmp_path):
@@ -77,7 +77,7 @@ def test_a_missing_field_is_named():
 def test_a_detector_in_front_is_not_seen_by_who_sees_the_classifier():
     judged = PURIFIED | {"defence": "none", "auc": 0.9}
     rows.Row.read(judged)
-    with pytest.raises(ValueError, match="no white-box"):
+    with pytest.raises(ValueError, match="not white-box"):
         rows.Row.read(judged | {"threat": "white-box"})
     rows.Row.read(judged | {"threat": "white-box", "through": "detector+classifier"})
 

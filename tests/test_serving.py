@@ -153,13 +153,17 @@ def test_grades_are_those_of_the_defence(toy):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda x: x[0], ValueError, r"must be \[N, 3, 4, 6\].*of one image images\["),
+        (
+            lambda x: x[0],
+            ValueError,
+            r"must be \[N, 3, 4, 6\].*a single image give images\[",
+        ),
         (
             lambda x: x.transpose(0, 2, 3, 1),
             ValueError,
             r'\[11, 4, 6, 3\]; layout="NHWC" takes them',
         ),
-        (lambda x: x[:0], ValueError, "there is no image"),
+        (lambda x: x[:0], ValueError, "images must hold at least one"),
         (lambda x: x * 255, ValueError, "must be from -1 to 1: -255 to 255"),
         (lambda x: x * np.nan, ValueError, "must be from -1 to 1"),
         (lambda x: x.astype(int), TypeError, "must be floating: int64"),
@@ -183,7 +187,7 @@ def test_what_cannot_be_differentiated_is_told(purifier, toy):
         purifier.pull_back(floating, [1])
     with pytest.raises(ValueError, match="gradient must be one of bpda, straight"):
         purifier.pull_back(floating, floating, gradient="none")
-    with pytest.raises(TypeError, match="traced: within jit or grad call Purifier.t"):
+    with pytest.raises(TypeError, match="traced: under jit or grad call Purifier.t"):
         jax.jit(purifier)(floating)
 
 
@@ -211,7 +215,7 @@ def test_levels_are_checked_as_everywhere(purifier, toy):
         purifier(np.linspace(0.5, 256, toy.levels.size).reshape(toy.levels.shape))
     with pytest.raises(TypeError, match="not bool"):
         purifier(toy.levels > 3)
-    with pytest.raises(ValueError, match="these are 0..1, times 255"):
+    with pytest.raises(ValueError, match="these are 0..1, multiply by 255"):
         purifier(toy.levels / 255)
 
 
@@ -222,9 +226,9 @@ def test_levels_are_checked_as_everywhere(purifier, toy):
         ({"grades": ((0.0, 9),)}, "either eps, such as 16, or grades"),
         ({"eps": 256}, "between 0 and 255"),
         ({"layout": "CHW"}, "layout must be one of NHWC, NCHW: 'CHW'"),
-        ({"range": (1, 0)}, "two numbers that ascend"),
-        ({"range": 255}, "two numbers that ascend"),
-        ({"range": "01"}, "two numbers that ascend"),
+        ({"range": (1, 0)}, "two ascending numbers"),
+        ({"range": 255}, "two ascending numbers"),
+        ({"range": "01"}, "two ascending numbers"),
         ({"batch": 0}, "batch must be at least 1"),
     ],
 )

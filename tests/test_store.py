@@ -130,7 +130,7 @@ def test_batches_go_on_where_the_parts_end(tmp_path, capsys):
     result, seconds = run(np.float32(2))
     np.testing.assert_array_equal(result["y"], [*-values[:4], *2 * values[4:]])
     assert seen == [(0, 4), (4, 4), (8, 2)] and seconds > 7
-    assert "working: going on after 4 of 10 images" in capsys.readouterr().out
+    assert "working: resuming after 4 of 10 images" in capsys.readouterr().out
     # All is there: nothing is computed again.
     again, _ = run(np.float32(3))
     np.testing.assert_array_equal(again["y"], result["y"])

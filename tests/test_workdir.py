@@ -71,7 +71,7 @@ def test_what_is_read_must_not_lie_where_is_written(tmp_path):
     workdir.Workdir(tmp_path / "out", {"a": 1})
     files.check_outside(tmp_path / "in")
     for inner in ("out", "out/purified", "out/../out/purified"):
-        with pytest.raises(ValueError, match="lies in the workdir"):
+        with pytest.raises(ValueError, match="is inside the workdir"):
             files.check_outside(tmp_path / inner)
 
 
@@ -120,7 +120,7 @@ def test_every_path_is_expanded_in_one_place():
 @pytest.mark.parametrize("write", [True, False])
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, write):
     (tmp_path / "file").touch()
-    for inner, told in (("file", "is a file"), ("file/a/b", "lies below .*file")):
+    for inner, told in (("file", "is a file"), ("file/a/b", "is inside .*file")):
         with pytest.raises(ValueError, match=f"release.to .*{told}"):
             files.output_folder(tmp_path / inner, "release.to")
     monkeypatch.setattr(files.os, "access", lambda *_: write)
@@ -169,7 +169,7 @@ def test_a_file_may_have_the_longest_name(tmp_path):
     files.check_name(path.name)
     files.write_arrays(path, a=np.zeros(1))
     assert path.exists() and len(list(tmp_path.iterdir())) == 1
-    with pytest.raises(ValueError, match="256 bytes long and may be 255"):
+    with pytest.raises(ValueError, match="256 bytes, where at most 255"):
         files.check_name(128 * "\xfc")
 
 
@@ -203,9 +203,9 @@ def test_files_of_somebody_else_are_not_taken_for_results(tmp_path):
     (tmp_path / "out/purified").mkdir(parents=True)
     place = workdir.Workdir(tmp_path / "out", {"a": 1})
     (tmp_path / "out/purified/mine.png").write_text("mine")
-    with pytest.raises(ValueError, match="not from here"):
+    with pytest.raises(ValueError, match="was not written by a run"):
         workdir.Workdir(tmp_path / "out", {"a": 1})
-    with pytest.raises(workdir.UserError, match="not from here"):
+    with pytest.raises(workdir.UserError, match="was not written by a run"):
         place.open()
     (tmp_path / "out/purified/mine.png").unlink()
     place.open()
@@ -237,7 +237,7 @@ def _state(folder):
 @pytest.mark.parametrize("name", [*_FOREIGN, "lock.json", "checkpoints/1/state"])
 def test_a_folder_that_belongs_to_no_run_is_refused(tmp_path, name):
     _write(tmp_path, [name])
-    with pytest.raises(ValueError, match="there are files that are not from here"):
+    with pytest.raises(ValueError, match="was not written by a run"):
         workdir.Workdir(tmp_path, {"mode": "purify"})
 
 
@@ -293,7 +293,7 @@ def test_own_images_in_the_workdir_are_refused_by_their_reader(tmp_path):
 
     place = workdir.Workdir(tmp_path / "run", {"mode": "score"})
     for inner in ("run/mine.npz", "run", "run/../run/mine.npz"):
-        with pytest.raises(ValueError, match="lies in the workdir"):
+        with pytest.raises(ValueError, match="is inside the workdir"):
             read(inner)
     assert read("mine.npz").own
     place.close()
@@ -324,7 +324,7 @@ def test_the_config_is_looked_at_again_once_nobody_else_can_write(tmp_path):
     _open_and_close(tmp_path, mode="attack")
     _write(tmp_path, ["rows.jsonl"])
     before = _state(tmp_path)
-    with pytest.raises(workdir.UserError, match="of another mode"):
+    with pytest.raises(workdir.UserError, match="belongs to another mode"):
         late.open()
     late.close()
     assert _state(tmp_path) == before
@@ -336,7 +336,7 @@ def test_a_folder_that_was_removed_is_not_built_again(tmp_path):
     files.write_json(folder / "purified/a.json", {})
     shutil.rmtree(folder)
     for _ in range(2):
-        with pytest.raises(files.LostError, match="removed while the run was at work"):
+        with pytest.raises(files.LostError, match="removed during the run"):
             files.write_json(folder / "purified/b.json", {})
     place.close()
     assert not folder.exists()
@@ -353,7 +353,7 @@ def _refused(mode, *options):
 def test_purify_leaves_a_folder_of_somebody_else_as_it_was(tmp_path):
     _write(tmp_path, _FOREIGN)
     before = _state(tmp_path)
-    assert "not from here" in _refused("purify", f"--workdir={tmp_path}")
+    assert "was not written by a run" in _refused("purify", f"--workdir={tmp_path}")
     assert _state(tmp_path) == before
 
 
@@ -365,7 +365,7 @@ def test_no_mode_reads_its_input_from_its_workdir(tmp_path, mode):
     np.savez(tmp_path / "own/mine.npz", images=images[:2])
     before = _state(tmp_path)
     given = f"--config.{mode}.input={tmp_path}/own/mine.npz"
-    assert "lies in the workdir" in _refused(mode, given, f"--workdir={tmp_path}")
+    assert "is inside the workdir" in _refused(mode, given, f"--workdir={tmp_path}")
     assert _state(tmp_path) == before
 
 
@@ -403,7 +403,7 @@ def test_a_run_whose_folder_was_removed_says_so(tmp_path):
     wait_for(tmp_path / "run", "parts/*/0*.npz", started)
     (tmp_path / "run").rename(tmp_path / "moved")
     ((_, errors),) = finish(started, code=2)
-    assert len(errors.splitlines()) == 1 and "was removed while" in errors
+    assert len(errors.splitlines()) == 1 and "was removed during" in errors
     assert not (tmp_path / "run").exists()
 
 
@@ -453,7 +453,7 @@ cli.run({"score": modes.Mode(run)})
 @pytest.mark.parametrize(
     "number, code, told",
     [
-        (signal.SIGTERM, 75, "asked to stop; start it again to go on"),
+        (signal.SIGTERM, 75, "asked to stop; run the same command again to resume"),
         (signal.SIGINT, 130, "interrupted"),
     ],
 )

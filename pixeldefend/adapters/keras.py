@@ -35,8 +35,8 @@ class Purified(keras.layers.Layer):
         check(purifier, gradient)
         if keras.config.backend() not in BACKENDS:
             raise ValueError(
-                "the purifier is a program of JAX, which Keras can differentiate with "
-                f"the backends {' and '.join(BACKENDS)}: {keras.config.backend()}"
+                "the purifier runs in JAX; Keras can differentiate it only with the "
+                f"backends {' and '.join(BACKENDS)}: {keras.config.backend()}"
             )
         self.purifier = purifier
         self.gradient = gradient

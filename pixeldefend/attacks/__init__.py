@@ -1,6 +1,6 @@
 """Attacks as pure, batched functions, one file per family.
 
-All of them are called alike:
+All have the same signature:
 
     adversarial, info = attack(logits_fn, variables, images, labels, key, eps=eps)
 
@@ -10,14 +10,14 @@ None for the predicted ones), `key` is `[B]`, one an image, where the attack is 
 eps, a number or `[B]`, bounds the distance in the attack's norm: levels, or values that
 differ for L0. It may be traced, so that one program serves every eps. What comes back
 is `uint8`, inside the ball and 0..255, with `Info`; where an attack failed it is the
-clean image, unless `keep_failed=True`. An image depends on nothing but itself and its
-key. The caller jits.
+clean image, unless `keep_failed=True`. The result for an image depends
+only on that image and its key. The caller jits.
 
-Values are checked where they can be seen: an eager call tells of labels that do not
-exist, a negative eps or images that are no levels; a traced one cannot, so check before
+Values are checked where they can be seen: an eager call refuses labels that do not
+exist, a negative eps or images that are not levels; a traced one cannot, so check first
 with `check_labels`, `check_eps` and, for the network itself, `check_logits`.
 
-`named` gives an attack by name with the arguments of a paper, `ATTACKS` lists them.
+`named` returns an attack by name with the settings of a paper; `ATTACKS` lists them.
 """
 
 from pixeldefend.attacks.apgd import apgd

@@ -28,7 +28,7 @@ def drawing(logits_fn: LogitsFn, variables: Any, draws: int) -> Draws:
         return lambda images, keys: logits_fn(variables, images)[None]
     if not isinstance(variables, dict) or "key" not in variables:
         raise ValueError(
-            "draws are for a random logits_fn, whose variables have a `key`; this one "
+            "draws need a random logits_fn, with a `key` among its variables; this one "
             "has none"
         )
 

@@ -109,7 +109,7 @@ def prepare(
         )
     if shape[1] < 2:
         raise ValueError(
-            "logits_fn must return two classes at least (of one logit z make [0, z]): "
+            "logits_fn must return at least two classes (for one logit z: [0, z]): "
             f"{list(shape)}"
         )
     check_eps(eps)
@@ -283,8 +283,8 @@ def check_logits(logits_fn: LogitsFn, variables: Any, images: chex.Array) -> Non
     sums = np.sum(logits, -1, dtype=np.float64)
     if np.all(logits >= 0) and np.all(np.abs(sums - 1) < 1e-3):
         warnings.warn(
-            "what logits_fn returns lies in 0..1 and sums to one: attacks want logits, "
-            "not probabilities (their logarithm will do)",
+            "what logits_fn returns lies in 0..1 and sums to one: attacks need logits, "
+            "not probabilities (log-probabilities will do)",
             stacklevel=2,
         )
 

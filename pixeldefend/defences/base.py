@@ -146,7 +146,9 @@ class Defence:
           ValueError: it has no such gradient.
         """
         if gradient != "bpda":
-            raise ValueError(f"{self.name} has no gradient of its own, only bpda")
+            raise ValueError(
+                f"{self.name} has no gradient other than bpda: {gradient!r}"
+            )
         given = whole(jax.lax.stop_gradient(images))
         passed = self.decide(params, self.compute(params, given, key), given)
         return straight_through(images, passed.images.astype(images.dtype))
@@ -256,7 +258,9 @@ def check_params(
 ) -> None:
     """Raises ValueError where not each has its params, or a random one has no key."""
     if len(defences) != len(params):
-        raise ValueError(f"{len(defences)} defences need as many params: {len(params)}")
+        raise ValueError(
+            f"{len(defences)} defences need as many params, not {len(params)}"
+        )
     for defence in defences:
         if defence.random and key is None:
             raise ValueError(f"{defence.name} is random: it needs a key")
@@ -299,7 +303,7 @@ def behind(
     draws: int = 4,
     truly: bool = False,
 ) -> LogitsFn:
-    """A classifier behind defences, as an attacker sees it who looks through them all.
+    """A classifier behind defences, as seen by an attack through all of them.
 
     Draws of random defences are the same for all images and at every look; with a key
     of the attacker's own they are not those of the defence. With the gradient
@@ -360,7 +364,7 @@ def behind(
     def logits_behind(variables: dict, images: chex.Array) -> chex.Array:
         check_params(defences, variables["defences"], variables.get("key"))
         if random and variables["key"].ndim:
-            raise ValueError(f"an attacker has one key: {variables['key'].shape}")
+            raise ValueError(f"the key must be a single one: {variables['key'].shape}")
         if gradient != "expectation" or not random:
             if truly and not random:
                 return shown(variables, images)

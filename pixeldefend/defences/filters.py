@@ -81,7 +81,7 @@ def _ordered(a: chex.Array, b: chex.Array) -> tuple[chex.Array, chex.Array]:
 def squeeze_features(
     images: chex.Array, *, colours: int, preset: str = "paper"
 ) -> chex.Array:
-    """Fewer colours, then the median: what a squeezed classifier looks at.
+    """Feature squeezing: fewer colours, then a median filter.
 
     PixelDefend, section 2.2 and Appendix B, after Xu et al. (2017).
 

@@ -66,7 +66,8 @@ def graded_eps(
     ladder = thresholds if traced else np.asarray(thresholds, np.float32)
     if ladder.ndim != 1 or radius.shape != (len(ladder) + 1,):
         raise ValueError(
-            f"{list(ladder.shape)} thresholds need one eps more: {list(radius.shape)}"
+            f"thresholds {list(ladder.shape)} need one eps more than there are "
+            f"thresholds: {list(radius.shape)}"
         )
     if not traced and not np.all(np.diff(ladder) > 0):
         raise ValueError(f"thresholds must ascend: {ladder.tolist()}")
@@ -146,11 +147,11 @@ class PurifyAdaptively(purification.Purify):
 
 @dataclasses.dataclass(frozen=True)
 class PurifyGraded(purification.Purify):
-    """The more suspicious an image, the more is done to it.
+    """The more suspicious an image, the more strongly it is purified.
 
     The grade is found as by `graded_eps`. An image is purified and then
     compressed (`compression.compress`): greedy decoding leaves specks of colour that no
-    photograph has, and JPEG takes those first.
+    photograph has, and JPEG removes those first.
 
     Its `params` have `eps` `[T + 1]`, `thresholds` `[T]`, bits/dim, and `quality`
     `[T + 1]`, that of JPEG, 0 for no compression.

@@ -1,4 +1,4 @@
-"""MagNet: autoencoders that tell attacked images and mend the others.
+"""MagNet: autoencoders that detect attacked images and reform the others.
 
 Detectors judge an image by how far an autoencoder moves it, or by how much a classifier
 changes its mind about it; the reformer hands the moved image to the classifier. Where
@@ -75,7 +75,7 @@ class Detector:
         """Raises ValueError unless there is either a power or a temperature."""
         if (self.power > 0) == (self.temperature > 0):
             raise ValueError(
-                f"{self.name}: one of power and temperature must be above 0: "
+                f"{self.name}: either power or temperature must be above 0: "
                 f"{self.power}, {self.temperature}"
             )
 
@@ -99,7 +99,7 @@ def detectors_of(model: MagNet) -> tuple[Detector, ...]:
     if model.autoencoders not in DETECTORS:
         known = " or ".join("+".join(names) for names in DETECTORS)
         raise ValueError(
-            f"detectors are known for the autoencoders {known}, not "
+            f"there are detectors only for the autoencoders {known}, not "
             f"{'+'.join(model.autoencoders)}"
         )
     return DETECTORS[model.autoencoders]

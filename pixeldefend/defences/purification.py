@@ -73,7 +73,7 @@ def relax(
     straight_through: bool = False,
     window: int | None = None,
 ) -> chex.Array:
-    """`purify` with a slope: each level is the mean of the allowed ones, not the mode.
+    """Differentiable `purify`: a level is the mean of the allowed ones, not the mode.
 
     In raster order each channel of each pixel becomes the expectation of the level
     under the model, restricted to the ball around the image's own and given everything
@@ -117,7 +117,7 @@ def relax(
 
 
 def window_for(eps: int) -> int:
-    """The narrowest of the scan's windows that serves `eps`.
+    """The narrowest of the scan's windows that is wide enough for `eps`.
 
     With it as `window`, a program is compiled once for each of the five windows instead
     of once for all eps, holds a fifth of them, and treats an image alike whatever the

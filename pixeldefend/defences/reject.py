@@ -1,4 +1,4 @@
-"""Classifiers that may answer "attacked": any score with a threshold.
+"""Classifiers that may reject an image as attacked: any score with a threshold.
 
 Scores say how suspicious an image is: its distance from a reconstruction, or minus its
 log-probability. What scores above a threshold is rejected, that is, gets the label K

@@ -60,12 +60,12 @@ def export(
     platforms: Sequence[str] = PLATFORMS,
     batch: int = 0,
 ) -> epath.Path:
-    """Writes a defence as a program that runs wherever JAX is, without this package.
+    """Writes a defence as a program that runs wherever JAX does, without this package.
 
     Args:
       weights: a released density model by name, or a folder with one.
       to: folder for `defence.jax`, the program with its weights, and `defence.json`,
-        which tells its inputs and outputs and how to call it.
+        which describes its inputs and outputs and how to call it.
       what: "purify": purified images; "score": `log_probs` and `bits_per_dim`, and
         `p_values` where the model has scores of training images; "defence": purified
         images and a classifier's `logits` of them.
@@ -128,9 +128,11 @@ def make(
     if what not in WHAT:
         raise ValueError(f"{field}what must be one of {', '.join(WHAT)}: {what!r}")
     if card["kind"] != "pixelcnn":
-        raise ValueError(f"the density model is a {card['kind']}")
+        raise ValueError(f"the density model must be a pixelcnn: {card['kind']}")
     if model.classes:
-        raise ValueError("the density model is class-conditional; images have no label")
+        raise ValueError(
+            "the density model is class-conditional, but images have no labels"
+        )
     if (eps is None) != (what == "score"):
         raise ValueError(f"{what} takes {'no' if what == 'score' else 'an'} eps: {eps}")
     if (classifier is None) == (what == "defence"):
@@ -229,8 +231,8 @@ def write(folder: epath.Path, made: Artefact) -> dict:
         content = bytes(exported.serialize())
     except NotImplementedError as error:
         raise ValueError(
-            "the program calls Python on the way, as a torch network makes it do, and "
-            "that cannot be exported"
+            "the program calls back into Python, as a torch network does, and cannot "
+            "be exported"
         ) from error
     told = _told(made, exported, content)
     if processes.is_first():  # so that a kill leaves no old word beside a new program

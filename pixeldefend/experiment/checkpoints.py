@@ -92,7 +92,7 @@ class Checkpoints:
                 damaged.append((step, error))
                 continue
             for bad, reason in damaged:
-                print(f"{reason}; going on from step {step}")
+                print(f"{reason}; resuming from step {step}")
                 if processes.is_first():
                     (self.folder / str(bad)).rmtree()
             if damaged:
@@ -116,7 +116,7 @@ class Checkpoints:
             # One of an older version has none.
             told = extra.pop(_HASH, None)
             if told is not None and told != _hash(jax.device_get(state), extra):
-                raise ValueError("it is not what was saved")
+                raise ValueError("its contents are not what was saved")
         except Exception as error:  # orbax raises many kinds for a damaged folder
             raise unreadable(self.folder / str(step), error) from error
         return state, extra

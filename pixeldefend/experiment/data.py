@@ -1,4 +1,4 @@
-"""A split as `uint8` arrays, and images of the user's own."""
+"""Splits of data sets as `uint8` arrays, and the user's own images."""
 
 import io
 from typing import NamedTuple
@@ -241,7 +241,7 @@ def read_input(
     own = source not in ("sample", *SPLITS)
     if own:
         if not source:
-            raise ValueError("input is empty: sample, a split, a file or a folder")
+            raise ValueError("input is empty: give sample, a split, a file or a folder")
         files.check_outside(source)
         images, labels, names = read_images(source, shape, size=size)
         path = files.absolute(source)

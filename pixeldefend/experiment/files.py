@@ -51,7 +51,7 @@ def check_outside(path: epath.PathLike) -> None:
     """Raises ValueError where what is read lies in a folder that is written to."""
     read = absolute(path)
     for folder in _runs.keys() & {read, *read.parents}:
-        raise ValueError(f"{path} lies in the workdir {folder}; name another")
+        raise ValueError(f"{path} is inside the workdir {folder}; name another")
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -78,7 +78,7 @@ def check_there(path: epath.PathLike) -> None:
             os.stat(always)  # unlike `exists`, for which any failure is an absence
         except FileNotFoundError as error:
             raise LostError(
-                f"{always} was removed while the run was at work: start it again"
+                f"{always} was removed during the run: run the command again"
             ) from error
 
 
@@ -150,7 +150,7 @@ def prepare(paths: Iterable[str]) -> None:
         package = _PACKAGES.get(scheme)
         if package is None:
             known = ", ".join(f"{name}://" for name in _PACKAGES)
-            raise ValueError(f"no such kind of path {scheme}://: one of {known}")
+            raise ValueError(f"unknown kind of path {scheme}://: one of {known}")
         try:
             fsspec.get_filesystem_class(scheme)
         except ImportError as error:
@@ -193,7 +193,7 @@ def output_folder(path: epath.PathLike, what: str) -> epath.Path:
         return folder
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if not there.is_dir():
-        where = "is" if there == folder else f"lies below {there}, which is"
+        where = "is" if there == folder else f"is inside {there}, which is"
         raise ValueError(f"{what} {folder} {where} a file; name a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         where = "" if there == folder else f", since {there} cannot"
@@ -205,8 +205,8 @@ def check_name(name: str) -> None:
     """Raises ValueError where a name is too long for a file."""
     if (size := len(os.fsencode(name))) > _LONGEST:
         raise ValueError(
-            f"a result would be called {name}, which is {size} bytes long and may be "
-            f"{_LONGEST}: rename the images"
+            f"a result would be named {name}: {size} bytes, where at most {_LONGEST} "
+            "are allowed; rename the images"
         )
 
 
@@ -259,7 +259,7 @@ def patiently(
         if time.monotonic() > end:
             raise OSError(
                 f"{path}, which another process wrote, does not show up here: all "
-                "processes need a workdir that they share"
+                "processes need a shared workdir"
             )
         time.sleep(0.1)
     return found

@@ -42,7 +42,7 @@ def check_regular(path: epath.PathLike) -> None:
         return
     mode = os.stat(files.expanded(path)).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ValueError(f"{path} is no regular file, but a pipe, socket or device")
+        raise ValueError(f"{path} is not a regular file but a pipe, socket or device")
 
 
 def check_all_regular(folder: epath.PathLike) -> None:
@@ -83,7 +83,7 @@ def read_json(path: epath.PathLike) -> Any:
     check_regular(path)
     size = files.expanded(path).stat().length
     if size > _LARGEST_JSON:
-        raise ValueError(f"{path} has {size} bytes: more than any file of its kind")
+        raise ValueError(f"{path} has {size} bytes, too many for a file of its kind")
     try:
         return parse_json(read_bytes(path))
     except ValueError as error:
@@ -141,7 +141,7 @@ def _named(path: epath.Path) -> Iterator[None]:
 def _single(file: IO[bytes], names: Sequence[str] | None) -> Iterator[tuple]:
     """The array of an `.npy`: its name, a stream and how many bytes that has."""
     if file.read(4) == b"PK\x03\x04":
-        raise ValueError("it is several arrays; call it .npz")
+        raise ValueError("it holds several arrays; name it .npz")
     assert names is not None  # see `read_arrays`
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -151,7 +151,7 @@ def _single(file: IO[bytes], names: Sequence[str] | None) -> Iterator[tuple]:
 def _archive(file: IO[bytes], names: Sequence[str] | None) -> Iterator[tuple]:
     """Those of an `.npz`, as `_single` gives them; without names, all."""
     if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
-        raise ValueError("it is a single array; call it .npy")
+        raise ValueError("it is a single array; name it .npy")
     if not zipfile.is_zipfile(file):
         raise ValueError("it is not in numpy's format")
     archive = zipfile.ZipFile(file)
@@ -166,7 +166,7 @@ def _archive(file: IO[bytes], names: Sequence[str] | None) -> Iterator[tuple]:
             continue
         # What other methods make of a few bytes cannot be read piece by piece.
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{name} is compressed as numpy never does it")
+            raise ValueError(f"{name} is compressed by a method that numpy never uses")
         yield name, archive.open(member), member.file_size
 
 
@@ -188,10 +188,10 @@ class _Array:
         self._bytes = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or start + self._bytes != size:
             raise ValueError(
-                f"its header tells of {self._bytes} bytes, but there are {size - start}"
+                f"its header claims {self._bytes} bytes, but there are {size - start}"
             )
         if self._bytes > _LARGEST_ARRAY:
-            raise ValueError(f"it has {self._bytes} bytes: split it")
+            raise ValueError(f"it has {self._bytes} bytes, too many: split it")
 
     def read(self) -> np.ndarray:
         """The data; memory is touched only as it comes."""

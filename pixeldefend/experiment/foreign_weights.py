@@ -103,7 +103,7 @@ def _one_line(path: epath.Path) -> Iterator[None]:
     except Exception as error:  # many kinds, some of them of many lines
         raise ValueError(
             f"cannot read weights from {path} ({type(error).__name__}): it is damaged, "
-            "or holds other things than arrays, which are never loaded"
+            "or holds things other than arrays, which are never loaded"
         ) from error
 
 

@@ -52,7 +52,7 @@ class Form:
         except (TypeError, ValueError):
             black = white = 0.0
         if not (np.isfinite(black) and np.isfinite(white) and black < white):
-            raise ValueError(f"range must be two numbers that ascend: {given!r}")
+            raise ValueError(f"range must be two ascending numbers: {given!r}")
         return cls(shape, layout, black, white)
 
     @property
@@ -68,7 +68,7 @@ class Form:
             fits = [name for name, shape in wanted.items() if shape == given.shape[1:]]
             hint = f'; layout="{fits[0]}" takes them' if fits else ""
             if given.ndim == 3:
-                hint = "; of one image images[None]"
+                hint = "; for a single image give images[None]"
             expected = ", ".join(str(size) for size in wanted[self.layout])
             raise ValueError(f"images must be [N, {expected}]: {[*given.shape]}{hint}")
         pixels.check_some(given)
@@ -118,7 +118,7 @@ def opened(name: str, images: Any) -> tuple[np.ndarray, Callable[[np.ndarray], A
         return images, lambda found: found
     if isinstance(images, jax.core.Tracer):
         raise TypeError(
-            f"{name} are traced: within jit or grad call Purifier.traced, "
+            f"{name} are traced: under jit or grad call Purifier.traced, "
             "pixeldefend.purify or pixeldefend.behind"
         )
     if isinstance(images, jax.Array):
@@ -139,8 +139,8 @@ def opened(name: str, images: Any) -> tuple[np.ndarray, Callable[[np.ndarray], A
 
     if images.requires_grad and torch.is_grad_enabled():
         raise TypeError(
-            f"{name} want a gradient, and a purifier alone has none: "
-            "pixeldefend.adapters.torch.Defended has; or detach them"
+            f"{name} require a gradient, which a bare purifier lacks: use "
+            "pixeldefend.adapters.torch.Defended, or detach them"
         )
 
     def restore(found: np.ndarray) -> Any:

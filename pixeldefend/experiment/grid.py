@@ -199,9 +199,9 @@ def column(text: str) -> Column:
     if own is not None:
         attacks.check_eps(own, f"eps of attack {text!r}", not options["levels"])
     if options["through"] and not attacks.ATTACKS[name].looks:
-        raise ValueError(f"attack {text!r}: {name} looks at nothing")
+        raise ValueError(f"attack {text!r}: {name} ignores the model, so no through=")
     if options["through"] == OUTPUTS and attacks.ATTACKS[name].differentiates:
-        raise ValueError(f"attack {text!r}: {name} takes gradients, not outputs alone")
+        raise ValueError(f"attack {text!r}: {name} needs gradients, not outputs alone")
     fractional = bool(options["levels"])
     if fractional and (name == "rand" or attacks.ATTACKS[name].cut):
         raise ValueError(f"attack {text!r}: {name} gives whole levels only")
@@ -256,7 +256,7 @@ def adversary_for(
         elif column.gradient and not defence.detects:
             if column.gradient not in (*defence.gradients, OUTPUTS):
                 raise ValueError(
-                    f"attack {column} on {row}: {name} has no gradient but "
+                    f"attack {column} on {row}: {name} has no gradient other than "
                     f"{', '.join(defence.gradients)}"
                 )
             through.append(name)
@@ -355,7 +355,7 @@ def read(
     for field, texts in given.items():
         for text in texts:
             if not isinstance(text, str):
-                raise ValueError(f"{field} must be texts: {text!r}")
+                raise ValueError(f"{field} must be strings: {text!r}")
     try:
         sizes = tuple(float(one) for one in eps)
     except (TypeError, ValueError) as error:

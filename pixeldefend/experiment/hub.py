@@ -20,8 +20,8 @@ _DATASETS = {  # as the hub calls them
 }
 _WHAT = {
     "pixelcnn": "A PixelCNN++, which detects and purifies adversarial images "
-    "(PixelDefend, Song et al. 2018). An attacker who looks through the purifier "
-    "defeats it (Athalye et al. 2018).",
+    "(PixelDefend, Song et al. 2018). Attacks through the purifier defeat it (Athalye "
+    "et al. 2018).",
     "classifier": "A classifier.",
     "puvae": "A PuVAE, a conditional autoencoder that purifies images.",
     "magnet": "MagNet's autoencoders, which detect and reform adversarial images.",
@@ -50,22 +50,22 @@ model, params, card = pd.load_released("FOLDER")  # this one
 
 {figures}
 
-`card.json` tells how it was trained, how these figures are measured again, and the
-SHA-256 of every file.
+`card.json` says how it was trained, how to measure these figures again, and the SHA-256
+of every file.
 """
 
 
 def export_weights(
     weights: str, to: epath.PathLike, *, license: str = LICENSE
 ) -> epath.Path:
-    """Writes a released model in the layout of Hugging Face's hub.
+    """Writes a released model in the layout of the Hugging Face Hub.
 
-    What is written is loaded by `load_released`, as every released model is.
+    `load_released` reads it back, as it does every released model.
 
     Args:
       weights: a released model of any kind by name, or a folder with one.
       to: the folder; made if need be, and written anew where it is one of these.
-      license: of the weights, as the hub calls it.
+      license: of the weights, by its identifier on the Hub.
 
     Returns:
       The folder.
@@ -88,7 +88,8 @@ def check(to: epath.PathLike, field: str, license: str) -> epath.Path:
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
         raise ValueError(
-            f"license must be as Hugging Face calls it, such as apache-2.0: {license!r}"
+            "license must be an identifier of the Hugging Face Hub, such as "
+            f"apache-2.0: {license!r}"
         )
     folder = files.output_folder(to, field)
     there = {path.name for path in files.entries(folder) if path.name[0] != "."}
@@ -154,7 +155,7 @@ def _rows(figures: dict, of: str = "") -> Iterator[tuple[str, dict]]:
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:
     if not rows:
-        return "Nothing was measured of it (`--mode=release` does that)."
+        return "It has not been measured (`--mode=release` does that)."
     columns = list(dict.fromkeys(name for numbers in rows.values() for name in numbers))
     lines = [
         [of, *(str(numbers.get(name, "")) for name in columns)]

@@ -46,9 +46,9 @@ def judge(
 ) -> Verdict:
     """Judges a defence in front of any classifier by the whole protocol.
 
-    Dear: on two cores an image behind `purify` takes about a minute, most of it where
-    the defence holds. `--mode=judge` does the same with released models, on all
-    devices, and goes on where it was stopped.
+    Expensive: on two cores an image behind `purify` takes about a minute, most of it
+    where the defence holds. `--mode=judge` does the same with released models, on all
+    devices, and resumes where it was stopped.
 
     Args:
       logits_fn: of the classifier, `logits_fn(variables, images) -> [B, K]` of floating

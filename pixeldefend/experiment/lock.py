@@ -130,7 +130,7 @@ class Lock:
             # complain about.
             with contextlib.suppress(Exception):
                 if self.holder() not in (None, self.token):
-                    text = f"{self.path.parent} was taken by another run"
+                    text = f"{self.path.parent} was taken over by another run"
                     print(text, file=sys.stderr)
                     interruption.ask()
                     return
@@ -143,7 +143,7 @@ class Lock:
             return started is not None and started == there.get("started")
         print(
             f"waiting {_PATIENCE:.0f} s to see whether the run on {there.get('host')} "
-            f"that has {self.path.parent} is alive",
+            f"that holds {self.path.parent} is alive",
             flush=True,
         )
         end = time.monotonic() + _PATIENCE

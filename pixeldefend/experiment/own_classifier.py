@@ -59,8 +59,8 @@ def load(weights: str, dataset: str, shape: tuple[int, int, int]) -> zoo.Loaded:
             )
     except jax.errors.TracerArrayConversionError as error:
         raise ValueError(
-            f"{weights} cannot be computed: it takes images to numpy, of which JAX "
-            "sees nothing; use jax.numpy there"
+            f"{weights} cannot be computed: it converts images to numpy, which JAX "
+            "cannot trace; use jax.numpy there"
         ) from error
     except Exception as error:  # it is anybody's code
         raise ValueError(_failed(weights, "cannot be computed", error)) from error
@@ -85,23 +85,23 @@ def _check(weights: str, logits: np.ndarray, again: np.ndarray) -> None:
     """Raises ValueError where what was computed, twice, is not the logits of images."""
     if logits.ndim != 2 or len(logits) != _PROBES or logits.dtype.kind != "f":
         raise ValueError(
-            f"{weights} makes {logits.dtype} {logits.shape} of {_PROBES} images; "
-            f"logits are floating ({_PROBES}, K)"
+            f"{weights} returns {logits.dtype} {logits.shape} for {_PROBES} images; "
+            f"logits must be floating point, ({_PROBES}, K)"
         )
     if logits.shape[1] < 2 or not np.all(np.isfinite(logits)):
         raise ValueError(
-            f"{weights} gives logits {logits.shape}, which have to be finite and of "
-            "two classes at least"
+            f"{weights} returns logits {logits.shape}; they must be finite, for at "
+            "least two classes"
         )
     if not np.allclose(logits, again, rtol=1e-4, atol=1e-6):
         raise ValueError(
-            f"{weights} gives other logits of the same images when it is called again: "
-            "it has to be a function of the images alone"
+            f"{weights} returns different logits for the same images when called "
+            "again: it must be a function of the images alone"
         )
     if np.all(logits >= 0) and np.allclose(logits.sum(1), 1, atol=1e-3):
         print(
-            f"{weights} seems to give probabilities, of which attacks are weaker than "
-            "of logits: leave the softmax out"
+            f"{weights} seems to return probabilities, which weaken attacks: return "
+            "logits, without the softmax"
         )
 
 

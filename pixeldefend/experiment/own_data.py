@@ -105,7 +105,7 @@ def load(
         missing = [name for name in ("validation", "test") if name not in pools]
         parts = _cut(pool, missing, held_out, path)
         sizes = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items())
-        _say_once(f"{path}: {_in_words(pool)}, cut at random into {sizes}")
+        _say_once(f"{path}: {_in_words(pool)}, split at random into {sizes}")
         rows = parts[split]
     labels = None if pool.labels is None else pool.labels[rows]
     return pool.read(rows), labels
@@ -150,7 +150,7 @@ def _cut(
             names = class_names(path)
             raise ValueError(
                 f"{path} has {len(rows)} images of class "
-                f"{names[label] if names else label}, too few to hold some out for "
+                f"{names[label] if names else label}, too few to hold any out for "
                 f"{' and '.join(missing)}"
             )
         for name in missing:
@@ -262,7 +262,7 @@ def _listed(
     inner = sorted(f.name for f in folder.iterdir() if not f.name.startswith("."))
     if unknown := [name for name in inner if name not in classes]:
         raise ValueError(
-            f"{folder / unknown[0]} lies beside folders of classes ("
+            f"{folder / unknown[0]} is beside class folders ("
             f"{', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}): put it "
             "into one of them, or elsewhere"
         )

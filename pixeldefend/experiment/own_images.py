@@ -58,8 +58,8 @@ def read_images(
         raise FileNotFoundError(f"no file or folder {path}")
     if size and shape[:2] != (size, size):
         raise ValueError(
-            f"own.size is {size}, the model takes images {describe(shape)}: leave it 0 "
-            "or give the model's"
+            f"own.size is {size}, but the model takes images {describe(shape)}: leave "
+            "it at 0 or give the model's size"
         )
     if path.is_dir():
         paths = list_pictures(path)
@@ -116,7 +116,7 @@ def _check_levels(
     if given.dtype.kind not in "iu":
         hint = ""
         if np.issubdtype(given.dtype, np.floating):
-            hint = ": for units 0..1 use np.round(images * 255).astype(np.uint8)"
+            hint = ": for values in 0..1 use np.round(images * 255).astype(np.uint8)"
         raise TypeError(
             f"{path} holds {given.dtype}; images are integer levels 0..255 (uint8)"
             f"{hint}"
@@ -246,7 +246,7 @@ def _opened(path: epath.Path) -> Iterator[tuple[Any, IO[bytes], bytes]]:
     except _Unfit as error:
         raise ValueError(f"{path} {error}") from error
     except Exception as error:  # damaged ones make it raise SyntaxError and what not
-        raise ValueError(f"{path} is not a picture that can be read") from error
+        raise ValueError(f"{path} is not a readable picture") from error
 
 
 class _Unfit(Exception):
@@ -301,7 +301,7 @@ def _check_fits(
     grey = shape[2] == 1
     if picture.mode in _TRANSPARENT:
         raise _Unfit(
-            f"has transparency ({picture.mode}), which would get lost: flatten it first"
+            f"has transparency ({picture.mode}), which would be lost: flatten it first"
         )
     if size:
         fits = picture.mode in (_GREY if grey else {*_GREY, "RGB", "P", "CMYK"})
@@ -321,14 +321,14 @@ def _check_fits(
     elif picture.format == "PPM" and picture.tile[0][0] != "raw":
         bits = int(picture.tile[0][3][-1]).bit_length()
     if bits > 8 or not unsigned:
-        kind = f"{bits} bits a channel" if bits > 8 else "negative levels"
+        kind = f"{bits} bits per channel" if bits > 8 else "negative levels"
         raise _Unfit(
             f"has {kind}; images are levels 0..255: convert it to 8 bits first"
         )
     if "transparency" in picture.info:
-        raise _Unfit("has a transparent colour, which would get lost: flatten it first")
+        raise _Unfit("has a transparent colour, which would be lost: flatten it first")
     if getattr(picture, "n_frames", 1) > 1:
-        raise _Unfit("has several frames or pages: make a picture of each")
+        raise _Unfit("has several frames or pages: save each as a picture of its own")
 
 
 def _of_size(
@@ -341,7 +341,7 @@ def _of_size(
         square = f"={shape[0]}" if shape[0] == shape[1] else ""
         advice = f"resize and {advice}, or give --config.own.size{square}"
     return (
-        f"is {describe(found[:2])} ({found[2]}); expected are {describe(shape[:2])} "
+        f"is {describe(found[:2])} ({found[2]}); expected {describe(shape[:2])} "
         f"({mode}), 8 bits: {advice}"
     )
 

@@ -11,15 +11,14 @@ from pixeldefend.experiment.page import Cell, Column
 from pixeldefend.experiment.rows import WORST
 
 THREATS = {
-    "white-box": "the attacker saw all that there is: the classifier and everything in "
-    "front of it",
-    "grey-box": "the attacker saw the classifier, and not all of the defence (what the "
-    "PixelDefend paper calls “white-box”); one who looks through the defence does more "
-    "harm",
-    "transfer": "the attacker saw another classifier only",
-    "no attacker": "random changes that look at nothing",
-    "clean": "images as they are",
-    "not recorded": "the rows do not say who attacked: no measure of robustness",
+    "white-box": "the attacker saw the classifier and every defence in front of it",
+    "grey-box": "the attacker saw the classifier, but not all of the defence (what the "
+    "PixelDefend paper calls “white-box”); attacks through the defence do more harm",
+    "transfer": "the attacker saw only another classifier",
+    "no attacker": "random changes that ignore the model",
+    "clean": "images without an attack",
+    "not recorded": "the rows do not say what the attacker saw, so they are no measure "
+    "of robustness",
 }
 # Of rows without a threat model, the fields that may be mistaken for a robustness.
 _DOUBTFUL = {"accuracy", "attack", "attacked", "clean", "component", "mended"}

@@ -239,7 +239,7 @@ def _detection(found: dict[str, np.ndarray], rows: Sequence[dict], count: int) -
     each = max(1, count // max(len(shown), 1)) if count else 0
     html = (
         "<h3>Likelihood and detection</h3>"
-        "<p>Bits/dim under the density model (an attack makes images unlikely, to the "
+        "<p>Bits/dim under the density model (attacked images are less likely: further "
         "right), and ROC curves with training images as negatives.</p>"
         + page_charts.legend(page_charts.SERIES)
         + f'<div class="cards">{"".join(drawn)}</div>'

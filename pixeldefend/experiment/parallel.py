@@ -38,8 +38,8 @@ def initialize() -> None:
     own, every = jax.local_device_count(), jax.device_count()
     if own * processes.count() != every:
         raise ValueError(
-            f"{own} of {every} devices are this process's, of {processes.count()}: "
-            "give each process as many"
+            f"this process has {own} of {every} devices, shared by "
+            f"{processes.count()} processes: give each the same number"
         )
 
 
@@ -61,8 +61,8 @@ def warn_of_idle_gpu() -> None:
     asked = os.environ.get("JAX_PLATFORMS")
     if jax.default_backend() == "cpu" and not asked and _GPU.exists():
         print(
-            "this machine has a GPU, and JAX works on its CPU: pip install "
-            '"jax[cuda12]", or set JAX_PLATFORMS=cpu to hear no more of it',
+            "this machine has a GPU, but JAX uses its CPU: pip install "
+            '"jax[cuda12]", or set JAX_PLATFORMS=cpu to silence this',
             file=sys.stderr,
         )
 
@@ -83,14 +83,14 @@ def check_batch(batch: int, field: str = "batch") -> int:
 
 
 def enable_cache(folder: str = "~/.cache/pixeldefend") -> None:
-    """Keeps what JAX compiles in a folder, for this process and those after it.
+    """Caches compiled JAX programs in a folder, for this process and later ones.
 
     It sets JAX's own configuration, for all programs of the process. `main.py` does so
     by itself. Nothing changes where the process has a cache already, by
     `JAX_COMPILATION_CACHE_DIR` or an earlier call.
 
     Args:
-      folder: made if need be.
+      folder: created if missing.
     """
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(files.expanded(folder)))
@@ -398,7 +398,7 @@ def in_order(parts: list[tuple[np.ndarray, Any]], count: int) -> Any:
     order = np.argsort(rows, kind="stable")
     if not np.array_equal(rows[order], np.arange(count)):
         raise ValueError(
-            f"{len(rows)} results of {len(np.unique(rows))} rows where {count} are due"
+            f"{len(rows)} results of {len(np.unique(rows))} rows, not of {count}"
         )
     together = concatenated([result for _, result in parts])
     return jax.tree.map(lambda a: a[order], together)

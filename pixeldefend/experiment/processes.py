@@ -51,8 +51,8 @@ def join() -> None:
         jax.distributed.initialize(**given)
     except ValueError as error:
         raise ValueError(
-            f"--distributed, but no launcher to be seen ({error}): start it by srun or "
-            "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+            f"--distributed, but no launcher was found ({error}): start it with srun "
+            "or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
 
 

@@ -180,7 +180,7 @@ def run_batches(
 @contextlib.contextmanager
 def compiling(what: str, patience: float = 5.0) -> Iterator[None]:
     """Says so where compiling `what` takes more seconds than `patience`."""
-    line = f"{what}: compiling, which can take minutes; it is kept for the next time"
+    line = f"{what}: compiling, which can take minutes; the next run reuses it"
     timer = threading.Timer(patience, functools.partial(print, line, flush=True))
     timer.daemon = True
     timer.start()

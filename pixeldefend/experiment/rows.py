@@ -148,11 +148,11 @@ class Row:
                 f"accuracy {self.accuracy} is not {self.correct} of {self.n}"
             )
         if not self.low <= self.accuracy <= self.high:
-            raise ValueError(f"accuracy {self.accuracy} is outside of its interval")
+            raise ValueError(f"accuracy {self.accuracy} is outside its interval")
         if self.threat not in self._threats():
             raise ValueError(
                 f"{self.attack} through {self.through} on {self.source}, against "
-                f"{self.classifier} behind {self.defence}: no {self.threat}"
+                f"{self.classifier} behind {self.defence}: not {self.threat}"
             )
 
     def _threats(self) -> set[str | None]:
@@ -269,7 +269,7 @@ def read_rows(path: epath.PathLike) -> list[dict]:
         lines = foreign.read_bytes(path).splitlines()
         rows = [foreign.parse_json(line) for line in lines]
         if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("not every line is an object of JSON")
+            raise ValueError("not every line is a JSON object")
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return rows

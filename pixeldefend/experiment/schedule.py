@@ -79,7 +79,7 @@ class Plan:
                 f"steps={self.steps}, hours={self.hours}"
             )
         if self.hours and self.schedule != "anneal":
-            raise ValueError("hours need schedule 'anneal'; give steps for 'paper'")
+            raise ValueError("hours need schedule 'anneal'; for 'paper' give steps")
         for name in ("polyak", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1): {getattr(self, name)}")
@@ -237,9 +237,9 @@ class Clock:
         if plan.hours and done <= plan.warmup:
             raise UnfinishedWarmupError(
                 f"{plan.hours:g} hours ended after {done} steps, within the warm-up of "
-                f"{plan.warmup} (after {self.compiled or 0:.0f} s the first one was "
-                "compiled and done): give more hours or a shorter warm-up, and another "
-                "workdir"
+                f"{plan.warmup} (the first step, with compilation, ended after "
+                f"{self.compiled or 0:.0f} s): give more hours or a shorter warm-up, "
+                "and another workdir"
             )
 
     def look(self) -> None:

@@ -120,7 +120,7 @@ class _Served:
 
 
 class Purifier(_Served):
-    """PixelDefend for images of any library, layout and range, any number at a time.
+    """PixelDefend for images from any library, in any layout, range and number.
 
     One program is compiled, for `batch` images on each device, when the first images
     come (or in `compile`); fewer are padded, more are cut, so what becomes of an image
@@ -246,7 +246,7 @@ class Screened(NamedTuple):
 
 
 class Screener(_Served):
-    """Purifies as `Purifier` does and, by the same program, says how suspicious each
+    """Purifies as `Purifier` does, and scores how suspicious each
     image was.
 
     Attributes:

@@ -46,7 +46,7 @@ def fingerprint(words: Any, arrays: Any = ()) -> str:
     """
     text = repr((__version__, words, jax.tree.structure(arrays)))
     if " at 0x" in text:
-        raise ValueError(f"no lasting name for {text}")
+        raise ValueError(f"no reproducible name, as it has a memory address: {text}")
     digest = hashlib.sha256(text.encode())
     for leaf in jax.tree.leaves(arrays):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -256,7 +256,7 @@ class Unfinished:
         """
         count = len(arrays[0])
         if self.done:
-            print(f"{what}: going on after {self.done} of {count} images")
+            print(f"{what}: resuming after {self.done} of {count} images")
         if each is not None and processes.is_first():
             for found in self.results:
                 each(*found)

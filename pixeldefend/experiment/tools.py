@@ -112,10 +112,10 @@ def check_defence(
     try:
         passed = jax.eval_shape(run, params, images, indices)
         if passed.images.shape != images.shape:
-            raise ValueError(f"images become {passed.images.shape}")
+            raise ValueError(f"it turns images into shape {passed.images.shape}")
     except NotImplementedError as error:
         raise ValueError(
-            f"{kind.name} has none of compute, smooth and scores"
+            f"{kind.name} must define compute, smooth or scores"
         ) from error
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{kind.name} cannot be computed: {error!r}") from error

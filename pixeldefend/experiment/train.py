@@ -303,7 +303,7 @@ def _resume(
     try:
         clock.restore(extra)
     except (KeyError, TypeError, ValueError) as error:
-        reason = f"it does not tell the seconds ({error})"
+        reason = f"it does not record the seconds of training ({error})"
         raise unreadable(checkpoints.folder / str(done), reason) from error
     return done, state, extra.get("gathered")
 

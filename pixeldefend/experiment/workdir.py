@@ -116,8 +116,8 @@ class Workdir:
         differences = dict(_differences(old, self._config))
         if "mode" in differences:
             raise ValueError(
-                f"workdir {folder} is of another mode ({differences['mode']}); name "
-                "another --workdir"
+                f"workdir {folder} belongs to another mode ({differences['mode']}); "
+                "name another --workdir"
             )
         changed = [
             f"{name}: {text}"
@@ -140,8 +140,7 @@ class Workdir:
             return
         if inner.exists() or os.path.islink(inner):
             raise ValueError(
-                f"{inner}: there are files that are not from here; name another "
-                "--workdir"
+                f"{inner} was not written by a run; name another --workdir"
             )
 
     def open(self) -> epath.Path:
@@ -185,7 +184,7 @@ class Workdir:
                 raise
             path = getattr(error, "filename", None) or self._folder
             raise UserError(
-                f"{os.strerror(errno.ENOSPC)}: {path}; make room and start it again"
+                f"{os.strerror(errno.ENOSPC)}: {path}; make room and run it again"
             ) from error
         finally:
             self.close()

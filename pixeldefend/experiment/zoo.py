@@ -86,7 +86,7 @@ def save_released(
     """Writes a model in the form that `load_released` reads; the card comes last.
 
     Args:
-      folder: made if need be.
+      folder: created if missing.
       model: a description of the card's kind.
       params: its parameters; for a classifier all its variables.
       card: `kind`, `dataset`, `image_shape` and whatever is to be told; the model's
@@ -149,7 +149,7 @@ def check_files(folder: epath.Path, card: dict, part: str) -> None:
         if not path.exists() or path.is_dir():
             raise ValueError(f"{name} is missing")
         if foreign.sha256(path) != digest:
-            raise ValueError(f"{name} is not the file that the card tells of")
+            raise ValueError(f"{name} is not the file that the card describes")
 
 
 def find_released(name: str) -> epath.Path:
@@ -179,7 +179,7 @@ def find_released(name: str) -> epath.Path:
 def check_writable(folder: epath.Path) -> None:
     """Raises ValueError where nothing can be kept on the card in `folder`."""
     if not os.access(folder / "card.json", os.W_OK):
-        raise ValueError(f"{folder}/card.json cannot be written; leave keep out")
+        raise ValueError(f"{folder}/card.json cannot be written; run without keep")
 
 
 def keep_on_card(folder: epath.Path, **told: Any) -> None:
@@ -282,11 +282,11 @@ def _load_params(folder: epath.Path, card: dict, like: Any) -> Any:
     except ValueError as error:
         raise UnreadableError(
             f"cannot read the checkpoint {path}: {error}; it is damaged "
-            "or of another model: install or make it anew"
+            "or of another model: install it or make it again"
         ) from error
     params = load_weights(path, like) if ours else params
     if card.get("sha256") != fingerprint(params):
-        raise unreadable(path, "they are not the ones of the card")
+        raise unreadable(path, "they are not those of the card")
     return params
 
 
@@ -363,7 +363,7 @@ def _load_scores(
     path, card = folder / name, load_card(folder)
     if not path.exists():
         if name in card.get("files", {}):
-            raise ValueError(f"{folder}: {name} is missing, of which the card tells")
+            raise ValueError(f"{folder}: {name} is missing, but the card lists it")
         return None
     try:
         check_files(folder, card, name)

@@ -187,13 +187,13 @@ class VGG(nn.Module):
 class CNN(nn.Module):
     """The classifiers A and B of the thesis (PuVAE with detector), its Table 6.
 
-    Padding is not stated there; none is used.
+    The table does not mention padding; none is used.
 
     Attributes:
       variant: "A" (MNIST, Fashion-MNIST) or "B" (CIFAR-10).
       divisor: of the feature maps and dense widths: 1 is the thesis's.
       classes: K.
-      axis_name: taken like that of the others; nothing here depends on it.
+      axis_name: accepted as by the other networks, and ignored.
     """
 
     variant: str = "A"
