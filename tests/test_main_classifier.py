@@ -215,7 +215,7 @@ def test_labels_that_the_classifier_does_not_know_are_refused(trained, tmp_path)
         f"--config.classify.input={tmp_path}/mine.npz",
         f"--workdir={tmp_path}/a",
     )
-    assert result.returncode == 2 and "knows 10 classes" in result.stderr
+    assert result.returncode == 2 and "has 10 classes" in result.stderr
     assert not (tmp_path / "a").exists()
 
 

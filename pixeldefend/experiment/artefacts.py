@@ -128,7 +128,7 @@ def make(
     if what not in WHAT:
         raise ValueError(f"{field}what must be one of {', '.join(WHAT)}: {what!r}")
     if card["kind"] != "pixelcnn":
-        raise ValueError(f"the density model must be a pixelcnn: {card['kind']}")
+        raise ValueError(f"the density model is a {card['kind']}, not a pixelcnn")
     if model.classes:
         raise ValueError(
             "the density model is class-conditional, but images have no labels"
