@@ -57,7 +57,7 @@ def test_one_gradient_alone_is_less_of_the_protocol_and_said():
     assert _kinds(lines)[-1] == ("unbounded", "apgd", "straight_through")
     left = verdict.left_out([PURIFY], ("straight_through",))
     assert left == ("bpda", "expectation")
-    assert "by bpda and expectation, as the" in _verdict(left_out=left).notes()[0]
+    assert "by bpda and expectation: the" in _verdict(left_out=left).notes()[0]
     for defences, asked in ([PURIFY], base.GRADIENTS), ([PURIFY], ()), ([SQUEEZE], ()):
         assert not verdict.left_out(defences, asked)
     for defences, name in (

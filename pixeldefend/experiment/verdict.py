@@ -260,8 +260,8 @@ class Verdict:
         if self.left_out:
             names = " and ".join(_hyphened(self.left_out))
             found.append(
-                f"no attack used the gradients {names} of the defence, as the whole "
-                "protocol does, which is stronger"
+                f"no attack went through the defence by {names}: the whole protocol, "
+                "which does so, is stronger"
             )
         found += self._beyond_gradients() + self._added()
         for one in self.of(BARE):
