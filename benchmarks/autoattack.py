@@ -67,7 +67,9 @@ def theirs(
         attack.apgd.n_restarts = attack.fab.n_restarts = 1
     begun = time.perf_counter()
     found, _ = attack.run_standard_evaluation(
-        to_torch(images), torch.tensor(labels.astype(np.int64)), batch_size=len(images)
+        to_torch(images).contiguous(),  # it takes `view` of gradients
+        torch.tensor(labels.astype(np.int64)),
+        batch_size=len(images),
     )
     seconds = time.perf_counter() - begun
     return 255 * found.numpy().transpose(0, 2, 3, 1), seconds
