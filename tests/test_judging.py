@@ -55,11 +55,12 @@ def test_one_gradient_alone_is_less_of_the_protocol_and_said():
     assert {line.gradient for line in lines} == {"", "straight_through", "outputs"}
     assert _kinds(lines)[:3] == _kinds(verdict.protocol([PURIFY]))[:3]
     assert _kinds(lines)[-1] == ("unbounded", "apgd", "straight_through")
-    left = verdict.left_out([PURIFY], ("straight_through",))
+    left = verdict.left_out([PURIFY], lines)
     assert left == ("bpda", "expectation")
     assert "by bpda and expectation: the" in _verdict(left_out=left).notes()[0]
     for defences, asked in ([PURIFY], base.GRADIENTS), ([PURIFY], ()), ([SQUEEZE], ()):
-        assert not verdict.left_out(defences, asked)
+        whole = verdict.protocol(defences, gradients=asked)
+        assert not verdict.left_out(defences, whole)
     for defences, name in (
         ([PURIFY], "wide"),
         ([SQUEEZE], "bpda"),

@@ -77,8 +77,7 @@ def judge(
     if budget not in BUDGETS:
         raise ValueError(f"budget must be one of {', '.join(BUDGETS)}: {budget!r}")
     base.check_params(defences, params, jax.random.key(seed))
-    if lines is None:
-        lines = protocol(defences, budget, gradients)
+    lines = protocol(defences, budget, gradients) if lines is None else list(lines)
     kinds = [line.kind for line in lines]
     if kinds.count(CLEAN) != 1 or kinds.count(BARE) != 1:
         raise ValueError("lines must have one CLEAN and one BARE")
@@ -103,7 +102,7 @@ def judge(
         defence=" + ".join(defence.name for defence in defences),
         loops=loops(logits_fn, variables, defences, params, images),
         rejects=rejects,
-        left_out=verdict.left_out(defences, gradients),
+        left_out=verdict.left_out(defences, lines),
     )
 
 

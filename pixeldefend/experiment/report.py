@@ -58,6 +58,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
+    """Seconds as "m:ss" or "h:mm:ss"; "?" for infinitely many."""
     if seconds == float("inf"):
         return "?"
     minutes, rest = divmod(int(seconds), 60)

@@ -125,11 +125,11 @@ def _gradients(
 
 
 def left_out(
-    defences: Sequence[base.Defence | type[base.Defence]], gradients: Sequence[str]
+    defences: Sequence[base.Defence | type[base.Defence]], lines: Sequence[Line]
 ) -> tuple[str, ...]:
-    """The gradients that a protocol does without; arguments as for `protocol`."""
-    wanted = gradients or base.GRADIENTS
-    return tuple(g for g in _gradients(defences) if g not in wanted)
+    """The gradients that defences have and no line of a protocol uses."""
+    used = {line.gradient for line in lines}
+    return tuple(g for g in _gradients(defences) if g not in used)
 
 
 def standing(

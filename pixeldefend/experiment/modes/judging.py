@@ -55,7 +55,7 @@ def judge(config: inputs.Config, workdir: Workdir) -> None:
         " + ".join(row.defences),
         _loops(bench, row),
         config.reject.false_positive_rate if row.detectors else None,
-        verdict.left_out([DEFENCES[n] for n in row.defences], settings.gradients),
+        verdict.left_out([DEFENCES[n] for n in row.defences], lines),
     )
     threats = {its["threat"] for its in rows}
     rows.append(
