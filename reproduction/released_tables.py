@@ -311,13 +311,11 @@ def arms() -> str:
             sets.setdefault(row["eps_attack"], []).append(row)
     lines = []
     for name, sets in models.items():
-        if name in trainings:
-            of = trainings[name]
-            line = [_ARMS[name], told("{images:,}", of)]
-        else:  # a released model, whose card tells, earlier runs included
-            of = measured.card(name)["training"]
-            line = [_ARMS[name], told("{seen:,}", measured.card(name))]
-        line.append(f"{of['validation_bits_per_dim']:.3f}")
+        # Of a released model its card tells, of another the row of its training.
+        made = trainings.get(name) or measured.card(name)
+        last = made if name in trainings else made["training"]
+        bits = f"{last['validation_bits_per_dim']:.3f}"
+        line = [_ARMS[name], told("{seen:,}", made), bits]
         for eps in (0.0, 2.0, 8.0):
             line.append(interval(min(sets[eps], key=lambda row: row["accuracy"])))
         lines.append(line)
