@@ -22,6 +22,24 @@ ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = "configs/fashion_mnist.py:smoke"
 # What rows say of their making, which is not compared.
 MAKING = ("seconds", "table_seconds", "device", "config", "images_per_second")
+PART = "parts/*/0*.npz"  # a finished batch of a result
+# main.py, which stops itself (SIGSTOP) as soon as it has given a file a name that fits.
+_HELD = """
+import os, pathlib, runpy, signal, sys
+_, pattern, *sys.argv = sys.argv
+
+def holding(rename):
+    def renamed(source, target, **options):
+        rename(source, target, **options)
+        if pathlib.PurePath(target).match(pattern):
+            os.rename, os.replace = given
+            os.kill(os.getpid(), signal.SIGSTOP)
+    return renamed
+
+given = os.rename, os.replace
+os.rename, os.replace = map(holding, given)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def environment(devices: int = 1) -> dict[str, str]:
@@ -41,8 +59,35 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def launch(mode: str, *options: str, processes: int = 1, devices: int = 1) -> list:
-    """Starts `main.py`, as a launcher would; returns the processes."""
+def held(command: list[str], pattern: str) -> list[str]:
+    """The command of a `main.py` that waits at a file, until SIGCONT or its end.
+
+    A test that is to come in between need not be quicker than the program.
+
+    Args:
+      command: begins with the interpreter.
+      pattern: of the file's path, from its right.
+    """
+    return [command[0], "-c", _HELD, pattern, *command[1:]]
+
+
+def wait_until_held(process: subprocess.Popen) -> None:
+    """Waits until a process of `held` is at its file."""
+    events = os.WSTOPPED | os.WEXITED | os.WNOWAIT
+    seen = os.waitid(os.P_PID, process.pid, events)
+    assert seen and seen.si_code == os.CLD_STOPPED, "ended before it came so far"
+
+
+def launch(
+    mode: str, *options: str, processes: int = 1, devices: int = 1, hold: str = ""
+) -> list:
+    """Starts `main.py`, as a launcher would; returns the processes.
+
+    Args:
+      mode, options: of the command line.
+      processes, devices: how many, and virtual devices of each.
+      hold: the pattern of a file that the first one is held at, see `held`; or none.
+    """
     command = [sys.executable, "main.py", f"--config={SMOKE}", f"--mode={mode}"]
     extra: list[dict[str, str]] = [{}]
     if processes > 1:
@@ -52,16 +97,19 @@ def launch(mode: str, *options: str, processes: int = 1, devices: int = 1) -> li
             "JAX_NUM_PROCESSES": str(processes),
         }
         extra = [shared | {"JAX_PROCESS_ID": str(i)} for i in range(processes)]
+    commands = [[*command, *options]] * processes
+    if hold:
+        commands[0] = held(commands[0], hold)
     return [
         subprocess.Popen(
-            [*command, *options],
+            line,
             cwd=ROOT,
             env=environment(devices) | more,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for more in extra
+        for line, more in zip(commands, extra, strict=True)
     ]
 
 
@@ -84,7 +132,12 @@ def enter_anew(
 
 
 def finish(started: list, code: int = 0) -> list[tuple[str, str]]:
-    """Waits for processes, which must exit with `code`; returns what they wrote."""
+    """Waits for processes, which must exit with `code`; returns what they wrote.
+
+    One that is held goes on.
+    """
+    for process in started:
+        process.send_signal(signal.SIGCONT)
     told = [process.communicate(timeout=600) for process in started]
     for process, (_, errors) in zip(started, told, strict=True):
         assert process.returncode == code, errors[-3000:]

@@ -4,7 +4,7 @@ import signal
 
 import numpy as np
 import pytest
-from processes import finish, kill, launch, rows, wait_for
+from processes import PART, finish, kill, launch, rows, wait_for, wait_until_held
 from test_main_evaluate import save
 
 from pixeldefend.density import pixelcnn
@@ -93,8 +93,8 @@ def test_another_number_of_processes_goes_on_with_the_same_rows(tmp_path):
     options = ["--config.purify.count=40", "--config.purify.batch=1"]
     finish(launch("purify", *options, f"--workdir={tmp_path / 'one'}"))
     options.append(f"--workdir={tmp_path / 'two'}")
-    started = launch("purify", *options, processes=2)
-    wait_for(tmp_path / "two", "parts/*/0*.npz", started)
+    started = launch("purify", *options, processes=2, hold=PART)
+    wait_until_held(started[0])
     kill(started, first=1)
     done = len(list((tmp_path / "two").glob("parts/*/0*.npz")))
     ((told, _),) = finish(launch("purify", *options, devices=4))
@@ -105,8 +105,8 @@ def test_another_number_of_processes_goes_on_with_the_same_rows(tmp_path):
 def test_sigterm_for_one_process_stops_all_and_says_requeue_me(tmp_path):
     options = ["--config.purify.count=40", "--config.purify.batch=1"]
     options.append(f"--workdir={tmp_path / 'run'}")
-    started = launch("purify", *options, processes=2)
-    wait_for(tmp_path / "run", "parts/*/0*.npz", started)
+    started = launch("purify", *options, processes=2, hold=PART)
+    wait_until_held(started[0])
     started[1].send_signal(signal.SIGTERM)
     for _, errors in finish(started, code=75):
         assert "asked to stop; run the same command again to resume" in errors

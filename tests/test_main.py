@@ -4,10 +4,8 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 
 import jax
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 from models import mostly_slow
 from PIL import Image
-from processes import ROOT, environment
+from processes import ROOT, environment, held, wait_until_held
 
 from configs import cifar10, default
 from pixeldefend.defences import base, graded
@@ -54,20 +52,14 @@ def _run(config, mode, *options, devices=1):
     )
 
 
-def kill_once(command, folder, pattern):
-    """Runs a command and kills it as soon as a file of that name is there."""
-
-    def is_there():  # whole: one that is being written has a name with a dot
-        return any(path.name[0] != "." for path in folder.glob(pattern))
-
+def kill_once(command, pattern):
+    """Runs a command and kills it as soon as it has written a file of that name."""
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
+        held(command, pattern), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
     )
-    while not is_there() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    wait_until_held(process)
+    process.kill()
     process.wait()
-    assert is_there(), "ended before it came so far"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +77,7 @@ def trained(tmp_path_factory):
 @pytest.mark.slow
 def test_train_killed_and_run_again_ends_with_the_same_bytes(trained, tmp_path):
     command = _command(f"{FASHION}:smoke", "train", f"--workdir={tmp_path}/run")
-    kill_once(command, tmp_path, "run/checkpoints/2")
+    kill_once(command, "run/checkpoints/2")
     assert not (tmp_path / "run/model").exists(), "killed too late to prove anything"
     before = (tmp_path / "run/metrics.jsonl").read_text().splitlines()[0]
     subprocess.run(command, cwd=ROOT, env=environment(), check=True)
@@ -180,7 +172,7 @@ def test_purify_killed_and_run_again_ends_with_the_same_file(trained, tmp_path):
     whole = _run(f"{FASHION}:smoke", "purify", f"--workdir={tmp_path}/a", *many)
     assert whole.returncode == 0, whole.stderr
     command = _command(f"{FASHION}:smoke", "purify", f"--workdir={tmp_path}/b", *many)
-    kill_once(command, tmp_path, "b/parts/*/*.npz")
+    kill_once(command, "b/parts/*/*.npz")
     result = tmp_path / "b/purified/sample.npz"
     assert not result.exists(), "killed too late to prove anything"
     again = _run(f"{FASHION}:smoke", "purify", f"--workdir={tmp_path}/b", *many)

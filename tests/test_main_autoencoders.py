@@ -74,7 +74,7 @@ def test_training_killed_and_run_again_ends_with_the_same_bytes(
     trained, tmp_path, kind
 ):
     command = _command(SMOKE, "train", _of(kind), f"--workdir={tmp_path}/run")
-    kill_once(command, tmp_path, "run/checkpoints/2")
+    kill_once(command, "run/checkpoints/2")
     assert not (tmp_path / "run/model").exists(), "killed too late to prove anything"
     subprocess.run(command, cwd=ROOT, env=environment(), check=True)
     _, one, _ = zoo.load_released(str(trained / kind))

@@ -54,7 +54,7 @@ def test_train_classifier_killed_and_run_again_ends_with_the_same_bytes(
 ):
     folder = tmp_path / "run"
     command = _command(SMOKE, "train", KIND, ATTACKED, f"--workdir={folder}")
-    kill_once(command, folder, "checkpoints/2")
+    kill_once(command, "checkpoints/2")
     assert not (folder / "model").exists(), "killed too late to prove anything"
     before = (folder / "metrics.jsonl").read_text().splitlines()[0]
     subprocess.run(command, cwd=ROOT, env=environment(), check=True)
@@ -154,7 +154,7 @@ def test_attack_killed_and_run_again_ends_with_the_same_file(trained, tmp_path):
     whole = _run(SMOKE, "attack", f"--workdir={tmp_path}/a", *many)
     assert whole.returncode == 0, whole.stderr
     command = _command(SMOKE, "attack", f"--workdir={tmp_path}/b", *many)
-    kill_once(command, tmp_path, "b/parts/*/*.npz")
+    kill_once(command, "b/parts/*/*.npz")
     result = tmp_path / "b/adversarial/sample.npz"
     assert not result.exists(), "killed too late to prove anything"
     again = _run(SMOKE, "attack", f"--workdir={tmp_path}/b", *many)

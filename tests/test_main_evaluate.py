@@ -205,7 +205,7 @@ def test_evaluate_killed_and_run_again_ends_with_the_same_rows(models, whole, tm
     folder = tmp_path / "run"
     options = _options(models, folder)
     command = _command(f"{FASHION}:smoke", "evaluate", *options)
-    kill_once(command, folder, "parts/purified/*/*/*.npz")
+    kill_once(command, "parts/purified/*/*/*.npz")
     assert not (folder / "rows.jsonl").exists(), "killed too late to prove anything"
     again = _run(f"{FASHION}:smoke", "evaluate", *options)
     assert again.returncode == 0, again.stderr

@@ -121,7 +121,7 @@ def test_killed_and_run_again_it_chooses_the_same(whole, options, tmp_path):
     folder = tmp_path / "run"
     options = [*options, f"--workdir={folder}"]
     command = _command(f"{FASHION}:smoke", "calibrate", *options)
-    kill_once(command, folder, "parts/purified/*/*/*.npz")
+    kill_once(command, "parts/purified/*/*/*.npz")
     assert not (folder / "rows.jsonl").exists(), "killed too late to prove anything"
     result = _run(f"{FASHION}:smoke", "calibrate", *options)
     assert result.returncode == 0, result.stderr

@@ -11,12 +11,14 @@ import time
 import numpy as np
 import pytest
 from processes import (
+    PART,
     ROOT,
     SMOKE,
     environment,
     finish,
     launch,
     wait_for,
+    wait_until_held,
 )
 
 from configs import default
@@ -399,8 +401,8 @@ def test_a_batch_that_is_too_large_leaves_nothing(tmp_path):
 @pytest.mark.slow
 def test_a_run_whose_folder_was_removed_says_so(tmp_path):
     options = ["--config.purify.count=200", "--config.purify.batch=1"]
-    started = launch("purify", *options, f"--workdir={tmp_path}/run")
-    wait_for(tmp_path / "run", "parts/*/0*.npz", started)
+    started = launch("purify", *options, f"--workdir={tmp_path}/run", hold=PART)
+    wait_until_held(started[0])
     (tmp_path / "run").rename(tmp_path / "moved")
     ((_, errors),) = finish(started, code=2)
     assert len(errors.splitlines()) == 1 and "was removed during" in errors
