@@ -84,12 +84,11 @@ def paper_table(dataset: str) -> str:
 def paper_table_made(dataset: str) -> str:
     """How that table was made."""
     clean, *_ = measured.rows(f"evaluate_{dataset}", attack=grid.CLEAN)
-    fewer = {
-        row["attack"].upper(): row["n"]
-        for row in measured.rows(f"evaluate_{dataset}")
-        if row["n"] < clean["n"] and row["attack"] != WORST
-    }
-    told_fewer = ", ".join(f"{name}: {n}" for name, n in fewer.items())
+    fewer: dict[int, dict[str, None]] = {}  # names by n, in order
+    for row in measured.rows(f"evaluate_{dataset}"):
+        if row["n"] < clean["n"] and row["attack"] != WORST:
+            fewer.setdefault(row["n"], {})[row["attack"]] = None
+    told_fewer = "; ".join(f"{', '.join(names)}: {n}" for n, names in fewer.items())
     hours = clean["table_seconds"] / 3600
     return (
         f"n = {clean['n']} ({clean['input']} images; {told_fewer}), "
