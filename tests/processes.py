@@ -75,7 +75,7 @@ def wait_until_held(process: subprocess.Popen) -> None:
     """Waits until a process of `held` is at its file."""
     events = os.WSTOPPED | os.WEXITED | os.WNOWAIT
     seen = os.waitid(os.P_PID, process.pid, events)
-    assert seen and seen.si_code == os.CLD_STOPPED, "ended before it came so far"
+    assert seen.si_code == os.CLD_STOPPED, "ended before it came so far"
 
 
 def launch(

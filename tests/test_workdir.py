@@ -414,7 +414,7 @@ def test_a_run_whose_folder_was_removed_says_so(tmp_path):
     "mode, more, reached",
     [
         ("train", "pixelcnn.train.steps=100000", "metrics.jsonl"),
-        ("purify", "purify.batch=1", "parts/*/0*.npz"),
+        ("purify", "purify.batch=1", PART),
     ],
 )
 def test_an_interrupted_run_says_so_and_keeps_what_it_has(
