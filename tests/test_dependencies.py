@@ -1,10 +1,13 @@
 """The dependency rule, by folder: what is pure imports only what is pure."""
 
 import ast
+import importlib.metadata
 import pathlib
 import sys
+import tomllib
 
 import pytest
+from packaging import requirements
 
 import pixeldefend
 
@@ -123,3 +126,48 @@ def test_public_names_exist_and_are_documented():
             thing = getattr(module, name)
             if name not in ("ATTACKS", "LogitsFn"):  # data, described in comments
                 assert thing.__doc__, name
+
+
+def _package(name):
+    """The package's name, as written one way: "array-record"."""
+    return name.lower().replace("_", "-")
+
+
+def _all_that_comes(lines, known):
+    """Adds the packages of requirements, and all that these require, to `known`."""
+    for requirement in map(requirements.Requirement, lines):
+        for extra in (requirement.extras or {""}) | {""}:
+            if (wanted := (_package(requirement.name), extra)) in known:
+                continue
+            known.add(wanted)
+            further = map(
+                requirements.Requirement,
+                importlib.metadata.requires(requirement.name) or [],
+            )
+            _all_that_comes(
+                [
+                    str(line)
+                    for line in further
+                    if not line.marker or line.marker.evaluate({"extra": extra})
+                ],
+                known,
+            )
+
+
+def test_whatever_is_imported_is_required_or_comes_with_what_is():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    assert len(project["dependencies"]) <= 10
+    come = set()
+    _all_that_comes(project["dependencies"], come)
+    extras = (line for v in project["optional-dependencies"].values() for line in v)
+    known = {name for name, _ in come} | {
+        _package(requirements.Requirement(line).name) for line in extras
+    }
+    installed = importlib.metadata.packages_distributions()
+    for path in _modules():
+        for top in {name.partition(".")[0] for name in _imports(path)}:
+            if top in sys.stdlib_module_names | {"pixeldefend"}:
+                continue
+            # None where the package of an extra is not installed.
+            packages = {_package(name) for name in installed.get(top, ())}
+            assert not packages or packages & known, (_name(path), top)

@@ -275,6 +275,13 @@ def _load_params(folder: epath.Path, card: dict, like: Any) -> Any:
     """
     ours = (folder / "weights").exists() or not (folder / tensors.NAME).exists()
     path = folder / ("weights" if ours else tensors.NAME)
+    if not path.exists() and RELEASED in folder.parents:
+        raise FileNotFoundError(
+            f"the weights of {folder.relative_to(RELEASED)} come only with a checkout, "
+            "not with the installed package; give the path of their folder there, "
+            f".../pixeldefend/released/{folder.relative_to(RELEASED)}, in place of the "
+            "name"
+        )
     # Before its hash, since it says which of its arrays does not fit.
     params = None if ours else tensors.load(path, like)
     try:
