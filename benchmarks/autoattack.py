@@ -27,7 +27,7 @@ from absl import app, flags, logging
 from pixeldefend import attacks
 from pixeldefend.experiment import data, zoo
 from pixeldefend.models import classifiers
-from reproduction.torch_classifier import of_variables, to_torch
+from reproduction.torch_networks import of_variables, to_torch
 
 _WEIGHTS = flags.DEFINE_string("weights", "fashion_mnist/vgg", "a ResNet or VGG")
 _IMAGES = flags.DEFINE_integer("images", 200, "the first of the test set", 1)

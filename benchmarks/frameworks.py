@@ -31,7 +31,7 @@ from pixeldefend.defences import base
 from pixeldefend.experiment import data, zoo
 from pixeldefend.experiment.serving import Purifier
 from pixeldefend.models import classifiers
-from reproduction.torch_classifier import from_torch, of_variables, to_torch
+from reproduction.torch_networks import from_torch, of_variables, to_torch
 
 _WEIGHTS = flags.DEFINE_string("weights", "fashion_mnist/resnet", "a ResNet or VGG")
 _IMAGES = flags.DEFINE_integer("images", 64, "the first of the bundled test images", 1)

@@ -16,7 +16,6 @@ from PIL import Image
 
 from pixeldefend.experiment import checkpoints, data, lock, rows, workdir, zoo
 from pixeldefend.experiment.metrics import MetricsFile
-from pixeldefend.experiment.modes import inputs
 
 GREY = (28, 28, 1)
 MODEL = "mnist/magnet"  # the smallest
@@ -113,7 +112,7 @@ def test_lines_that_never_end_are_refused(tmp_path, endless):
         MetricsFile(endless(tmp_path / "metrics.jsonl"), 3)
     endless(tmp_path / "written.json")
     with pytest.raises(workdir.UserError, match="written.json is not a regular file"):
-        inputs.remove_results(tmp_path, [])
+        workdir.remove_results(tmp_path, [])
 
 
 def test_a_checkpoint_that_never_ends_is_refused(tmp_path, endless):
@@ -232,10 +231,10 @@ def test_a_note_of_results_leads_nowhere_else(tmp_path):
         with pytest.raises(
             workdir.UserError, match="written.json does not list results"
         ):
-            inputs.remove_results(run, ["new"])
+            workdir.remove_results(run, ["new"])
     assert (tmp_path / "mine").exists() and (run / "old").exists()
     (run / "written.json").write_text('["old", "purified/gone.png"]')
-    inputs.remove_results(run, ["new"])
+    workdir.remove_results(run, ["new"])
     assert not (run / "old").exists()
     assert json.loads((run / "written.json").read_text()) == ["new"]
 
@@ -253,7 +252,7 @@ def test_json_beyond_all_depth_is_one_line(tmp_path, model):
             rows.read_rows(tmp_path / "rows.jsonl")
         (tmp_path / "written.json").write_text(text)
         with pytest.raises(workdir.UserError, match="written.json.*deeply"):
-            inputs.remove_results(tmp_path, [])
+            workdir.remove_results(tmp_path, [])
         (tmp_path / "lock.json").write_text(text)
         assert lock.Lock(tmp_path / "lock.json").holder() is None
         path = tmp_path / "metrics.jsonl"

@@ -20,7 +20,6 @@ import pixeldefend
 from pixeldefend.experiment import data, foreign_weights, lock, rows, workdir, zoo
 from pixeldefend.experiment.checkpoints import Checkpoints
 from pixeldefend.experiment.metrics import MetricsFile
-from pixeldefend.experiment.modes import inputs
 
 pytestmark = [
     pytest.mark.slow,
@@ -358,5 +357,5 @@ def test_notes_of_results(tmp_path):
         draw = random.Random(seed)
         path.write_bytes(draw.choice((*BYTES, _json, _json))(whole, draw))
         with _bounded(f"written.json, seed {seed}"):
-            inputs.remove_results(tmp_path / "run", [])
+            workdir.remove_results(tmp_path / "run", [])
         assert (tmp_path / "mine").exists()

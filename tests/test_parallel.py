@@ -88,10 +88,10 @@ def test_processes_share_the_rows(count, monkeypatch):
 
 def test_rows_that_are_missing_or_there_twice_are_noticed():
     parts = [(np.array([2, 0]), np.array([20, 0])), (np.array([1]), np.array([10]))]
-    np.testing.assert_array_equal(parallel.in_order(parts, 3), [0, 10, 20])
+    np.testing.assert_array_equal(processes.in_order(parts, 3), [0, 10, 20])
     for count, wrong in ((4, parts), (3, [*parts, parts[1]])):
         with pytest.raises(ValueError, match=f"rows, not of {count}"):
-            parallel.in_order(wrong, count)
+            processes.in_order(wrong, count)
 
 
 def test_a_wish_to_stop_ends_a_map_after_what_is_running(monkeypatch):

@@ -38,11 +38,11 @@ NETWORKS = [("resnet", "code", 1), ("vgg", "paper", 4), ("vgg", "code", 4)]
 def network(request):
     """Another network than at first: every parameter and statistic drawn."""
     torch = pytest.importorskip("torch")
-    from reproduction import torch_classifier
+    from reproduction import torch_classifier, torch_networks
 
     torch.manual_seed(0)
     architecture, *options = request.param
-    network = torch_classifier.NETWORKS[architecture](*options, 3, 10).eval()
+    network = torch_networks.NETWORKS[architecture](*options, 3, 10).eval()
     network.described = dict(zip(torch_classifier.MODEL, request.param, strict=True))
     with torch.no_grad():
         for tensor in network.state_dict().values():
@@ -55,7 +55,7 @@ def network(request):
 def test_the_network_in_torch_is_ours(network, tmp_path):
     import argparse
 
-    from reproduction import torch_classifier
+    from reproduction import torch_classifier, torch_networks
 
     images = np.random.default_rng(0).integers(0, 256, (8, *SHAPE), dtype=np.uint8)
     defaults = torch_classifier.DEFAULTS | network.described | {"hours": 1.0}
@@ -66,7 +66,7 @@ def test_the_network_in_torch_is_ours(network, tmp_path):
     np.testing.assert_array_equal(shown, images)
     apart = import_classifier.largest_difference(model, variables, images, logits)
     assert apart < 1e-12 and np.abs(logits).max() > 1e-3
-    back = torch_classifier.of_variables(model, variables).state_dict()
+    back = torch_networks.of_variables(model, variables).state_dict()
     for name, tensor in network.state_dict().items():
         if "num_batches" not in name:
             np.testing.assert_array_equal(back[name], tensor.float(), err_msg=name)

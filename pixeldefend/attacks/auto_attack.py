@@ -12,8 +12,8 @@ from jax.extend import core
 
 from pixeldefend import pixels
 from pixeldefend.attacks import norms, outcome
-from pixeldefend.attacks.apgd import search_ascents
-from pixeldefend.attacks.draws import drawing, fold, judging
+from pixeldefend.attacks.climb import attempts, search_ascents
+from pixeldefend.attacks.draws import Draws, drawing, fold, judging
 from pixeldefend.attacks.fab import FabOptions, search_boundary
 from pixeldefend.attacks.outcome import Info, LogitsFn, Network, Task
 from pixeldefend.attacks.square import search_squares
@@ -21,11 +21,18 @@ from pixeldefend.attacks.square import search_squares
 # What may have fooled: `AutoInfo.by` is a place in here.
 PARTS = ("clean", "apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t", "square")
 TARGETS = 9
-# Each version's parts, and how often APGD and FAB start anew.
+# Each version's parts, and how often they start anew, for each target if they aim.
 VERSIONS = {
-    "standard": (("apgd_ce", "apgd_t", "fab_t", "square"), 1),
-    "plus": (("apgd_ce", "apgd_dlr", "fab", "square", "apgd_t", "fab_t"), 5),
-    "rand": (("apgd_ce", "apgd_dlr"), 1),
+    "standard": {"apgd_ce": 1, "apgd_t": 1, "fab_t": 1, "square": 1},
+    "plus": {
+        "apgd_ce": 5,
+        "apgd_dlr": 5,
+        "apgd_t": 1,
+        "fab": 5,
+        "fab_t": 1,
+        "square": 1,
+    },
+    "rand": {"apgd_ce": 1, "apgd_dlr": 1},
 }
 _LOSSES = {"apgd_ce": "ce", "apgd_dlr": "dlr", "apgd_t": "targeted_dlr"}
 
@@ -95,83 +102,66 @@ def auto_attack(
     if version not in VERSIONS:
         known = ", ".join(VERSIONS)
         raise ValueError(f"version must be one of {known}: {version!r}")
-    outcome.check_at_least("steps", steps, 1)
-    outcome.check_at_least("queries", queries, 1)
-    outcome.check_at_least("draws", draws, 1)
+    sizes = {"steps": steps, "queries": queries, "draws": draws}
+    for name, value in sizes.items():
+        outcome.check_at_least(name, value, 1)
     pixels.check_images(images)
     outcome.check_key(key, len(images))
     ball = norms.named(norm)
-    parts, restarts = VERSIONS[version]
     network = drawing(logits_fn, variables, draws if version == "rand" else 0)
     judge = judging(network, key)
     task = outcome.prepare(judge, images, labels, eps, quantise)
     logits = judge(task.images)
-    wrong = outcome.is_fooled(logits, task.labels)
-    state = _Attacked(
-        levels=task.images,
-        by=jnp.where(wrong, 0, -1).astype(jnp.int32),
-        flat=jnp.zeros_like(wrong),
-        steps=jnp.zeros_like(task.queries),
-        queries=task.queries + 1,
-    )
+    task = dataclasses.replace(task, queries=task.queries + 1)
+    starts = VERSIONS[version]
     options: dict[str, Any] = {"lanes": lanes, "quantise": quantise}
-
-    rivals = outcome.rivals(logits, task.labels, TARGETS)
-    tries = _attempts(parts, rivals.shape[1], restarts)
-    ascents = search_ascents(
-        network,
-        ball,
-        task,
-        key,
-        state.fooled,
-        [_LOSSES[part] for part, _ in tries],
-        aims=rivals[:, [rank for _, rank in tries]],
-        steps=steps,
-        **options,
-    )
-    names = jnp.array([PARTS.index(part) for part, _ in tries], jnp.int32)
-    merged = state.merged(ascents, names[ascents.attempt])
-    state = dataclasses.replace(merged, flat=ascents.flat)
+    state = _ascend(network, ball, task, key, logits, starts, steps=steps, **options)
     plain = functools.partial(logits_fn, variables)
     for place, part in enumerate(PARTS):
-        if part not in parts or part in _LOSSES:
+        if part not in starts or part in _LOSSES:
             continue
         its = fold(key, jnp.full(len(images), place))
+        rest = (plain, ball, task, its, state.fooled)
         if part == "square":
-            found = search_squares(
-                plain, ball, task, its, state.fooled, queries=queries, **options
-            )
+            found = search_squares(*rest, queries=queries, **options)
         else:
             aims = TARGETS if part == "fab_t" else 0
-            starts = restarts if part == "fab" else 1
-            walk = FabOptions(targets=aims, steps=steps, restarts=starts)
-            found = search_boundary(
-                plain,
-                ball,
-                task,
-                its,
-                state.fooled,
-                logits=logits,
-                options=walk,
-                **options,
-            )
+            walk = FabOptions(targets=aims, steps=steps, restarts=starts[part])
+            found = search_boundary(*rest, logits=logits, options=walk, **options)
         state = state.merged(found, jnp.int32(place))
     return _conclude(
         logits_fn, variables, judge, ball, task, state, quantise, keep_failed
     )
 
 
-def _attempts(
-    parts: tuple[str, ...], targets: int, restarts: int
-) -> list[tuple[str, int]]:
-    """Those of APGD: their part, and which class they aim at if they do."""
-    return [
-        (part, rank)
-        for part in parts
-        if part in _LOSSES
-        for rank in range(targets if part == "apgd_t" else 1)
-        for _ in range(1 if part == "apgd_t" else restarts)
-    ]
+def _ascend(
+    network: Draws,
+    ball: norms.Norm,
+    task: Task,
+    key: chex.PRNGKey,
+    logits: chex.Array,
+    starts: dict[str, int],
+    **options: Any,
+) -> "_Attacked":
+    """The parts that are APGD, on what is not fooled as it is; see `search_ascents`."""
+    wrong = outcome.is_fooled(logits, task.labels)
+    state = _Attacked(
+        levels=task.images,
+        by=jnp.where(wrong, 0, -1).astype(jnp.int32),
+        flat=jnp.zeros_like(wrong),
+        steps=jnp.zeros_like(task.queries),
+        queries=jnp.zeros_like(task.queries),
+    )
+    aims = outcome.rivals(logits, task.labels, TARGETS)
+    losses = [(_LOSSES[part], starts[part]) for part in starts if part in _LOSSES]
+    tries = attempts(losses, aims.shape[1])
+    found = search_ascents(
+        network, ball, task, key, state.fooled, tries, aims=aims, **options
+    )
+    parts = {loss: PARTS.index(part) for part, loss in _LOSSES.items()}
+    places = jnp.array([parts[loss] for loss, _ in tries], jnp.int32)
+    state = state.merged(found, places[found.attempt])
+    return dataclasses.replace(state, flat=found.flat)
 
 
 @struct.dataclass

@@ -333,7 +333,6 @@ def behind(
     if draws < 1:
         raise ValueError(f"draws must be at least 1: {draws}")
     random = any(defence.random for defence in defences)
-
     gradient = "bpda" if gradient == OUTPUTS else gradient
 
     def seen(variables: dict, images: chex.Array, key: Any) -> chex.Array:
@@ -345,7 +344,7 @@ def behind(
 
     @jax.custom_vjp
     def shown(variables: dict, images: chex.Array) -> chex.Array:
-        """The defences themselves, which are also cheaper where nobody wants slopes."""
+        """The defences themselves, cheaper too where no gradient is wanted."""
         given = whole(images)
         passed = apply(defences, variables["defences"], given).images
         return logits_fn(variables["classifier"], passed.astype(images.dtype))
@@ -365,36 +364,32 @@ def behind(
         check_params(defences, variables["defences"], variables.get("key"))
         if random and variables["key"].ndim:
             raise ValueError(f"the key must be a single one: {variables['key'].shape}")
-        if gradient != "expectation" or not random:
-            if truly and not random:
-                return shown(variables, images)
-            return seen(variables, images, variables.get("key"))
-
-        @jax.checkpoint
-        def log_probs(key: chex.PRNGKey) -> chex.Array:
-            return jax.nn.log_softmax(seen(variables, images, key))
-
-        # One after the other: memory for one.
-        each = jax.lax.map(log_probs, jax.random.split(variables["key"], draws))
-        return jnp.mean(each, 0)
+        if random and gradient == "expectation":
+            return _expectation(
+                lambda key: seen(variables, images, key), variables["key"], draws
+            )
+        if truly and not random:
+            return shown(variables, images)
+        return seen(variables, images, variables.get("key"))
 
     return logits_behind
 
 
-@jax.custom_vjp
+def _expectation(
+    logits: Callable[[chex.PRNGKey], chex.Array], key: chex.PRNGKey, draws: int
+) -> chex.Array:
+    """The mean log-probabilities `[B, K]` of several draws."""
+
+    @jax.checkpoint
+    def log_probs(key: chex.PRNGKey) -> chex.Array:
+        return jax.nn.log_softmax(logits(key))
+
+    # One after the other: memory for one.
+    return jnp.mean(jax.lax.map(log_probs, jax.random.split(key, draws)), 0)
+
+
 def straight_through(images: chex.Array, others: chex.Array) -> chex.Array:
     """`others`, whose gradient goes to `images`."""
-    del images
-    return others
-
-
-def _forwards(images: chex.Array, others: chex.Array) -> tuple[chex.Array, None]:
-    del images
-    return others, None
-
-
-def _backwards(_: Any, gradient: chex.Array) -> tuple[chex.Array, chex.Array]:
-    return gradient, jnp.zeros_like(gradient)
-
-
-straight_through.defvjp(_forwards, _backwards)
+    # What is added is exactly 0, and has the gradient.
+    zero = images - jax.lax.stop_gradient(images)
+    return jax.lax.stop_gradient(others) + zero

@@ -330,7 +330,7 @@ class BatchMap:
 
     def __call__(self, variables: Any, *arrays: chex.Array) -> Any:
         """Returns the results `[N, ...]`, as numpy arrays, in every process."""
-        return whole(list(self.batches(variables, *arrays)), len(arrays[0]))
+        return processes.whole(list(self.batches(variables, *arrays)), len(arrays[0]))
 
 
 class BatchMaps:
@@ -361,52 +361,6 @@ class BatchMaps:
             bound = functools.partial(function, *static)
             self._known[key] = BatchMap(bound, batch)
         return self._known[key]
-
-
-def whole(parts: list[tuple[np.ndarray, Any]], count: int) -> Any:
-    """The results of all processes in the order of their rows, as numpy arrays.
-
-    Args:
-      parts: of this process, rows `[n]` and their results: an array `[n, ...]` or a
-        dict of such.
-      count: how many rows there are in all.
-    """
-    if processes.count() == 1:
-        return in_order(parts, count)
-    own = concatenated([result for _, result in parts]) if parts else {}
-    alone = not isinstance(own, dict)
-    rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, int)
-    sent: dict[str, Any] = (
-        {"alone": own} if alone else {f"of {name}": own[name] for name in own}
-    )
-    found = []
-    for arrays in processes.gathered({"rows": rows, **sent}):
-        theirs = arrays.pop("rows")
-        named = {name.removeprefix("of "): array for name, array in arrays.items()}
-        if len(theirs):  # one that had no rows does not know what results look like
-            found.append((theirs, arrays.get("alone", named)))
-    return in_order(found, count)
-
-
-def in_order(parts: list[tuple[np.ndarray, Any]], count: int) -> Any:
-    """Rows `[n]` with pytrees of arrays `[n, ...]`, as one pytree of `[count, ...]`.
-
-    Raises:
-      ValueError: a row is missing, or there twice.
-    """
-    rows = np.concatenate([rows for rows, _ in parts])
-    order = np.argsort(rows, kind="stable")
-    if not np.array_equal(rows[order], np.arange(count)):
-        raise ValueError(
-            f"{len(rows)} results of {len(np.unique(rows))} rows, not of {count}"
-        )
-    together = concatenated([result for _, result in parts])
-    return jax.tree.map(lambda a: a[order], together)
-
-
-def concatenated(parts: list[Any]) -> Any:
-    """Pytrees of arrays `[B, ...]`, batch after batch, as one of `[N, ...]`."""
-    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
 
 def _fetched(rows: np.ndarray, result: Any) -> tuple[np.ndarray, Any]:

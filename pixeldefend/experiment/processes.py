@@ -108,6 +108,52 @@ def gathered(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     return found
 
 
+def whole(parts: list[tuple[np.ndarray, Any]], total: int) -> Any:
+    """The results of all processes in the order of their rows, as numpy arrays.
+
+    Args:
+      parts: of this process, rows `[n]` and their results: an array `[n, ...]` or a
+        dict of such.
+      total: how many rows there are in all.
+    """
+    if count() == 1:
+        return in_order(parts, total)
+    own = concatenated([result for _, result in parts]) if parts else {}
+    alone = not isinstance(own, dict)
+    rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, int)
+    sent: dict[str, Any] = (
+        {"alone": own} if alone else {f"of {name}": own[name] for name in own}
+    )
+    found = []
+    for arrays in gathered({"rows": rows, **sent}):
+        theirs = arrays.pop("rows")
+        named = {name.removeprefix("of "): array for name, array in arrays.items()}
+        if len(theirs):  # one that had no rows does not know what results look like
+            found.append((theirs, arrays.get("alone", named)))
+    return in_order(found, total)
+
+
+def in_order(parts: list[tuple[np.ndarray, Any]], total: int) -> Any:
+    """Rows `[n]` with pytrees of arrays `[n, ...]`, as one pytree of `[total, ...]`.
+
+    Raises:
+      ValueError: a row is missing, or there twice.
+    """
+    rows = np.concatenate([rows for rows, _ in parts])
+    order = np.argsort(rows, kind="stable")
+    if not np.array_equal(rows[order], np.arange(total)):
+        raise ValueError(
+            f"{len(rows)} results of {len(np.unique(rows))} rows, not of {total}"
+        )
+    together = concatenated([result for _, result in parts])
+    return jax.tree.map(lambda a: a[order], together)
+
+
+def concatenated(parts: list[Any]) -> Any:
+    """Pytrees of arrays `[B, ...]`, batch after batch, as one of `[N, ...]`."""
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
+
 def stop_wanted() -> int:
     """The code to exit with if any process was asked to stop, or failed; else 0."""
     own = interruption.EXIT_CODE if interruption.wanted() else 0

@@ -174,7 +174,7 @@ def run_batches(
         mapped.compile(variables, *arrays)
     begun = time.perf_counter()
     results = list(batches(mapped, what, variables, *arrays))
-    whole = parallel.whole(results, len(arrays[0]))
+    whole = processes.whole(results, len(arrays[0]))
     return whole, time.perf_counter() - begun
 
 

@@ -302,7 +302,7 @@ class Unfinished:
         files.write_arrays(
             self._folder / name,
             every_process=True,
-            **parallel.concatenated([result for _, result in self._waiting]),
+            **processes.concatenated([result for _, result in self._waiting]),
             rows=rows,
             # Processes work at the same time.
             seconds=np.float64((seconds - self._spent) / processes.count()),
@@ -319,7 +319,7 @@ class Unfinished:
         # A shared folder may be slow to list what others wrote.
         own = {"names": np.array(sorted(self._names), str)}
         self._read([str(n) for part in processes.gathered(own) for n in part["names"]])
-        return parallel.in_order(self.results, count)
+        return processes.in_order(self.results, count)
 
     def _read(self, names: list[str]) -> None:
         """Reads parts, but for those that are known here."""

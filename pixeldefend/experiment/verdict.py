@@ -272,9 +272,8 @@ class Verdict:
                 "the defence has a loop in its forward pass, which may make gradients "
                 "misleading: an attack adapted to it may be stronger"
             )
-        draws = [one.draws for one in self.outcomes if one.draws is not None]
-        for last in draws[-1:]:
-            spread = np.mean([np.any(of != of[0]) for of in draws])
+        if draws := [one.draws for one in self.outcomes if one.draws is not None]:
+            last, spread = draws[-1], np.mean([np.any(of != of[0]) for of in draws])
             found.append(
                 f"the defence is randomised: each image is decided by a majority of "
                 f"{len(last)} evaluations, which differ in {spread:.0%} of the lines"
@@ -289,8 +288,7 @@ class Verdict:
         if not square or not others:
             return []
         left = np.all([one.correct for one in others], 0)
-        more = int(np.sum(left & ~square[0].correct))
-        if not more:
+        if not (more := int(np.sum(left & ~square[0].correct))):
             return []
         return [
             f"queries alone fool {more} images that no gradient does: a sign that the "
@@ -303,13 +301,13 @@ class Verdict:
             return []
         (bare,) = self.of(BARE)
         alone, with_it = bare.correct.mean(), self.accuracy
-        if with_it <= alone:
-            return [
-                f"the classifier alone keeps {alone:.1%} under AutoAttack, and "
-                f"{with_it:.1%} behind the defence: the defence adds nothing against "
-                "an attacker who knows it"
-            ]
-        return []
+        if with_it > alone:
+            return []
+        return [
+            f"the classifier alone keeps {alone:.1%} under AutoAttack, and "
+            f"{with_it:.1%} behind the defence: the defence adds nothing against "
+            "an attacker who knows it"
+        ]
 
     def _implied(self) -> list[str]:
         """What a detector that robust would amount to."""
@@ -325,9 +323,7 @@ class Verdict:
     def paragraph(self) -> str:
         """The threat model and the verdict in words, ready to paste."""
         count = len(self.correct)
-        what = f"{self.classifier}" + (
-            f" behind {self.defence}" if self.defence else ""
-        )
+        what = " behind ".join(filter(None, (self.classifier, self.defence)))
         numbers = accuracy(self.correct)
         names = dict.fromkeys(one.line.name for one in self.of(*_JUDGED))
         looks = [o.line.gradient for o in self.of(THROUGH, JOINT)]
@@ -348,8 +344,8 @@ class Verdict:
                 f"{count} images: "
             )
         ends = f"{100 * numbers['low']:.1f} to {100 * numbers['high']:.1f}"
-        text += f"{self.accuracy:.1%} (95 % interval {ends})"
-        text += f", clean {clean.correct.mean():.1%}"
+        text += f"{self.accuracy:.1%} (95 % interval {ends}), clean "
+        text += f"{clean.correct.mean():.1%}"
         if self.defence:
             text += f"; the classifier alone under AutoAttack {bare.correct.mean():.1%}"
         return text + "."

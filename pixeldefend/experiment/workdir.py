@@ -8,7 +8,7 @@ import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -193,6 +193,35 @@ class Workdir:
         """Leaves the folder to other runs."""
         self._lock.release()
         files.leave(self._folder)
+
+
+def remove_results(folder: epath.Path, names: Sequence[str]) -> None:
+    """Removes what an earlier run of this config wrote here, perhaps of other images.
+
+    Args:
+      folder: of the run.
+      names: of the files that this run will write. They are noted before there are any,
+        since only by that they can be told from what others put beside them.
+
+    Raises:
+      UserError: the note of the earlier run is damaged, or not of files in the folder.
+    """
+    if not processes.is_first():
+        return
+    note = folder / "written.json"
+    with user_errors(), contextlib.suppress(FileNotFoundError):
+        earlier = foreign.read_json(note)
+        if not isinstance(earlier, list) or not all(map(_is_inside, earlier)):
+            raise ValueError(f"{note} does not list results; name another --workdir")
+        for name in earlier:
+            (folder / name).unlink(missing_ok=True)
+    files.write_json(note, list(names))
+
+
+def _is_inside(name: Any) -> bool:
+    """Whether it is the name of a file in a folder, as results have it."""
+    path = pathlib.PurePosixPath(name) if isinstance(name, str) else None
+    return path is not None and path.name != "" and not {"..", "/"} & {*path.parts}
 
 
 def _has_results(path: epath.Path) -> bool:

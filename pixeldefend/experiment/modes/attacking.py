@@ -23,7 +23,7 @@ from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.store import Store, Unfinished
 from pixeldefend.experiment.tools import Tools, source_of
-from pixeldefend.experiment.workdir import Workdir, user_errors
+from pixeldefend.experiment.workdir import Workdir, remove_results, user_errors
 from pixeldefend.models import classifiers
 
 
@@ -47,7 +47,7 @@ def attack(config: inputs.Config, workdir: Workdir) -> None:
     folder = workdir.open()
     inputs.tell_source(config, given)
     images = f"adversarial/{given.source}.npz"
-    inputs.remove_results(folder, [images, f"correct/{given.source}.npz", "rows.jsonl"])
+    remove_results(folder, [images, f"correct/{given.source}.npz", "rows.jsonl"])
     store = Store(folder)
     unfinished = inputs.unfinished(
         store,

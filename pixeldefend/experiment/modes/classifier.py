@@ -20,7 +20,7 @@ from pixeldefend.experiment.kinds import Releasable, Trainable, init_by_shape
 from pixeldefend.experiment.modes import attacking, inputs
 from pixeldefend.experiment.rows import accuracy, write_rows
 from pixeldefend.experiment.train import sgd
-from pixeldefend.experiment.workdir import Workdir, user_errors
+from pixeldefend.experiment.workdir import Workdir, remove_results, user_errors
 from pixeldefend.models import classifiers
 
 
@@ -130,7 +130,7 @@ def classify(config: inputs.Config, workdir: Workdir) -> None:
         mapped = inputs.prediction_map(model, settings.batch)
     folder = workdir.open()
     inputs.tell_source(config, given)
-    inputs.remove_results(
+    remove_results(
         folder, ["predictions.npz", f"correct/{given.source}.npz", "rows.jsonl"]
     )
     guesses, seconds = report.run_batches(

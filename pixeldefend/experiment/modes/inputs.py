@@ -1,7 +1,5 @@
 """What several modes read of a config: images, splits, models and attacks."""
 
-import contextlib
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +11,14 @@ from pixeldefend.density import likelihood, pixelcnn
 from pixeldefend.experiment import (
     data,
     files,
-    foreign,
     own_classifier,
     parallel,
-    processes,
     schedule,
     tensors,
     zoo,
 )
 from pixeldefend.experiment.store import Store, Unfinished, fingerprint
 from pixeldefend.experiment.tools import SECTIONS
-from pixeldefend.experiment.workdir import user_errors
 from pixeldefend.models import classifiers
 
 if TYPE_CHECKING:
@@ -116,35 +111,6 @@ def data_dir(config: Config, given: data.Input) -> str:
     """What a command needs besides to read the same images again."""
     known = given.source != "sample" and not is_own(config)
     return " --config.data_dir=DATA_DIR" if known else ""
-
-
-def remove_results(folder: epath.Path, names: Sequence[str]) -> None:
-    """Removes what an earlier run of this config wrote here, perhaps of other images.
-
-    Args:
-      folder: of the run.
-      names: of the files that this run will write. They are noted before there are any,
-        since only by that they can be told from what others put beside them.
-
-    Raises:
-      UserError: the note of the earlier run is damaged, or not of files in the folder.
-    """
-    if not processes.is_first():
-        return
-    note = folder / "written.json"
-    with user_errors(), contextlib.suppress(FileNotFoundError):
-        earlier = foreign.read_json(note)
-        if not isinstance(earlier, list) or not all(map(_is_inside, earlier)):
-            raise ValueError(f"{note} does not list results; name another --workdir")
-        for name in earlier:
-            (folder / name).unlink(missing_ok=True)
-    files.write_json(note, list(names))
-
-
-def _is_inside(name: Any) -> bool:
-    """Whether it is the name of a file in a folder, as results have it."""
-    path = pathlib.PurePosixPath(name) if isinstance(name, str) else None
-    return path is not None and path.name != "" and not {"..", "/"} & {*path.parts}
 
 
 def split(config: Config, name: str) -> dict[str, np.ndarray]:

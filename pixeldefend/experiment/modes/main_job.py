@@ -27,7 +27,7 @@ from pixeldefend.experiment.modes import inputs
 from pixeldefend.experiment.rows import write_rows
 from pixeldefend.experiment.store import Store
 from pixeldefend.experiment.tools import Tools, check_defence, source_of
-from pixeldefend.experiment.workdir import Workdir, user_errors
+from pixeldefend.experiment.workdir import Workdir, remove_results, user_errors
 from pixeldefend.models import classifiers
 
 _SHOWN = 8  # images of the before/after picture
@@ -73,7 +73,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     folder = workdir.open()
     inputs.tell_source(config, job.given)
     own_pictures = job.given.own and settings.pictures
-    inputs.remove_results(folder, _names(job.given, own_pictures))
+    remove_results(folder, _names(job.given, own_pictures))
     store = Store(folder)
     variables = {
         "params": job.density_model.params,
