@@ -51,8 +51,7 @@ def apgd(
         do not flatten). "dlr": the difference of logits ratio (their section 4), which
         no scaling of the logits changes. "targeted_dlr": its form that aims at a class.
         Two classes leave no ratio: there all are log-odds; with three the targeted
-        ratio divides by the span of the logits. Of several each gets its starts, until
-        one has succeeded.
+        ratio divides by the span of the logits. Several follow each other.
       targets: of "targeted_dlr": how many classes are aimed at in turn, the likeliest
         first; or the classes themselves, integers `[B]`. Any other class than the label
         is a success.
