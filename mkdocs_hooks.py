@@ -7,7 +7,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 _ROOT = pathlib.Path(__file__).parent
-_TOP = ("README.md", "RESULTS.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
+_TOP = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
 _CONFIG = """\
 # Configuration
 

@@ -19,15 +19,25 @@ from reproduction import released_tables as released
 from reproduction import thesis_tables as thesis
 
 ROOT = pathlib.Path(__file__).parent.parent
+_RESULTS = (
+    "index",
+    "pixeldefend",
+    "white_box",
+    "puvae",
+    "autoattack",
+    "models",
+    "speed",
+)
 PAGES = (
     "README.md",
-    "RESULTS.md",
     "docs/attacks.md",
     "docs/autoencoders.md",
     "docs/detection.md",
     "docs/evaluation.md",
     "docs/models.md",
     "docs/purifying.md",
+    "docs/reproduce.md",
+    *(f"docs/results/{name}.md" for name in _RESULTS),
 )
 _CHECK = flags.DEFINE_bool("check", False, "compare instead of writing")
 _PLACE = re.compile(r"(<!-- begin: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -45,6 +55,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "sizes_fashion_mnist": partial(released.networks, "sizes_fashion_mnist"),
     "conditionals_cifar10": partial(released.networks, "conditionals_cifar10"),
     "reach": released.reach,
+    "hours": released.hours,
     "false_positives": thesis.false_positives,
     "evading": thesis.evading,
     "p_values_fashion_mnist": partial(thesis.p_values_in_front, "fashion_mnist"),

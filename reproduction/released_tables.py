@@ -321,3 +321,39 @@ def arms() -> str:
         lines.append(line)
     header = ["density model", "images seen", "bits/dim", "clean", "eps 2", "eps 8"]
     return report.markdown_table(header, lines)
+
+
+# What is reproduced, and the files under `results/` that have its rows.
+_TABLES = {
+    "PixelDefend's Table 1, Fashion-MNIST": ("evaluate_fashion_mnist",),
+    "PixelDefend's Table 2, CIFAR-10": ("evaluate_cifar10", "graded_jpeg_cifar10"),
+    "white-box, Fashion-MNIST": ("white_box_fashion_mnist", "section_4_4"),
+    "white-box, CIFAR-10": ("white_box_cifar10",),
+    "detection, Fashion-MNIST": ("detection_fashion_mnist",),
+    "detection, CIFAR-10": ("detection_cifar10", "detection_report_cifar10"),
+    "the thesis's Table 3, MNIST": ("sweep_mnist",),
+    "the thesis's Table 4, Fashion-MNIST": ("sweep_fashion_mnist",),
+    "p-values in front of PuVAE": ("p_value_fashion_mnist",),
+    "density models as purifiers": ("arms_cifar10",),
+}
+# So many times faster is the purifier on the card that was measured, small batches
+# and the attacks on bare classifiers, which gain less, taken into account.
+_FASTER = 30
+
+
+def hours() -> str:
+    """How long the tables took, after compilation."""
+    lines = []
+    for what, files in _TABLES.items():
+        rows = [row for name in files for row in measured.read(name)]
+        runs = {(row["config"], row["table_seconds"]) for row in rows if _on_cpu(row)}
+        seconds = sum(seconds for _, seconds in runs)
+        names = ", ".join(f"`results/{name}.jsonl`" for name in files)
+        guess = max(1, round(seconds / 60 / _FASTER))
+        lines.append([what, names, f"{seconds / 3600:.1f}", f"{guess}"])
+    header = ["what", "rows", "hours, CPU", "minutes, one H100 (estimated)"]
+    return report.markdown_table(header, lines)
+
+
+def _on_cpu(row: dict) -> bool:
+    return row["device"].endswith("cpu")
