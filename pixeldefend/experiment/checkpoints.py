@@ -68,10 +68,6 @@ class Checkpoints:
             ),
         )
 
-    def latest(self) -> int | None:
-        """The step of the newest checkpoint, None where there is none."""
-        return self._manager.latest_step()
-
     def restore(self, like: Any) -> tuple[int, Any, dict] | None:
         """The newest whole checkpoint as (step, state, extra), or None without any.
 
