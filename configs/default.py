@@ -212,7 +212,7 @@ def _purify() -> ml_collections.ConfigDict:
     # Images at most; 0: all; -1: 128 of the sample or a split, all of your own.
     purify.count = -1
     purify.batch = 128  # images at a time, per device
-    # Defences in order, such as "purify" or "squeeze + purify"; "auto": purify_adaptive
+    # Defences in order, such as "purify" or "squeeze + auto"; "auto": purify_adaptive
     # if there is a threshold, purify_graded if there are grades, else purify.
     purify.defence = "auto"
     purify.eps = 16  # levels, the L-infinity radius within which images are purified
@@ -316,7 +316,7 @@ def _evaluate() -> ml_collections.ConfigDict:
     evaluate.batch = 100  # images at a time, per device
     # A classifier's weights, then " + " and each defence that an image passes, in
     # order: squeeze, jpeg75, jpeg50, jpeg20, median3, total_variation, bit_depth3,
-    # purify, purify_adaptive, purify_graded, puvae, magnet, or the detectors
+    # mirror, purify, purify_adaptive, purify_graded, puvae, magnet, or the detectors
     # reject_p_value, reject_rmse, reject_magnet; {eps} in the weights stands for that
     # of the attack; by default the paper's Table 2 and some filters.
     evaluate.rows = (

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage, optimize
 
-from pixeldefend.defences import DEFENCES, base, filters
+from pixeldefend.defences import DEFENCES, base, filters, pipeline
+from pixeldefend.density import likelihood, pixelcnn
 
 
 @pytest.fixture
@@ -131,7 +132,16 @@ def test_a_weight_or_steps_that_cannot_be_are_refused(images, weight, steps):
 
 
 @pytest.mark.parametrize(
-    "name", ["median3", "total_variation", "bit_depth3", "jpeg75", "jpeg50", "jpeg20"]
+    "name",
+    [
+        "mirror",
+        "median3",
+        "total_variation",
+        "bit_depth3",
+        "jpeg75",
+        "jpeg50",
+        "jpeg20",
+    ],
 )
 def test_filters_are_defences_with_finite_gradients(rng, name):
     defence = DEFENCES[name]()
@@ -151,6 +161,47 @@ def test_filters_are_defences_with_finite_gradients(rng, name):
             np.testing.assert_array_equal(forwards, found.astype(jnp.float32))
         gradient = jax.grad(seen)(floating)
         assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
+
+
+@pytest.mark.parametrize("gradient", base.GRADIENTS)
+def test_a_mirror_is_looked_through_exactly(rng, gradient):
+    """The identity, which BPDA takes of other defences, would lead astray."""
+    images = jnp.asarray(rng.integers(0, 256, (2, 4, 4, 3)), jnp.float32)
+    weights = rng.normal(size=(4 * 4 * 3, 2))
+
+    def logits_fn(weights, images):
+        return images.reshape(len(images), -1) @ weights
+
+    seen = base.behind((filters.Mirror(),), logits_fn, gradient=gradient)
+    variables = {"classifier": jnp.asarray(weights), "defences": ({},)}
+    mirrored = np.asarray(images)[:, :, ::-1].reshape(2, -1)
+    np.testing.assert_allclose(seen(variables, images), mirrored @ weights, rtol=1e-5)
+    found = jax.grad(lambda images: seen(variables, images)[:, 1].sum())(images)
+    expected = weights[:, 1].reshape(4, 4, 3)[:, ::-1]
+    np.testing.assert_allclose(found, np.stack([expected] * 2), rtol=1e-6)
+
+
+def test_the_main_job_classifies_what_is_mirrored_and_hands_on_what_is_not(rng):
+    model = pixelcnn.PixelCNN(features=4, depth=1, mixtures=2)
+    clean = rng.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    params = pixelcnn.init(model, jax.random.key(0), clean)
+    weights = jnp.asarray(rng.normal(size=(8 * 8 * 3, 10)), jnp.float32)
+
+    def logits_fn(weights, images):
+        return images.reshape(len(images), -1).astype(jnp.float32) @ weights
+
+    chain = (filters.Mirror(), filters.Median(), filters.Mirror(), filters.Mirror())
+    job = pipeline.perturb_and_defend(model, None, logits_fn, chain)
+    variables = {"params": params, "classifier": weights, "defences": ({},) * 4}
+    variables |= {"eps_attack": jnp.float32(0), "key": jax.random.key(0)}
+    found = job(variables, clean, -jnp.ones(3, jnp.int32), jnp.arange(3))
+    filtered = filters.median_3x3(clean[:, :, ::-1])
+    np.testing.assert_array_equal(found["purified"], filtered[:, :, ::-1])
+    shown = logits_fn(weights, filtered)
+    np.testing.assert_array_equal(found["purified_prediction"], shown.argmax(1))
+    assert np.any(found["purified_prediction"] != found["clean_prediction"])
+    scored = likelihood.log_prob(model, params, found["purified"])
+    np.testing.assert_allclose(found["purified_log_prob"], scored, rtol=1e-5)
 
 
 def test_bits_are_colours(images):

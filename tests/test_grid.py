@@ -210,6 +210,7 @@ def test_rows_name_autoencoders_and_detectors_and_the_models_that_they_take():
         "median3": set(),
         "total_variation": set(),
         "bit_depth3": set(),
+        "mirror": set(),
         "jpeg75": set(),
         "jpeg50": set(),
         "jpeg20": set(),

@@ -297,8 +297,8 @@ def test_a_detector_of_ones_own_has_a_threshold_of_its_own(models, tmp_path):  #
 def test_what_is_no_defence_of_the_main_job_is_said(script):
     for chosen, message in (
         ("reject_p_value", "reject_p_value only detects"),
-        ("blurr", "purify.defence must be auto, or some of"),
-        ("", "purify.defence must be auto, or some of"),
+        ("blurr", "purify.defence must be some of auto, "),
+        ("", "purify.defence must be some of auto, "),
         ("purify_adaptive", "needs purify.threshold"),
     ):
         result = _own(script, "purify", f"--config.purify.defence={chosen}")

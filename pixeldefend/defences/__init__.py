@@ -23,6 +23,7 @@ DEFENCES: dict[str, type[Defence]] = {
         filters.Median,
         filters.TotalVariation,
         filters.BitDepth,
+        filters.Mirror,
         compression.Jpeg,
         compression.Jpeg50,
         compression.Jpeg20,

@@ -124,6 +124,11 @@ class Defence:
         """What a row tells of its settings, by field."""
         return {}
 
+    @staticmethod
+    def upright(images: chex.Array) -> chex.Array:
+        """What it handed on as it came, for who looks: a turned image turned back."""
+        return images
+
     def view(
         self, params: Params, images: chex.Array, key: Keys, gradient: str
     ) -> chex.Array:

@@ -252,6 +252,38 @@ class TotalVariation(base.Smooth):
 
 
 @dataclasses.dataclass(frozen=True)
+class Mirror(base.Smooth):
+    """The image mirrored from left to right.
+
+    A classifier that was trained on mirrored images takes it for the same. What is left
+    of an attack on the image as it was fits it less well; an attacker who knows of the
+    mirror loses nothing.
+    """
+
+    name = "mirror"
+
+    def smooth(
+        self, params: base.Params, images: chex.Array, key: base.Keys
+    ) -> chex.Array:
+        """Mirrored images."""
+        del params, key
+        return images[:, :, ::-1]
+
+    def view(
+        self, params: base.Params, images: chex.Array, key: base.Keys, gradient: str
+    ) -> chex.Array:
+        """As for every defence, but for BPDA too by its own gradient: where each pixel
+        went is known, and the identity would lead an attack astray."""
+        own = "straight_through" if gradient == "bpda" else gradient
+        return super().view(params, images, key, own)
+
+    @staticmethod
+    def upright(images: chex.Array) -> chex.Array:
+        """Images as they came."""
+        return images[:, :, ::-1]
+
+
+@dataclasses.dataclass(frozen=True)
 class BitDepth(base.Defence):
     """`reduce_colours` as a defence, to a few bits a value (Xu et al. 2017).
 

@@ -83,6 +83,15 @@ def perturbing(
     return perturb
 
 
+def upright(
+    defences: Sequence[base.Defence | type[base.Defence]], images: chex.Array
+) -> chex.Array:
+    """Images that passed defences, turned back to how they came in."""
+    for defence in reversed(defences):
+        images = defence.upright(images)
+    return images
+
+
 def perturb_and_defend(
     model: pixelcnn.PixelCNN,
     attack: Callable | None,
@@ -103,7 +112,7 @@ def perturb_and_defend(
       the density model, `classifier` (what `logits_fn` takes), `defences` (the `params`
       of each), `eps_attack` (levels) and `key`; `clean` is `[B, H, W, C]` uint8,
       `labels` `[B]` (negative where unknown) and `indices` `[B]` the images' places in
-      their set. The result has the images `perturbed` and `purified`, the
+      their set. The result has the images `perturbed` and `purified` (`upright`), the
       log-probabilities `[B]` of all three stages and, with a classifier, their
       predicted classes `[B]`.
     """
@@ -135,7 +144,9 @@ def perturb_and_defend(
             known.setdefault("perturbed", computed.get("given_log_probs"))
             decided = defence.decide(its, computed, passed.images)
             passed = base.joined(passed, defence, decided)
-        images["purified"], known["purified"] = passed.images, passed.log_prob
+        images["purified"] = upright(defences, passed.images)
+        known["purified"] = passed.log_prob
+        seen = images | {"purified": passed.images}
         found = {name: images[name] for name in ("perturbed", "purified")}
         for name in STAGES:
             log_prob = known.get(name)
@@ -143,7 +154,7 @@ def perturb_and_defend(
                 log_prob = likelihood.log_prob(model, params, images[name])
             found[f"{name}_log_prob"] = log_prob
             if logits_fn is not None:
-                guesses = attacks.predicted(logits_fn, classifier, images[name])
+                guesses = attacks.predicted(logits_fn, classifier, seen[name])
                 found[f"{name}_prediction"] = guesses
         return found
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from pixeldefend import __version__
-from pixeldefend.defences import reject
+from pixeldefend.defences import DEFENCES, reject
+from pixeldefend.defences.pipeline import upright
 from pixeldefend.experiment import adversaries, data, parallel, tables, zoo
 from pixeldefend.experiment.grid import (
     CLEAN,
@@ -68,7 +69,8 @@ def cell(
     shown = bench.shown(adversary, row.defences, row.classifier)
     right, shares = judge(bench, row, adversary, shown)
     passed, clean = shown.passed, bench.given.images
-    figures: dict = {"distance": round(float(_distance(passed.images, clean)), 4)}
+    moved = upright([DEFENCES[name] for name in row.defences], passed.images)
+    figures: dict = {"distance": round(float(_distance(moved, clean)), 4)}
     figures |= adversaries.doubts(bench.attacked(adversary))
     if passed.log_prob is not None:
         figures |= summary(bench.bits_per_dim(passed.log_prob))

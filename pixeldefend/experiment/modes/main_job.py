@@ -124,6 +124,10 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     print(_who_saw_what(config, job))
     if grades := job.tools.facts(job.row).get("grades"):
         print(f"eps by bits/dim: {grades}")
+    if "mirror" in job.row.defences:
+        print(
+            "the classifier is shown purified images mirrored, and they are kept as is"
+        )
     print(
         f"{len(clean)} images, {len(clean) / seconds:.1f} images/s (all of the above) "
         f"on {parallel.devices()}, compiled in {mapped.compile_seconds:.1f} s"
@@ -191,16 +195,16 @@ def _defended(config: inputs.Config) -> tuple[grid.Pipeline, Tools]:
     density_model = inputs.density_model(config)
     weights, card = config.pixelcnn.weights, density_model.card
     threshold = inputs.threshold(config.purify.threshold, weights, card)
-    if chosen == "auto":
-        plain = "purify_graded" if config.purify.grades else "purify"
-        chosen = "purify_adaptive" if threshold else plain
+    plain = "purify_graded" if config.purify.grades else "purify"
+    auto = "purify_adaptive" if threshold else plain
+    names = (auto if name == "auto" else name for name in chosen.split(" + "))
+    chosen = " + ".join(names)
     try:
         row = grid.pipeline(f"- + {chosen}", 0.0)
     except ValueError as error:
         known = ", ".join(n for n, kind in DEFENCES.items() if not kind.detects)
         raise ValueError(
-            f"purify.defence must be auto, or some of {known}, joined by ' + ': "
-            f"{chosen!r}"
+            f"purify.defence must be some of auto, {known}, joined by ' + ': {chosen!r}"
         ) from error
     row = dataclasses.replace(row, classifier=config.classifier.weights)
     if row.detectors:
@@ -232,9 +236,10 @@ def _titles(config: inputs.Config, job: _Job) -> dict[str, str]:
     titles["purified"] = f"purified, eps {settings.eps}"
     if facts["threshold"]:
         titles["purified"] += f" from {facts['threshold']:g} bits/dim"
-    if job.row.defences == ("purify_graded",):
+    others = {*job.row.defences} - {"mirror"}
+    if others == {"purify_graded"}:
         titles["purified"] = f"purified, eps up to {facts['eps_defend']}"
-    elif settings.defence != "auto":
+    elif "auto" not in settings.defence or len(others) > 1:
         titles["purified"] = f"behind {job.row.defence}"
     return titles
 
