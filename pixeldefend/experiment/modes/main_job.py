@@ -125,9 +125,7 @@ def purify(config: inputs.Config, workdir: Workdir) -> None:
     if grades := job.tools.facts(job.row).get("grades"):
         print(f"eps by bits/dim: {grades}")
     if "mirror" in job.row.defences:
-        print(
-            "the classifier is shown purified images mirrored, and they are kept as is"
-        )
+        print("the classifier sees purified images mirrored; they are kept as they are")
     print(
         f"{len(clean)} images, {len(clean) / seconds:.1f} images/s (all of the above) "
         f"on {parallel.devices()}, compiled in {mapped.compile_seconds:.1f} s"
