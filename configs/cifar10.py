@@ -69,6 +69,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         (4.8, 12, 60),
         (5.2, 16, 60),
     )
+    config.purify.defence = "auto + mirror"
     default.small(config)
     config.pixelcnn.model.conditionals = "joint"
     # The paper only mirrors; random shifts are worth several per cent to a ResNet.

@@ -300,7 +300,8 @@ def _name(row: dict) -> str:
         lines.append(f"adversarial {kind.upper()}")
     elif kind != "normal":
         lines.append(kind.replace("_", " "))
-    defence = row["defence"].replace("purify", "PixelDefend").replace("_", ",\n")
+    defence = row["defence"].replace("purify", "PixelDefend")
+    defence = defence.replace("_", ",\n").replace("+", "\n+ ")
     return "\n".join([*lines, f"+ {defence}" if defence != "none" else "alone"])
 
 

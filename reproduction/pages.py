@@ -14,6 +14,7 @@ from functools import partial
 
 from absl import app, flags
 
+from reproduction import claims as leading
 from reproduction import paper_tables as paper
 from reproduction import released_tables as released
 from reproduction import thesis_tables as thesis
@@ -62,10 +63,11 @@ PLACES: dict[str, Callable[[], str]] = {
     "main_job_cifar10": partial(paper.main_job, "purify_cifar10"),
     "main_job_fashion_mnist": partial(paper.main_job, "purify_fashion_mnist"),
     "main_job_bim25": partial(paper.main_job, "purify_fashion_mnist_bim25"),
-    "main_job_summary": paper.main_job_summary,
-    "headline": paper.headline,
+    "main_job_summary": leading.main_job_summary,
+    "headline": leading.headline,
     "filters_cifar10": partial(paper.filters, "cifar10"),
     "graded_control_cifar10": partial(paper.graded_control, "cifar10"),
+    "mirror_cifar10": partial(paper.mirrored, "cifar10"),
     "arms_cifar10": released.arms,
     "drift_cifar10": partial(paper.drift, "cifar10"),
     "section_4_4": paper.section_4_4,
@@ -87,10 +89,10 @@ for _dataset, _table, _after in (
     PLACES |= {
         _table: partial(paper.paper_table, _dataset),
         f"{_table}_made": partial(paper.paper_table_made, _dataset),
-        f"claims{_after}": partial(paper.paper_claims, _dataset),
+        f"claims{_after}": partial(leading.paper_claims, _dataset),
         f"departures{_after}": partial(paper.paper_departures, _dataset),
         f"threshold{_after}": partial(paper.threshold, _dataset),
-        f"white_box{_after}": partial(paper.white_box, _dataset),
+        f"white_box{_after}": partial(leading.white_box, _dataset),
         f"detection_{_dataset}": partial(paper.detection, _dataset, 8),
         f"rejection_{_dataset}": partial(paper.rejection, _dataset, 8),
         f"purifiers_{_dataset}": partial(paper.purifiers, _dataset),

@@ -23,43 +23,12 @@ def main_job(name: str) -> str:
     )
     if "grades" in purified:
         who += f"\neps by bits/dim: {purified['grades']}"
+    if "mirror" in purified["defence"]:
+        who += "\nthe classifier sees purified images mirrored"
     return f"```\n{shown}\n{who}\n```"
 
 
-def main_job_summary() -> str:
-    """How far purification gets on CIFAR-10, clean and under attack."""
-    cells = _paper_table("cifar10")
-    rows = {
-        "bare": "cifar10/resnet",
-        "this defence": "cifar10/resnet + purify_graded",
-        "the paper's, eps 16": "cifar10/resnet + purify",
-    }
-    lines = []
-    for words, text in rows.items():
-        clean = cells.cell(text, grid.CLEAN, 2.0).ours
-        attacked = [cells.cell(text, tables.STRONGEST, eps).ours for eps in (2.0, 8.0)]
-        lines.append([words, *(f"{share:.1f}" for share in (clean, *attacked))])
-    seen = measured.rows(
-        "white_box_cifar10",
-        classifier="cifar10/resnet",
-        defence="purify_graded",
-        attack=tables.WORST,
-    )
-    shares = {row["eps_attack"]: f"{100 * row['accuracy']:.1f}" for row in seen}
-    through = "this defence, white-box"
-    lines.append([through, lines[1][1], shares[2.0], shares[8.0]])
-    count = cells.cell("cifar10/resnet", tables.STRONGEST, 8.0).n
-    shown = report.markdown_table(["accuracy, %", "clean", "eps 2", "eps 8"], lines)
-    return (
-        "The higher an image's bits/dim, the more likely it is attacked, the larger "
-        "its ball and\nthe stronger the JPEG compression afterwards, which leaves the "
-        "ball (L-inf is from the\nclean image). The ResNet under the worst of the "
-        f"paper's five attacks (grey-box, {count}\nimages) or of these and PGD through "
-        f"the defence (white-box, BPDA, {seen[0]['n']} images):\n\n{shown}"
-    )
-
-
-def _paper_table(dataset: str) -> tables.Table:
+def table_of(dataset: str) -> tables.Table:
     """The paper's Table 1 (Fashion-MNIST) or 2 (CIFAR-10)."""
     configs = {"fashion_mnist": fashion_mnist, "cifar10": cifar10}
     config = configs[dataset].get_config().evaluate
@@ -73,7 +42,7 @@ def paper_table(dataset: str) -> str:
     Raises:
       ValueError: a cell that has not been measured, or with other weights.
     """
-    found = _paper_table(dataset)
+    found = table_of(dataset)
     for eps in found.layout.eps:
         for line in found.lines(eps)[1]:
             if "" in line:
@@ -98,7 +67,7 @@ def paper_table_made(dataset: str) -> str:
 
 def filters(dataset: str) -> str:
     """Every purifier beside the best filter that is as gentle to clean images."""
-    found = _paper_table(dataset)
+    found = table_of(dataset)
     layout, first = found.layout, found.layout.eps[0]
     rows = {text: grid.pipeline(text, first) for text in layout.rows}
     clean = {text: found.cell(text, grid.CLEAN, first).ours for text in rows}
@@ -117,11 +86,11 @@ def filters(dataset: str) -> str:
         ]
         line = [text, f"{clean[text]:.1f}"]
         for eps in layout.eps:
-            line.append(str(_ours(found.cell(text, tables.STRONGEST, eps))))
+            line.append(str(ours(found.cell(text, tables.STRONGEST, eps))))
             cells = {o: found.cell(o, tables.STRONGEST, eps) for o in gentle}
             best = max(cells, key=lambda other: cells[other].ours, default=None)
             name = best and " + ".join(rows[best].defences)
-            line.append(f"{_ours(cells[best])}, {name}" if best else "none as gentle")
+            line.append(f"{ours(cells[best])}, {name}" if best else "none as gentle")
         lines.append(line)
     header = ["purifier", "clean"]
     for size in sizes:
@@ -129,54 +98,9 @@ def filters(dataset: str) -> str:
     return report.markdown_table(header, lines)
 
 
-def _ours(cell: tables.Cell) -> tables.Cell:
+def ours(cell: tables.Cell) -> tables.Cell:
     """Without the paper's number."""
     return dataclasses.replace(cell, paper=None)
-
-
-def _least(found: tables.Table, text: str, eps: float) -> tables.Cell | None:
-    """A row's cell under the strongest attack of all, those beyond the paper's too."""
-    strongest = found.cell(text, tables.STRONGEST, eps)
-    if strongest is None:
-        return None
-    beyond = set(found.columns()) - {grid.CLEAN, tables.STRONGEST, WORST}
-    cells = [found.cell(text, name, eps) for name in sorted(beyond)]
-    least = min(filter(None, cells), key=lambda cell: cell.ours)
-    return dataclasses.replace(least, paper=strongest.paper)
-
-
-def claims(
-    found: tables.Table, seen: dict[tuple[str, float], str] | None = None
-) -> list[list[str]]:
-    """For each eps the best row without and with a purifier, strongest attack.
-
-    Args:
-      found: cells, grey-box where purified.
-      seen: accuracies under an attacker who sees the purifier, by row and eps.
-
-    Returns:
-      Lines of eps, the best baseline, its accuracy, the best purified row, its, the one
-      in `seen`, and what the paper has for its own best ones.
-    """
-    lines = []
-    for eps in found.layout.eps:
-        sides: dict[bool, list[tuple[grid.Pipeline, tables.Cell]]] = {}
-        for text in found.layout.rows:
-            cell = _least(found, text, eps)
-            if cell is not None:
-                row = grid.pipeline(text, eps)
-                sides.setdefault(row.purifies, []).append((row, cell))
-        if len(sides) < 2:
-            continue
-        line, theirs = [f"{eps:g}"], []
-        for _, side in sorted(sides.items()):
-            row, cell = max(side, key=lambda pair: pair[1].ours)
-            line += [str(row).partition("/")[2], str(_ours(cell))]
-            papers = [cell.paper for _, cell in side if cell.paper is not None]
-            theirs += [f"{max(papers):.0f}"] if papers else []
-        line.append((seen or {}).get((str(row), eps), "not measured"))
-        lines.append([*line, " to ".join(theirs) if len(theirs) == 2 else ""])
-    return lines
 
 
 def departures(found: tables.Table) -> list[list[str]]:
@@ -201,23 +125,10 @@ def departures(found: tables.Table) -> list[list[str]]:
     ]
 
 
-def paper_claims(dataset: str) -> str:
-    """The best baseline and the best purified row."""
-    header = ["eps", "best baseline", "grey-box"]
-    header += ["best PixelDefend", "grey-box", "white-box", "paper"]
-    seen = {}
-    for sides in _white_box_rows(dataset):
-        looked = [sides[side] for side in ("every", "apgd") if side in sides]
-        least = min(looked, key=lambda row: row["accuracy"])
-        key = told("{classifier} + {defence}", least), least["eps_attack"]
-        seen[key] = told("{interval}, n {n}", least).replace(" %", "")
-    return report.markdown_table(header, claims(_paper_table(dataset), seen))
-
-
 def paper_departures(dataset: str) -> str:
     """Cells that are not the paper's."""
     header = ["row", "attack", "eps", "ours (95 %)", "paper", "difference"]
-    return report.markdown_table(header, departures(_paper_table(dataset)))
+    return report.markdown_table(header, departures(table_of(dataset)))
 
 
 def threshold(dataset: str) -> str:
@@ -231,73 +142,6 @@ def threshold(dataset: str) -> str:
     )
     lines = summaries.threshold_lines(found["curve"], found["threshold"])
     return f"{line}\n\n{report.markdown_table(*lines)}"
-
-
-def _white_box_rows(dataset: str) -> list[dict]:
-    """For each eps and defence: its worst row of the paper's attacks ("grey"), those of
-    PGD ("pgd") and APGD ("apgd") that see everything, and the row of images that
-    survive all of these but APGD ("every")."""
-    found: dict[tuple, dict[str, dict]] = {}
-    for row in measured.rows(f"white_box_{dataset}"):
-        if row["threat"] is None:
-            continue
-        key = row["eps_attack"], row["classifier"], row["defence"]
-        # On the bare classifier every attack is white-box: those of the paper, and PGD.
-        sides = {"pgd": "pgd", "apgd": "apgd", tables.WORST: "every"}
-        side = sides.get(row["attack"], "grey")
-        known = found.setdefault(key, {}).setdefault(side, row)
-        found[key][side] = min(known, row, key=lambda row: row["accuracy"])
-    return [found[key] for key in sorted(found)]
-
-
-def white_box(dataset: str) -> str:
-    """Accuracies under an attacker who sees the purifier, beside those under others."""
-
-    def of(side: str) -> Callable[[dict], str]:
-        return lambda sides: (
-            told("{interval}, n {n}", sides[side]) if side in sides else ""
-        )
-
-    columns = {
-        "classifier": "`{pgd[classifier]}`",
-        "defence": lambda sides: sides["pgd"]["defence"].replace("_", " "),
-        "eps": "{pgd[eps_attack]:g}",
-        "the paper's attacks (strongest)": lambda sides: told(
-            f"{{interval}}, {sides['grey']['attack'].upper()}, n {{n}}", sides["grey"]
-        ),
-        "white-box PGD": of("pgd"),
-        "all of these": "**{every[interval]}**, n {every[n]}",
-        "white-box APGD": of("apgd"),
-    }
-    rows = _white_box_rows(dataset)
-    if not any("apgd" in sides for sides in rows):
-        del columns["white-box APGD"]
-    return table(rows, columns)
-
-
-def headline() -> str:
-    """The first line of results: what an attacker gets who does not look, who looks."""
-    wanted = {"classifier": "fashion_mnist/resnet", "defence": "purify"}
-    both = [
-        sides
-        for sides in _white_box_rows("fashion_mnist")
-        if wanted.items() <= sides["pgd"].items()
-    ]
-    accuracies = " and ".join(
-        told(
-            "**{pgd[accuracy]:.1%}** at eps {pgd[eps_attack]:g} (grey-box: "
-            "{grey[accuracy]:.1%})",
-            sides,
-        )
-        for sides in both
-    )
-    return (
-        "Fashion-MNIST, ResNet behind PixelDefend, under PGD that sees the purifier "
-        f"(white-box,\nBPDA, 100 steps, {both[-1]['pgd']['n']} test images):\n"
-        f"{accuracies}.\n"
-        "Attacks through the purifier are stronger than any in the paper; nothing here "
-        "claims\nrobustness."
-    )
 
 
 def section_4_4() -> str:
@@ -343,6 +187,27 @@ def graded_control(dataset: str) -> str:
     )
     lines = f"Grades: eps {purified}; without purification eps {compressed}."
     return f"{lines}\n\n{table(pairs, columns)}"
+
+
+def mirrored(dataset: str) -> str:
+    """Rows with and without a mirror, on validation images, worst of the attacks."""
+    sets: dict[tuple[str, ...], dict[float, list[dict]]] = {}
+    for row in measured.rows(f"mirror_{dataset}"):
+        if row["attack"] != WORST:
+            names = (row["classifier"], *row["defence"].split("+"))
+            each = sets.setdefault(names, {})
+            each.setdefault(row["eps_attack"], []).append(row)
+    sizes = sorted({eps for each in sets.values() for eps in each})
+    lines = [
+        [" + ".join(name for name in names if name != grid.rows.NO_DEFENCE)]
+        + [
+            measured.interval(min(each[eps], key=lambda row: row["accuracy"]))
+            for eps in sizes
+        ]
+        for names, each in sets.items()
+    ]
+    header = ["row", *(f"eps {eps:g}" if eps else "clean" for eps in sizes)]
+    return report.markdown_table(header, lines)
 
 
 def drift(dataset: str) -> str:

@@ -131,7 +131,7 @@ def test_purify_smoke(config, tmp_path):
     assert clean["attack"] == "none" and clean["threat"] is None
     assert attacked["attack"] == defended["attack"] == "bim"
     assert attacked["defence"] == "none" and attacked["threat"] == "white-box"
-    expected = "purify_graded" if name == "cifar10" else "purify"
+    expected = "purify_graded+mirror" if name == "cifar10" else "purify"
     assert defended["defence"] == expected and defended["threat"] == "grey-box"
     assert defended["eps_defend"] == eps and defended["source"] == f"{name}/vgg"
     assert defended["bits_per_dim"] < attacked["bits_per_dim"]

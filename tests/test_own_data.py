@@ -36,7 +36,7 @@ def _all(path, **options):
 def test_folders_of_classes_are_cut_into_splits_of_like_shares(pictures, capsys):
     found = _all(pictures)
     assert (
-        "30 images of 2 classes, split at random into 24 train, 3 validation, 3 test"
+        "30 images of 2 classes, split by name into 24 train, 3 validation, 3 test"
         in (capsys.readouterr().out)
     )
     levels = []
@@ -298,7 +298,7 @@ def test_from_pictures_to_a_table_in_four_commands(tmp_path, rng):
         return done.stdout
 
     told = run("train", f"--workdir={tmp_path / 'pixelcnn'}")
-    assert "36 images of 3 classes, split at random into 30 train, 3 validation" in told
+    assert "36 images of 3 classes, split by name into 30 train, 3 validation" in told
     run("train", "--config.train.model=classifier", f"--workdir={tmp_path}/classifier")
     released = tmp_path / "released/set/pixelcnn"
     run("release", f"--config.release.to={released}", f"--workdir={tmp_path}/r")

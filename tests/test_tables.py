@@ -3,7 +3,7 @@ import pytest
 
 from pixeldefend.experiment import data, grid, published, report, tables
 from pixeldefend.experiment.modes import evaluating
-from reproduction import paper_tables
+from reproduction import claims, paper_tables
 
 RESNET, PURIFIED = "fashion_mnist/resnet", "fashion_mnist/resnet + purify"
 BARE, DEFENDED = "resnet", "resnet + purify"  # as a data set's own table has them
@@ -99,11 +99,11 @@ def test_the_strongest_attack_is_the_least_of_all(table):
 
 
 def test_claims_are_the_best_with_and_without_a_purifier(table):
-    (line,) = paper_tables.claims(table)
+    (line,) = claims.claims(table)
     ours = [BARE, "10.0 (5.0 to 13.0)", DEFENDED, "60.0 (55.0 to 63.0), n 50"]
-    assert line == ["8", *ours, "not measured", "0 to 83"]
-    (line,) = paper_tables.claims(table, {(PURIFIED, 8.0): "4", (RESNET, 8.0): "3"})
-    assert line == ["8", *ours, "4", "0 to 83"]
+    assert line == ["8", *ours, "not measured", "0 → 83"]
+    (line,) = claims.claims(table, {(PURIFIED, 8.0): "4", (RESNET, 8.0): "3"})
+    assert line == ["8", *ours, "4", "0 → 83"]
 
 
 def test_claims_are_by_the_strongest_attack_beyond_the_papers_too():
@@ -114,9 +114,9 @@ def test_claims_are_by_the_strongest_attack_beyond_the_papers_too():
         for text, accuracy in ((RESNET, 0.05), (PURIFIED, 0.3))
     ]
     found = tables.Table(layout, [*_rows(), *stronger], "fashion_mnist")
-    (line,) = paper_tables.claims(found)
+    (line,) = claims.claims(found)
     ours = [BARE, "5.0 (0.0 to 8.0)", DEFENDED, "30.0 (25.0 to 33.0)"]
-    assert line == ["8", *ours, "not measured", "0 to 83"]
+    assert line == ["8", *ours, "not measured", "0 → 83"]
     # The paper's own column stays what it was.
     assert found.cell(PURIFIED, tables.STRONGEST, 8.0).ours == pytest.approx(60)
 
@@ -124,9 +124,9 @@ def test_claims_are_by_the_strongest_attack_beyond_the_papers_too():
 def test_without_a_cell_no_attack_is_the_strongest():
     rows = [row for row in _rows() if row["attack"] != "deepfool"]
     table = tables.Table(LAYOUT, rows, "fashion_mnist")
-    assert table.cell(
-        RESNET, tables.STRONGEST, 8.0
-    ) is None and not paper_tables.claims(table)
+    assert table.cell(RESNET, tables.STRONGEST, 8.0) is None and not claims.claims(
+        table
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_terminal_shows_intervals_below_and_says_once_how_many_images(table):
 @pytest.mark.parametrize("dataset", ["cifar10", "fashion_mnist"])
 def test_the_papers_tables_fit_a_terminal(dataset):
     """With everything that the Markdown has but differences."""
-    found = paper_tables._paper_table(dataset)
+    found = paper_tables.table_of(dataset)
     shown = found.show()
     assert max(map(len, shown.splitlines())) <= 100
     header, lines = found.lines(found.layout.eps[0])

@@ -302,7 +302,7 @@ def test_a_box_that_ends_within_the_warmup_is_a_mistake(tmp_path, monkeypatch):
     plan = dataclasses.replace(BOX, hours=1e-7)
     for _ in range(2):  # started again it is one still
         with pytest.raises(
-            schedule.UnfinishedWarmupError, match="within the warm-up of 3"
+            schedule.UnfinishedWarmupError, match="of the 3 steps of the warm-up"
         ):
             _fit(tmp_path, plan)
 

@@ -105,7 +105,7 @@ def load(
         missing = [name for name in ("validation", "test") if name not in pools]
         parts = _cut(pool, missing, held_out, path)
         sizes = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items())
-        _say_once(f"{path}: {_in_words(pool)}, split at random into {sizes}")
+        _say_once(f"{path}: {_in_words(pool)}, split by name into {sizes}")
         rows = parts[split]
     labels = None if pool.labels is None else pool.labels[rows]
     return pool.read(rows), labels

@@ -181,7 +181,10 @@ def run_batches(
 @contextlib.contextmanager
 def compiling(what: str, patience: float = 5.0) -> Iterator[None]:
     """Says so where compiling `what` takes more seconds than `patience`."""
-    line = f"{what}: compiling, which can take minutes; the next run reuses it"
+    line = (
+        f"{what}: compiling, which can take minutes, or loading what an earlier run "
+        "compiled"
+    )
     timer = threading.Timer(patience, functools.partial(print, line, flush=True))
     timer.daemon = True
     timer.start()

@@ -236,10 +236,10 @@ class Clock:
         plan = self.plan
         if plan.hours and done <= plan.warmup:
             raise UnfinishedWarmupError(
-                f"{plan.hours:g} hours ended after {done} steps, within the warm-up of "
-                f"{plan.warmup} (the first step, with compilation, ended after "
-                f"{self.compiled or 0:.0f} s): give more hours or a shorter warm-up, "
-                "and another workdir"
+                f"{plan.hours:g} hours ended after {done} of the {plan.warmup} steps "
+                f"of the warm-up (the first, with compilation, after "
+                f"{self.compiled or 0:.0f} s): give more train.hours or fewer steps of "
+                "train.warmup, and another workdir, or remove this one"
             )
 
     def look(self) -> None:

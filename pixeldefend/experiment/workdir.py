@@ -72,7 +72,13 @@ def command_line() -> str:
 class Workdir:
     """The folder of a run; made only when a mode asks for its path."""
 
-    def __init__(self, folder: epath.PathLike, config: dict, free: Container[str] = ()):
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        config: dict,
+        free: Container[str] = (),
+        started: str = "",
+    ):
         """Checks that the folder is free or belongs to this config, as `open` does.
 
         Args:
@@ -80,13 +86,14 @@ class Workdir:
           config: what they depend on; kept as `config.json`.
           free: fields ("section.field") that may differ from an earlier run's, since
             what is kept in the folder says by itself whether it still holds.
+          started: printed once the folder is opened, when all checks are behind.
 
         Raises:
           ValueError: the folder belongs to another config, or cannot be
             written to.
         """
         self._folder = files.output_folder(folder, "workdir")
-        self._config, self._free = config, free
+        self._config, self._free, self._started = config, free, started
         self._lock = Lock(self._folder / "lock.json")
         self.hash = config_hash(config)
         self._check()
@@ -167,6 +174,8 @@ class Workdir:
             )
             processes.barrier()  # all see the same folder
         files.enter(self._folder, always=path.name)
+        if self._started:
+            print(self._started, flush=True)
         return self._folder
 
     @contextlib.contextmanager

@@ -221,7 +221,8 @@ def start(
         sections = _sections(name, modes[name], config)
         run = f"{name}-{config_hash(sections)}"
         folder = workdir or f"runs/{inputs.dataset(config)}/{run}"
-        place = Workdir(folder, sections, modes[name].free)
+        started = f"{name}: {inputs.dataset(config)}, on {parallel.devices()}"
+        place = Workdir(folder, sections, modes[name].free, started)
     with place.at_work(), contextlib.ExitStack() as stack:
         if not processes.is_first():  # what it says the first one says as well
             silence = stack.enter_context(open(os.devnull, "w"))

@@ -220,6 +220,8 @@ def _legend(given: data.Input, rows: list[dict], table: tables.Table) -> str:
     few = ", n where there are fewer" if len(counts) > 1 else ""
     theirs = "; in brackets the paper's" if table.published else ""
     five = " in the paper" if table.five else ""
+    squeezed = any("squeeze" in row["defence"].split("+") for row in rows)
+    median = ", or the classifier behind a median filter" * squeezed
     rejecting = ""
     if any("rejected" in row for row in rows):
         rejecting = (
@@ -231,8 +233,8 @@ def _legend(given: data.Input, rows: list[dict], table: tables.Table) -> str:
         "it the 95 % interval (Wilson). strongest: the lowest accuracy under any of "
         f"the attacks{five}; every attack: share of the first images, as many as the "
         "smallest column has, that withstand all attacks.\n"
-        "Attacks see the bare classifier, or the classifier behind a median filter. "
-        "Only those marked (bpda) or the like see the purifier (white-box); under the "
-        f"others (grey-box) it looks safer than it is.{rejecting}\n"
+        f"Attacks see the bare classifier{median}. Only those marked (bpda) or the "
+        "like see the purifier (white-box); under the others (grey-box) it looks safer "
+        f"than it is.{rejecting}\n"
         f"on {parallel.devices()}"
     )
