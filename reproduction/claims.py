@@ -62,8 +62,7 @@ def paper_claims(dataset: str) -> str:
     for sides in _white_box_rows(dataset):
         looked = [sides[side] for side in ("every", "apgd") if side in sides]
         least = min(looked, key=lambda row: row["accuracy"])
-        names = (least["classifier"], *least["defence"].split("+"))
-        key = " + ".join(names), least["eps_attack"]
+        key = told("{pipeline}", least), least["eps_attack"]
         seen[key] = told("{interval}, n {n}", least).replace(" %", "")
     return report.markdown_table(header, claims(paper_tables.table_of(dataset), seen))
 

@@ -10,7 +10,7 @@ import string
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pixeldefend.experiment import report, zoo
+from pixeldefend.experiment import grid, report, zoo
 from pixeldefend.experiment.rows import read_rows
 
 RESULTS = pathlib.Path(__file__).parent.parent / "results"
@@ -121,6 +121,13 @@ def _runs(made: dict) -> list[dict]:
     return [*last.get("before", []), last]
 
 
+def _pipeline(row: dict) -> str:
+    """As in the config of a table: "cifar10/resnet + purify + mirror"."""
+    names = row["defence"].split("+")
+    defences = () if names == [grid.rows.NO_DEFENCE] else tuple(names)
+    return str(grid.Pipeline(row["classifier"], defences))
+
+
 def _network(card: dict) -> str:
     model = card["model"]
     name = _NETWORKS.get((model["architecture"], model["variant"]))
@@ -138,6 +145,7 @@ def _training(card: dict) -> str:
 
 _DERIVED: dict[str, Callable[[dict], Any]] = {
     "interval": interval,
+    "pipeline": _pipeline,
     "bits": lambda row: f"{row['bits_per_dim']:.3f} ± {row['half_width_95']:.3f}",
     "fraction": lambda row: row["eps_attack"] / 255,
     "rate": lambda row: row["n"] / row["seconds"],

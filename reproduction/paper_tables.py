@@ -191,20 +191,19 @@ def graded_control(dataset: str) -> str:
 
 def mirrored(dataset: str) -> str:
     """Rows with and without a mirror, on validation images, worst of the attacks."""
-    sets: dict[tuple[str, ...], dict[float, list[dict]]] = {}
+    sets: dict[str, dict[float, list[dict]]] = {}
     for row in measured.rows(f"mirror_{dataset}"):
         if row["attack"] != WORST:
-            names = (row["classifier"], *row["defence"].split("+"))
-            each = sets.setdefault(names, {})
+            each = sets.setdefault(told("{pipeline}", row), {})
             each.setdefault(row["eps_attack"], []).append(row)
     sizes = sorted({eps for each in sets.values() for eps in each})
     lines = [
-        [" + ".join(name for name in names if name != grid.rows.NO_DEFENCE)]
+        [text]
         + [
             measured.interval(min(each[eps], key=lambda row: row["accuracy"]))
             for eps in sizes
         ]
-        for names, each in sets.items()
+        for text, each in sets.items()
     ]
     header = ["row", *(f"eps {eps:g}" if eps else "clean" for eps in sizes)]
     return report.markdown_table(header, lines)

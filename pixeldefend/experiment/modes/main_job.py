@@ -237,7 +237,7 @@ def _titles(config: inputs.Config, job: _Job) -> dict[str, str]:
     others = {*job.row.defences} - {"mirror"}
     if others == {"purify_graded"}:
         titles["purified"] = f"purified, eps up to {facts['eps_defend']}"
-    elif "auto" not in settings.defence or len(others) > 1:
+    elif "auto" not in settings.defence.split(" + ") or len(others) > 1:
         titles["purified"] = f"behind {job.row.defence}"
     return titles
 
